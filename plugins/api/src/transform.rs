@@ -1,0 +1,50 @@
+use crate::{BoundedBuf, PluginError};
+
+/// What the host knows of a frame's contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hint {
+    /// Nothing known.
+    #[default]
+    Data,
+    /// Nodes of the metadata tree.
+    Metadata,
+}
+
+/// Whether a step changed the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// The output holds the encoded form.
+    Yes,
+    /// The step would not have helped; the output is unspecified and the input goes on unchanged.
+    No,
+}
+
+/// A reversible step of a chain, configured. Cheap to share; makes one [`Worker`] per thread.
+pub trait Transform: Send + Sync {
+    /// What the host must know of it.
+    fn descriptor(&self) -> &'static crate::Descriptor;
+    /// What decoding needs beside the format number, in canonical form; it goes into the chain's id. A zstd level is none.
+    fn decode_params(&self) -> Vec<u8>;
+    /// All parameters in canonical order, for people and for `chain.yaml`.
+    fn params(&self) -> Vec<(&'static str, String)>;
+    /// A worker with its own codec state.
+    ///
+    /// # Errors
+    /// [`PluginError`] if its memory cannot be had.
+    fn worker(&self) -> Result<Box<dyn Worker>, PluginError>;
+}
+
+/// A transform's state for one thread.
+pub trait Worker: Send {
+    /// Encodes `src` into the empty `out`.
+    ///
+    /// # Errors
+    /// [`PluginError`]; the step's error strategy decides what then happens.
+    fn encode(&mut self, hint: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError>;
+
+    /// Decodes `src`, written in `format`, into the empty `out`, to exactly `raw_len` bytes.
+    ///
+    /// # Errors
+    /// [`PluginError`] on anything but the exact bytes an encoder wrote. Never panics, never allocates beyond `out`'s bound.
+    fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError>;
+}
