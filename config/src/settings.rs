@@ -143,10 +143,10 @@ impl Settings {
         if let Some(group) = map.get("log") {
             settings.log = log(&group, settings.log)?;
         }
-        if let Some(group) = map.get("staging") {
-            if let Some(value) = group.mapping(&["max"])?.get("max") {
-                settings.staging.max = value.bytes(STAGING_MAX)?;
-            }
+        if let Some(group) = map.get("staging")
+            && let Some(value) = group.mapping(&["max"])?.get("max")
+        {
+            settings.staging.max = value.bytes(STAGING_MAX)?;
         }
         if let Some(group) = map.get("checkpoint") {
             let CheckpointSettings { interval, bytes } = settings.checkpoint;
@@ -158,10 +158,10 @@ impl Settings {
             let (interval, bytes) = trigger(&group, (interval, bytes), COMMIT_INTERVAL, COMMIT_BYTES)?;
             settings.commit = CommitSettings { interval, bytes };
         }
-        if let Some(group) = map.get("cache") {
-            if let Some(value) = group.mapping(&["encrypt"])?.get("encrypt") {
-                settings.cache.encrypt = value.boolean()?;
-            }
+        if let Some(group) = map.get("cache")
+            && let Some(value) = group.mapping(&["encrypt"])?.get("encrypt")
+        {
+            settings.cache.encrypt = value.boolean()?;
         }
         settings.pipeline = Pipeline::read(&map)?;
         Ok(settings)
