@@ -1,5 +1,6 @@
-use std::fmt;
+use std::borrow::Cow;
 use std::path::Path;
+use std::{fmt, io};
 
 use crate::{StoreError, StoreErrorKind};
 
@@ -31,6 +32,13 @@ impl ObjectKey {
     }
 }
 
+/// The same order and hash as the name's, so that maps can be searched by it.
+impl std::borrow::Borrow<str> for ObjectKey {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -56,6 +64,19 @@ pub enum Body<'a> {
     File(&'a Path),
 }
 
+impl<'a> Body<'a> {
+    /// The bytes, read into memory where they lie in a file.
+    ///
+    /// # Errors
+    /// What reading the file met.
+    pub fn bytes(&self) -> io::Result<Cow<'a, [u8]>> {
+        match self {
+            Self::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Self::File(path) => std::fs::read(path).map(Cow::Owned),
+        }
+    }
+}
+
 /// Where objects lie. Blocking; the callers bring the threads. Calls on one store may run concurrently.
 ///
 /// Contract:
@@ -64,6 +85,7 @@ pub enum Body<'a> {
 /// - **Create-only** `put_new`: of any number of racing calls for one name exactly one succeeds, the others get
 ///   [`StoreErrorKind::AlreadyExists`] and change nothing.
 /// - **Read after write**: what a put stored, a later get, range or list of anybody shows.
+/// - **Flat names**: no object's name is another's followed by `/` (a directory can't hold both); a store may refuse it.
 /// - Each call ends within the store's timeout, with an answer or an error.
 pub trait Store: Send + Sync {
     /// Where this store is, for messages; never with a secret.
