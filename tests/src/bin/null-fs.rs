@@ -1,0 +1,447 @@
+//! A filesystem that answers at once: names and attributes are kept in memory, data is thrown away and reads as zeros.
+//!
+//! It is what the kernel's FUSE and its round trips cost by themselves: the ceiling that a benchmark measures against.
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::ops::Bound;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+/// The kernel may keep names and attributes for long: nobody else changes them.
+const TTL: Duration = Duration::from_secs(3600);
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+struct Node {
+    attr: FileAttr,
+    target: Option<OsString>,
+    parent: u64,
+    /// Entries in the order of their making, which is the readdir offset.
+    entries: BTreeMap<u64, (OsString, u64)>,
+    names: HashMap<OsString, u64>,
+    next_entry: u64,
+}
+
+struct NullFs(Mutex<HashMap<u64, Node>>);
+
+fn new_attr(ino: u64, kind: FileType, perm: u16, uid: u32, gid: u32) -> FileAttr {
+    let now = SystemTime::now();
+    FileAttr {
+        ino: INodeNo(ino),
+        size: 0,
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: now,
+        kind,
+        perm,
+        nlink: if kind == FileType::Directory { 2 } else { 1 },
+        uid,
+        gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn new_node(attr: FileAttr, parent: u64, target: Option<OsString>) -> Node {
+    // The readdir offsets 1 and 2 are "." and "..".
+    Node { attr, target, parent, entries: BTreeMap::new(), names: HashMap::new(), next_entry: 3 }
+}
+
+type Nodes = HashMap<u64, Node>;
+
+fn get(nodes: &mut Nodes, ino: u64) -> Result<&mut Node, Errno> {
+    nodes.get_mut(&ino).ok_or(Errno::ENOENT)
+}
+
+fn enter(nodes: &mut Nodes, parent: u64, name: &OsStr, ino: u64) -> Result<(), Errno> {
+    let directory = get(nodes, parent)?;
+    let place = directory.next_entry;
+    directory.next_entry += 1;
+    directory.names.insert(name.to_owned(), place);
+    directory.entries.insert(place, (name.to_owned(), ino));
+    Ok(())
+}
+
+fn leave(nodes: &mut Nodes, parent: u64, name: &OsStr) -> Result<u64, Errno> {
+    let directory = get(nodes, parent)?;
+    let place = directory.names.remove(name).ok_or(Errno::ENOENT)?;
+    directory.entries.remove(&place).map(|(_, ino)| ino).ok_or(Errno::ENOENT)
+}
+
+fn drop_link(nodes: &mut Nodes, ino: u64) -> Result<(), Errno> {
+    let node = get(nodes, ino)?;
+    node.attr.nlink = node.attr.nlink.saturating_sub(1);
+    Ok(())
+}
+
+fn find(nodes: &mut Nodes, parent: u64, name: &OsStr) -> Result<FileAttr, Errno> {
+    let directory = get(nodes, parent)?;
+    let place = directory.names.get(name).ok_or(Errno::ENOENT)?;
+    let ino = directory.entries[place].1;
+    Ok(get(nodes, ino)?.attr)
+}
+
+fn time(wanted: TimeOrNow) -> SystemTime {
+    match wanted {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    }
+}
+
+impl NullFs {
+    fn new() -> Self {
+        let root = new_attr(1, FileType::Directory, 0o755, 0, 0);
+        NullFs(Mutex::new(HashMap::from([(1, new_node(root, 1, None))])))
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.0.lock().expect("No holder of the lock panics")
+    }
+
+    fn make(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        kind: FileType,
+        mode: u32,
+        target: Option<OsString>,
+    ) -> Result<FileAttr, Errno> {
+        let mut nodes = self.nodes();
+        if get(&mut nodes, parent)?.names.contains_key(name) {
+            return Err(Errno::EEXIST);
+        }
+        // Nodes are never removed, so their number is free.
+        let ino = nodes.len() as u64 + 1;
+        let mut attr = new_attr(ino, kind, (mode & 0o7777) as u16, req.uid(), req.gid());
+        attr.size = target.as_ref().map_or(0, |target| target.len() as u64);
+        nodes.insert(ino, new_node(attr, parent, target));
+        enter(&mut nodes, parent, name, ino)?;
+        Ok(attr)
+    }
+
+    fn remove(&self, parent: u64, name: &OsStr) -> Result<(), Errno> {
+        let mut nodes = self.nodes();
+        let attr = find(&mut nodes, parent, name)?;
+        if attr.kind == FileType::Directory && !get(&mut nodes, attr.ino.0)?.entries.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        let ino = leave(&mut nodes, parent, name)?;
+        drop_link(&mut nodes, ino)
+    }
+
+    /// Up to `limit` entries after `offset`, "." and ".." among them.
+    fn list(&self, ino: u64, offset: u64, limit: usize) -> Result<Vec<(u64, OsString, FileAttr)>, Errno> {
+        let mut nodes = self.nodes();
+        let directory = get(&mut nodes, ino)?;
+        let mut found = vec![(1, OsString::from("."), ino), (2, OsString::from(".."), directory.parent)];
+        found.retain(|(place, _, _)| *place > offset);
+        let after = (Bound::Excluded(offset.max(2)), Bound::Unbounded);
+        found.extend(
+            directory.entries.range(after).take(limit).map(|(place, (name, ino))| (*place, name.clone(), *ino)),
+        );
+        found.into_iter().map(|(place, name, ino)| Ok((place, name, get(&mut nodes, ino)?.attr))).collect()
+    }
+}
+
+fn empty(reply: ReplyEmpty, done: Result<(), Errno>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn entry(reply: ReplyEntry, done: Result<FileAttr, Errno>) {
+    match done {
+        Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+fn attributes(reply: ReplyAttr, done: Result<FileAttr, Errno>) {
+    match done {
+        Ok(attr) => reply.attr(&TTL, &attr),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+impl Filesystem for NullFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // What axiomfs asks for too, so that both get the same requests.
+        for wanted in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+        ] {
+            if config.capabilities().contains(wanted) {
+                config.add_capabilities(wanted).map_err(|_| io::ErrorKind::Unsupported)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = find(&mut self.nodes(), parent.0, name);
+        match found {
+            // Inode 0 lets the kernel remember that there is no such name.
+            Err(_) => reply.entry(&TTL, &new_attr(0, FileType::RegularFile, 0, 0, 0), Generation(0)),
+            Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        attributes(reply, get(&mut self.nodes(), ino.0).map(|node| node.attr));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = get(&mut self.nodes(), ino.0).map(|node| {
+            let attr = &mut node.attr;
+            attr.perm = mode.map_or(attr.perm, |mode| (mode & 0o7777) as u16);
+            attr.uid = uid.unwrap_or(attr.uid);
+            attr.gid = gid.unwrap_or(attr.gid);
+            attr.size = size.unwrap_or(attr.size);
+            attr.atime = atime.map_or(attr.atime, time);
+            attr.mtime = mtime.map_or(attr.mtime, time);
+            *attr
+        });
+        attributes(reply, set);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let target = get(&mut self.nodes(), ino.0).and_then(|node| node.target.clone().ok_or(Errno::EINVAL));
+        match target {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        entry(reply, self.make(req, parent.0, name, FileType::RegularFile, mode & !umask, None));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        entry(reply, self.make(req, parent.0, name, FileType::Directory, mode & !umask, None));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = Some(target.as_os_str().to_owned());
+        entry(reply, self.make(req, parent.0, name, FileType::Symlink, 0o777, target));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.remove(parent.0, name));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.remove(parent.0, name));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let nodes = &mut self.nodes();
+        let moved = leave(nodes, parent.0, name).and_then(|ino| {
+            if let Ok(old) = leave(nodes, newparent.0, newname) {
+                drop_link(nodes, old)?;
+            }
+            get(nodes, ino)?.parent = newparent.0;
+            enter(nodes, newparent.0, newname, ino)
+        });
+        empty(reply, moved);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let nodes = &mut self.nodes();
+        let linked = enter(nodes, newparent.0, newname, ino.0).and_then(|()| {
+            let node = get(nodes, ino.0)?;
+            node.attr.nlink += 1;
+            Ok(node.attr)
+        });
+        entry(reply, linked);
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        match self.make(req, parent.0, name, FileType::RegularFile, mode & !umask, None) {
+            Ok(attr) => reply.created(
+                &TTL,
+                &attr,
+                Generation(0),
+                FileHandle(0),
+                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        // The kernel cuts the zeros off at the length that it knows.
+        reply.data(&ZEROS[..ZEROS.len().min(size as usize)]);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let end = offset + data.len() as u64;
+        match get(&mut self.nodes(), ino.0) {
+            Ok(node) => {
+                node.attr.size = node.attr.size.max(end);
+                node.attr.blocks = node.attr.size.div_ceil(512);
+                reply.written(data.len() as u32);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.list(ino.0, offset, 256) {
+            Ok(found) => {
+                for (place, name, attr) in found {
+                    if reply.add(attr.ino, place, attr.kind, name) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        match self.list(ino.0, offset, 64) {
+            Ok(found) => {
+                for (place, name, attr) in found {
+                    if reply.add(attr.ino, place, name, &TTL, &attr, Generation(0)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: fuser::ReplyXattr) {
+        // Answered, not refused: axiomfs has attributes, so the kernel asks it too.
+        reply.error(Errno::ENODATA);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(1 << 28, 1 << 28, 1 << 28, 1 << 28, 1 << 28, 4096, 255, 4096);
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let (Some(mountpoint), None) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: null-fs MOUNTPOINT     serves until it is unmounted");
+        return ExitCode::from(2);
+    };
+    let mut config = Config::default();
+    config.mount_options =
+        vec![MountOption::FSName("null".to_owned()), MountOption::DefaultPermissions, MountOption::NoAtime];
+    match fuser::mount(NullFs::new(), &mountpoint, &config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("null-fs: {}: {error}", Path::new(&mountpoint).display());
+            ExitCode::FAILURE
+        }
+    }
+}

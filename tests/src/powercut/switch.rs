@@ -1,0 +1,105 @@
+//! The switch that cuts the power of a mounted disk.
+
+use super::adapter::PowercutFs;
+use super::disk::{Disk, Ino};
+use fuser::{BackgroundSession, Config, MountOption};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Controls the power of a mounted disk. Clones control the same disk.
+#[derive(Clone)]
+pub struct Switch(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) off: Condvar,
+}
+
+/// The disk and what the mount needs to know about it.
+pub(super) struct State {
+    pub(super) disk: Disk,
+    /// What each open directory held when its listing began.
+    pub(super) listings: HashMap<u64, Vec<(Vec<u8>, Ino)>>,
+    pub(super) next_handle: u64,
+    pub(super) operations: u64,
+    pub(super) cut_at: Option<u64>,
+    /// Why the power is off; `None` while it is on.
+    pub(super) cut: Option<String>,
+    pub(super) trace: VecDeque<String>,
+}
+
+impl Switch {
+    /// A switch for a disk whose power is on.
+    pub fn new(disk: Disk) -> Self {
+        let state = State {
+            disk,
+            listings: HashMap::new(),
+            next_handle: 0,
+            operations: 0,
+            cut_at: None,
+            cut: None,
+            trace: VecDeque::new(),
+        };
+        Switch(Arc::new(Shared { state: Mutex::new(state), off: Condvar::new() }))
+    }
+
+    /// Mounts the disk. It is unmounted when the session is dropped.
+    pub fn mount(&self, mountpoint: &Path) -> io::Result<BackgroundSession> {
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("powercut".to_owned())];
+        fuser::spawn_mount(PowercutFs(self.clone()), mountpoint, &config)
+    }
+
+    /// Cuts the power when as many changing operations were asked for in all (counted from the first after the start):
+    /// that one still reaches the disk's cache, but is never answered.
+    pub fn cut_at(&self, operation: u64) {
+        self.state().cut_at = Some(operation);
+    }
+
+    /// Cuts the power now, unless it is off already.
+    pub fn cut(&self, cause: &str) {
+        let mut state = self.state();
+        state.cut.get_or_insert_with(|| cause.to_owned());
+        self.0.off.notify_all();
+    }
+
+    /// Why the power is off, or `None` while it is on.
+    pub fn cause(&self) -> Option<String> {
+        self.state().cut.clone()
+    }
+
+    /// Waits until the power is off. `None` if it is still on after the time.
+    pub fn wait(&self, patience: Duration) -> Option<String> {
+        let end = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if state.cut.is_some() || left.is_zero() {
+                return state.cut.clone();
+            }
+            state = self.0.off.wait_timeout(state, left).expect("No holder of the lock panics").0;
+        }
+    }
+
+    /// Changing operations so far.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// The disk as it is: after a cut, what [`Disk::after_cut`] starts from.
+    pub fn disk(&self) -> Disk {
+        self.state().disk.clone()
+    }
+
+    /// The latest operations, the oldest first.
+    pub fn trace(&self) -> Vec<String> {
+        self.state().trace.iter().cloned().collect()
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().expect("No holder of the lock panics")
+    }
+}
