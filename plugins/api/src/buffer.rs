@@ -59,6 +59,26 @@ impl BoundedBuf {
         Ok(&mut self.bytes[start..])
     }
 
+    /// Lets `write` replace the contents through a `Vec` with room for at least `room` bytes, without zeroing it first.
+    ///
+    /// `write` gets the vector empty and should not let it grow beyond its capacity, which may be more than `room`.
+    ///
+    /// # Errors
+    /// [`PluginError::OutputTooLarge`] if `room` or what was written passes the bound; the buffer is empty then.
+    pub fn write_with<T>(&mut self, room: usize, write: impl FnOnce(&mut Vec<u8>) -> T) -> Result<T, PluginError> {
+        self.bytes.clear();
+        if room > self.limit {
+            return Err(PluginError::OutputTooLarge { limit: self.limit });
+        }
+        self.bytes.reserve_exact(room);
+        let result = write(&mut self.bytes);
+        if self.bytes.len() > self.limit {
+            self.bytes.clear();
+            return Err(PluginError::OutputTooLarge { limit: self.limit });
+        }
+        Ok(result)
+    }
+
     /// Shortens the contents to `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.bytes.truncate(len);

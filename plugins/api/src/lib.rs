@@ -21,4 +21,4 @@ pub use descriptor::{Descriptor, Kind};
 pub use error::{PluginError, StoreError, StoreErrorKind};
 pub use seal::{NONCE_LEN, OpenError, Seal, SealKey, Sealer, TAG_LEN};
 pub use store::{Body, ObjectKey, ObjectMeta, Store};
-pub use transform::{Applied, Hint, Transform, Worker};
+pub use transform::{Applied, Hint, Transform, TransformFactory, Worker};

@@ -1,4 +1,6 @@
-use crate::{BoundedBuf, PluginError};
+use std::sync::Arc;
+
+use crate::{BoundedBuf, Descriptor, PluginError};
 
 /// What the host knows of a frame's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,10 +21,28 @@ pub enum Applied {
     No,
 }
 
+/// What is compiled in for one transform: makes configured steps and decoders.
+pub trait TransformFactory: Send + Sync {
+    /// What the host must know of it, the same as its transforms'.
+    fn descriptor(&self) -> &'static Descriptor;
+
+    /// A step with `params`, each key at most once, any order.
+    ///
+    /// # Errors
+    /// [`PluginError::UnknownParameter`], [`PluginError::BadParameter`], or what initialising met.
+    fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError>;
+
+    /// A step that decodes what an earlier one wrote in `format` with `decode_params`.
+    ///
+    /// # Errors
+    /// [`PluginError::UnknownFormat`], or [`PluginError::Corrupt`] for parameters it never wrote.
+    fn decoder(&self, format: u16, decode_params: &[u8]) -> Result<Arc<dyn Transform>, PluginError>;
+}
+
 /// A reversible step of a chain, configured. Cheap to share; makes one [`Worker`] per thread.
 pub trait Transform: Send + Sync {
     /// What the host must know of it.
-    fn descriptor(&self) -> &'static crate::Descriptor;
+    fn descriptor(&self) -> &'static Descriptor;
     /// What decoding needs beside the format number, in canonical form; it goes into the chain's id. A zstd level is none.
     fn decode_params(&self) -> Vec<u8>;
     /// All parameters in canonical order, for people and for `chain.yaml`.

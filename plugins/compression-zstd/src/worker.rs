@@ -1,0 +1,84 @@
+use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Worker};
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::{FORMAT, ID, probe};
+
+/// Codec state of one thread; each half is made at its first use.
+pub struct ZstdWorker {
+    level: i32,
+    compressor: Option<Compressor<'static>>,
+    decompressor: Option<Decompressor<'static>>,
+}
+
+impl ZstdWorker {
+    pub fn new(level: i32) -> Self {
+        Self { level, compressor: None, decompressor: None }
+    }
+
+    fn compressor(&mut self) -> Result<&mut Compressor<'static>, PluginError> {
+        if self.compressor.is_none() {
+            let mut made = Compressor::new(self.level).map_err(failed)?;
+            made.include_checksum(false).map_err(failed)?;
+            made.include_contentsize(true).map_err(failed)?;
+            made.include_dictid(false).map_err(failed)?;
+            self.compressor = Some(made);
+        }
+        self.compressor.as_mut().ok_or_else(|| failed("no context"))
+    }
+
+    fn decompressor(&mut self) -> Result<&mut Decompressor<'static>, PluginError> {
+        if self.decompressor.is_none() {
+            self.decompressor = Some(Decompressor::new().map_err(failed)?);
+        }
+        self.decompressor.as_mut().ok_or_else(|| failed("no context"))
+    }
+}
+
+/// What the output must stay under to be worth decoding later: the input less 1/64 (1.6 %).
+fn worthwhile(len: usize) -> usize {
+    len - len.div_ceil(64).min(len)
+}
+
+impl Worker for ZstdWorker {
+    fn encode(&mut self, _hint: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
+        let bound = worthwhile(src.len()).min(out.limit());
+        if bound == 0 || probe::looks_random(src) {
+            return Ok(Applied::No);
+        }
+        // zstd is told a room too small for a frame that doesn't shrink, and gives up early on it.
+        let compressor = self.compressor()?;
+        match out.write_with(bound, |room| compressor.compress_to_buffer(src, room))? {
+            Ok(len) if len > bound => Ok(Applied::No),
+            Ok(_) => Ok(Applied::Yes),
+            Err(error) if is_too_small(&error) => Ok(Applied::No),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
+        if format != FORMAT {
+            return Err(PluginError::UnknownFormat { plugin: ID, format });
+        }
+        let corrupt = |reason: String| PluginError::Corrupt { plugin: ID, reason };
+        // One frame and nothing behind it: zstd would otherwise decode a second frame, or skip a skippable one.
+        let frame = zstd::zstd_safe::find_frame_compressed_size(src)
+            .map_err(|code| corrupt(zstd::zstd_safe::get_error_name(code).into()))?;
+        if frame != src.len() {
+            return Err(corrupt(format!("{} bytes follow its frame", src.len() - frame)));
+        }
+        let decompressor = self.decompressor()?;
+        match out.write_with(raw_len, |room| decompressor.decompress_to_buffer(src, room))? {
+            Ok(actual) if actual == raw_len => Ok(()),
+            Ok(actual) => Err(PluginError::LengthMismatch { expected: raw_len, actual }),
+            Err(error) => Err(corrupt(error.to_string())),
+        }
+    }
+}
+
+fn is_too_small(error: &std::io::Error) -> bool {
+    error.to_string() == "Destination buffer is too small"
+}
+
+fn failed(reason: impl ToString) -> PluginError {
+    PluginError::Failed { plugin: ID, reason: reason.to_string() }
+}
