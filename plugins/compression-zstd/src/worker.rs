@@ -1,7 +1,13 @@
 use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Worker};
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::CParameter;
 
 use crate::{FORMAT, ID, probe};
+
+/// From this level on, zstd's tables for frames over 512 KiB would pass the memory that the descriptor promises.
+const CAPPED_LEVEL: i32 = 9;
+/// Logarithm of the entries, four bytes each, that a table may then have.
+const TABLE_LOG: u32 = 20;
 
 /// Codec state of one thread; each half is made at its first use.
 pub struct ZstdWorker {
@@ -21,6 +27,10 @@ impl ZstdWorker {
             made.include_checksum(false).map_err(failed)?;
             made.include_contentsize(true).map_err(failed)?;
             made.include_dictid(false).map_err(failed)?;
+            if self.level >= CAPPED_LEVEL {
+                made.set_parameter(CParameter::HashLog(TABLE_LOG)).map_err(failed)?;
+                made.set_parameter(CParameter::ChainLog(TABLE_LOG)).map_err(failed)?;
+            }
             self.compressor = Some(made);
         }
         self.compressor.as_mut().ok_or_else(|| failed("no context"))
@@ -81,4 +91,28 @@ fn is_too_small(error: &std::io::Error) -> bool {
 
 fn failed(reason: impl ToString) -> PluginError {
     PluginError::Failed { plugin: ID, reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axiomfs_api::{TransformFactory, conformance::Noise};
+
+    #[test]
+    fn memory_stays_within_the_descriptor() {
+        for level in crate::LEVELS {
+            let mut worker = ZstdWorker::new(level);
+            for len in [100 << 10, 512 << 10, 1 << 20, 4 << 20] {
+                // Noise with a zero at each end of a stride passes the probe and is quickly compressed.
+                let mut frame = Noise::new(len as u64).bytes(len);
+                frame[..8192].fill(0);
+                frame.chunks_mut(16).for_each(|c| c[..4].fill(0));
+                let mut out = BoundedBuf::new(len);
+                assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::Yes);
+            }
+            let used = worker.compressor().expect("made").context_mut().sizeof();
+            let promised = crate::Factory.descriptor().memory;
+            assert!(used <= promised, "level {level} uses {used} bytes of {promised}");
+        }
+    }
 }

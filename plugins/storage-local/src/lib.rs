@@ -1,1 +1,213 @@
-//! Placeholder.
+//! A store in a plain directory: each object is a file of that name.
+//!
+//! An object is written to `tmp/`, fsynced, hard-linked to its name (which fails if the name exists: that is the
+//! create-only put), and its directory is fsynced. So a name appears whole, exactly once, and stays.
+#![forbid(unsafe_code)]
+
+mod directories;
+mod errors;
+mod listing;
+mod staged;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+
+use directories::Directories;
+use errors::failed;
+use staged::Staged;
+
+/// Where objects lie before they have their name. Not an object's first segment, therefore.
+const TMP: &str = "tmp";
+
+/// Objects as files under one directory.
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    directories: Directories,
+}
+
+impl LocalStore {
+    /// Makes the directory, with parents, for a new store.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if it is there and not empty; what making it met.
+    pub fn create(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let root = absolute(dir.as_ref())?;
+        let name = root.display().to_string();
+        directories::make_durable(&root).map_err(|error| failed("create", &name, error))?;
+        for entry in fs::read_dir(&root).map_err(|error| failed("create", &name, error))? {
+            let entry = entry.map_err(|error| failed("create", &name, error))?;
+            if entry.file_name() != TMP {
+                let found = format!("The directory is not empty: it holds {:?}", entry.file_name());
+                return Err(StoreError::new(StoreErrorKind::AlreadyExists, "create", name).with_source(found));
+            }
+        }
+        Self::open(root)
+    }
+
+    /// Opens the directory of an existing store.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such directory; what opening it met.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let root = absolute(dir.as_ref())?;
+        let name = root.display().to_string();
+        if !fs::metadata(&root).map_err(|error| failed("open", &name, error))?.is_dir() {
+            return Err(StoreError::new(StoreErrorKind::Invalid, "open", name).with_source("It is not a directory"));
+        }
+        staged::clean(&root.join(TMP));
+        Ok(Self { directories: Directories::new(root.clone()), root })
+    }
+
+    /// The store's directory, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, operation: &'static str, key: &ObjectKey) -> Result<PathBuf, StoreError> {
+        if is_reserved(key.as_str()) {
+            let reason = "This store keeps unfinished objects under tmp/";
+            return Err(StoreError::new(StoreErrorKind::Invalid, operation, key.as_str()).with_source(reason));
+        }
+        Ok(self.root.join(key.as_str()))
+    }
+
+    /// The object's file and its length.
+    fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, u64), StoreError> {
+        let path = self.path(operation, key)?;
+        let file = File::open(path).map_err(|error| errors::reading(operation, key, error))?;
+        let metadata = file.metadata().map_err(|error| failed(operation, key.as_str(), error))?;
+        if !metadata.is_file() {
+            return Err(StoreError::new(StoreErrorKind::NotFound, operation, key.as_str()));
+        }
+        Ok((file, metadata.len()))
+    }
+
+    fn staged(&self, body: Body<'_>) -> io::Result<Staged> {
+        let tmp = self.directories.ensure(Path::new(TMP))?;
+        match body {
+            Body::Bytes(bytes) => Staged::write(&tmp, bytes),
+            Body::File(path) => Staged::link_or_copy(&tmp, path),
+        }
+    }
+
+    /// Runs `place` on the object's final path, making its directory if need be, then makes the name durable.
+    fn place(&self, path: &Path, place: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        let parent = path.parent().and_then(|p| p.strip_prefix(&self.root).ok()).unwrap_or(Path::new(""));
+        let mut directory = self.directories.ensure(parent)?;
+        let mut placed = place(path);
+        if matches!(&placed, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            // Somebody removed the empty directory since we last used it.
+            self.directories.forget();
+            directory = self.directories.ensure(parent)?;
+            placed = place(path);
+        }
+        // Also when the name was there already: who is told so may rely on it.
+        File::open(directory)?.sync_all()?;
+        placed
+    }
+}
+
+impl Store for LocalStore {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn get(&self, key: &ObjectKey, max: u64) -> Result<Vec<u8>, StoreError> {
+        let (file, len) = self.file("get", key)?;
+        let too_long = || {
+            let reason = format!("It is longer than the {max} bytes it may have");
+            StoreError::new(StoreErrorKind::Corrupt, "get", key.as_str()).with_source(reason)
+        };
+        if len > max {
+            return Err(too_long());
+        }
+        let mut bytes = Vec::with_capacity(len as usize);
+        file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| failed("get", key.as_str(), error))?;
+        if bytes.len() as u64 > max { Err(too_long()) } else { Ok(bytes) }
+    }
+
+    fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
+        let (file, size) = self.file("get", key)?;
+        // Checked before the buffer is made, so that no damaged index can ask for any amount of memory.
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let reason = format!("It has {size} bytes, asked for {len} at {offset}");
+            return Err(StoreError::new(StoreErrorKind::Corrupt, "get", key.as_str()).with_source(reason));
+        }
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, offset).map_err(|error| failed("get", key.as_str(), error))?;
+        Ok(bytes)
+    }
+
+    fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        let metadata = fs::metadata(self.path("stat", key)?).map_err(|error| errors::reading("stat", key, error))?;
+        if !metadata.is_file() {
+            return Err(StoreError::new(StoreErrorKind::NotFound, "stat", key.as_str()));
+        }
+        Ok(ObjectMeta { key: key.clone(), len: metadata.len() })
+    }
+
+    /// [`Body::File`] on the same filesystem becomes the object by a second hard link, without a copy; the file itself
+    /// stays for its owner to remove. Elsewhere it is copied.
+    fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        let path = self.path("put", key)?;
+        let put = || {
+            if let Body::File(source) = body
+                && fs::metadata(source)?.is_file()
+            {
+                staged::make_private(source)?;
+                match self.place(&path, |path| fs::hard_link(source, path)) {
+                    Err(error) if staged::needs_copy(&error) => {}
+                    done => return done,
+                }
+            }
+            let staged = self.staged(body)?;
+            self.place(&path, |path| staged.create(path))
+        };
+        put().map_err(|error| errors::writing(key, error))
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        let path = self.path("put", key)?;
+        let put = || {
+            let staged = self.staged(body)?;
+            self.place(&path, |path| staged.replace(path))
+        };
+        put().map_err(|error| errors::writing(key, error))
+    }
+
+    /// Durable only with the next put into the same directory: a deletion that comes back is repeated.
+    fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        match fs::remove_file(self.path("delete", key)?) {
+            Ok(()) => Ok(()),
+            Err(error) if errors::is_absent(&error) => Ok(()),
+            Err(error) => Err(failed("delete", key.as_str(), error)),
+        }
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
+        listing::list(&self.root, prefix, after, limit).map_err(|error| failed("list", prefix, error))
+    }
+
+    fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|error| failed("stat", &self.location(), error.into()))?;
+        Ok(Some((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize))))
+    }
+}
+
+fn is_reserved(name: &str) -> bool {
+    name.strip_prefix(TMP).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn absolute(dir: &Path) -> Result<PathBuf, StoreError> {
+    std::path::absolute(dir).map_err(|error| failed("open", &dir.display().to_string(), error))
+}
+
+/// A new file that nobody else can read.
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}

@@ -1,0 +1,155 @@
+//! The store in a directory against the suite, and what only a directory can show.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use axiomfs_api::{Body, ObjectKey, Store, StoreErrorKind, conformance};
+use axiomfs_storage_local::LocalStore;
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::new(name).expect("a valid name")
+}
+
+fn temp() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn files_below(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).expect("a directory").map(|e| e.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
+}
+
+#[test]
+fn keeps_the_contract() {
+    let (dir, scratch) = (temp(), temp());
+    let store = LocalStore::create(dir.path().join("made/with/parents")).expect("creates");
+    conformance::store(&store, scratch.path());
+    assert_eq!(files_below(dir.path()), 0, "nothing is left, in tmp/ neither");
+}
+
+/// `/dev/shm` is another filesystem than the temporary directory on any Linux; where it is missing, the same code runs.
+#[test]
+fn keeps_the_contract_across_filesystems() {
+    let dir = temp();
+    let scratch = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| temp());
+    conformance::store(&LocalStore::create(dir.path()).expect("creates"), scratch.path());
+}
+
+#[test]
+fn objects_are_files_that_only_the_owner_reads() {
+    let dir = temp();
+    let root = dir.path().join("store");
+    let store = LocalStore::create(&root).expect("creates");
+    store.put_new(&key("packs/ab/cd"), Body::Bytes(b"bytes")).expect("creates");
+    let source = dir.path().join("source");
+    fs::write(&source, b"file").expect("writes");
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).expect("sets");
+    store.put_new(&key("packs/ab/ef"), Body::File(&source)).expect("creates");
+    assert_eq!(fs::read(root.join("packs/ab/cd")).expect("a file of the object's name"), b"bytes");
+    for name in ["packs/ab/cd", "packs/ab/ef"] {
+        assert_eq!(fs::metadata(root.join(name)).expect("a file").mode() & 0o7777, 0o600, "{name}");
+    }
+    for name in ["", "packs", "packs/ab", "tmp"] {
+        assert_eq!(fs::metadata(root.join(name)).expect("a directory").mode() & 0o7777, 0o700, "{name}");
+    }
+}
+
+#[test]
+fn a_file_on_the_same_filesystem_is_not_copied() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path().join("store")).expect("creates");
+    let source = dir.path().join("source");
+    fs::write(&source, b"file").expect("writes");
+    let inode = fs::metadata(&source).expect("a file").ino();
+    store.put_new(&key("packs/x"), Body::File(&source)).expect("creates");
+    store.put(&key("packs/y"), Body::File(&source)).expect("creates");
+    store.put(&key("packs/y"), Body::File(&source)).expect("replaces it by itself");
+    for name in ["packs/x", "packs/y"] {
+        assert_eq!(fs::metadata(store.root().join(name)).expect("an object").ino(), inode, "{name}");
+    }
+    assert_eq!(files_below(&store.root().join("tmp")), 0);
+}
+
+#[test]
+fn foreign_files_are_left_alone() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    store.put_new(&key("packs/a"), Body::Bytes(b"1")).expect("creates");
+    for name in ["README.TXT", "packs/With Space", "tmp/left", "packs/\u{fc}"] {
+        fs::write(dir.path().join(name), b"foreign").expect("writes");
+    }
+    std::os::unix::fs::symlink("a", dir.path().join("packs/link")).expect("links");
+    fs::create_dir(dir.path().join("lost+found")).expect("makes");
+    let names: Vec<_> = store.list("", None, 100).expect("lists").into_iter().map(|m| m.key.to_string()).collect();
+    assert_eq!(names, ["packs/a"]);
+    for prefix in ["../", "/", "tmp/", "tmp", "packs//", "./packs", "PACKS/"] {
+        assert_eq!(store.list(prefix, None, 100).expect("lists"), [], "prefix {prefix:?}");
+    }
+    let error = store.put_new(&key("tmp/left"), Body::Bytes(b"x")).expect_err("reserved");
+    assert_eq!(error.kind, StoreErrorKind::Invalid);
+    assert_eq!(fs::read(dir.path().join("tmp/left")).expect("still there"), b"foreign");
+}
+
+#[test]
+fn a_removed_directory_is_made_again() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    store.put_new(&key("a/b/c"), Body::Bytes(b"1")).expect("creates");
+    fs::remove_dir_all(dir.path().join("a")).expect("removes");
+    store.put_new(&key("a/b/c"), Body::Bytes(b"2")).expect("creates again");
+    fs::remove_dir_all(dir.path().join("tmp")).expect("removes");
+    store.put(&key("a/b/c"), Body::Bytes(b"3")).expect("replaces");
+    assert_eq!(store.get(&key("a/b/c"), 1).expect("gets"), b"3");
+}
+
+#[test]
+fn opening_and_creating_say_what_is_wrong() {
+    let dir = temp();
+    let missing = LocalStore::open(dir.path().join("none")).expect_err("missing");
+    assert_eq!(missing.kind, StoreErrorKind::NotFound);
+    assert!(missing.object.ends_with("/none"), "{missing}");
+    fs::write(dir.path().join("file"), b"x").expect("writes");
+    assert_eq!(LocalStore::open(dir.path().join("file")).expect_err("a file").kind, StoreErrorKind::Invalid);
+    let used = LocalStore::create(dir.path()).expect_err("in use");
+    assert_eq!(used.kind, StoreErrorKind::AlreadyExists);
+    assert!(used.source.as_ref().is_some_and(|s| s.to_string().contains("\"file\"")), "{used:?}");
+    LocalStore::create(dir.path().join("new")).expect("creates");
+    LocalStore::create(dir.path().join("new")).expect("an empty one can be created again");
+}
+
+#[test]
+fn old_temporary_files_go_new_ones_stay() {
+    let dir = temp();
+    LocalStore::create(dir.path()).expect("creates");
+    fs::create_dir(dir.path().join("tmp")).expect("makes");
+    for (name, age) in [("old", 48), ("new", 1)] {
+        let file = fs::File::create(dir.path().join("tmp").join(name)).expect("creates");
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age * 3600);
+        file.set_modified(then).expect("sets the time");
+    }
+    LocalStore::open(dir.path()).expect("opens");
+    assert!(!dir.path().join("tmp/old").exists());
+    assert!(dir.path().join("tmp/new").exists(), "another machine may be writing it");
+}
+
+#[test]
+fn the_system_s_refusals_have_their_kind() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    store.put_new(&key("a"), Body::Bytes(b"1")).expect("creates");
+    let error = store.put_new(&key("a/b"), Body::Bytes(b"1")).expect_err("a is an object");
+    assert_eq!(error.kind, StoreErrorKind::Invalid, "{error:?}");
+    let error = store.put(&key("a/b"), Body::Bytes(b"1")).expect_err("a is an object");
+    assert_eq!(error.kind, StoreErrorKind::Invalid, "{error:?}");
+    // Every write to this device is answered with ENOSPC.
+    if Path::new("/dev/full").exists() {
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .and_then(|mut f| std::io::Write::write_all(&mut f, b"x"));
+        assert_eq!(full.expect_err("full").kind(), std::io::ErrorKind::StorageFull);
+    }
+    let (free, total) = store.space().expect("statvfs works").expect("a directory knows its space");
+    assert!(0 < total && free <= total);
+}
