@@ -1,0 +1,444 @@
+//! Bulk changes: one pass over the edits in key order, which reads only what they touch.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::buffer::NodeBuffer;
+use super::{HEIGHT_MAX, KEY_MAX, NODE_MIN, NODE_TARGET, Node, NodeSink, NodeSource, Root, TreeError, VALUE_MAX, load};
+use crate::ids::ChunkId;
+
+/// Applies `edits` to the tree `root` and answers the root of the result; `None` is the empty tree on both sides.
+///
+/// The keys of `edits` ascend strictly. `Some(value)` inserts or overwrites, `None` deletes; deleting what is absent is no error. New nodes
+/// go to `sink` as they are finished, children before parents, and are never read back. If this fails, what `sink` has got is garbage and
+/// the tree `root` is what it was. Memory is bounded by the height of the tree times a few nodes.
+///
+/// # Errors
+/// Those of `src` and `sink`, and [`TreeError`] for edits that are out of order or over the limits, or a damaged tree.
+pub fn apply<S, K, E>(
+    src: &S,
+    sink: &mut K,
+    root: Option<Root>,
+    edits: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+) -> Result<Option<Root>, E>
+where
+    S: NodeSource,
+    K: NodeSink,
+    E: From<S::Error> + From<K::Error> + From<TreeError>,
+{
+    apply_sized(src, sink, root, edits, Sizes { target: NODE_TARGET, min: NODE_MIN })
+}
+
+/// How large nodes are made, in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// At most this (as long as each entry is shorter than half of it).
+    pub target: usize,
+    /// What would be smaller is put together with a neighbour.
+    pub min: usize,
+}
+
+pub(super) fn apply_sized<S, K, E>(
+    src: &S,
+    sink: &mut K,
+    root: Option<Root>,
+    edits: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    sizes: Sizes,
+) -> Result<Option<Root>, E>
+where
+    S: NodeSource,
+    K: NodeSink,
+    E: From<S::Error> + From<K::Error> + From<TreeError>,
+{
+    let mut edits = Edits::new(edits)?;
+    if edits.next.is_none() {
+        return Ok(root);
+    }
+    let writer =
+        Writer { src, sink, sizes, levels: Vec::new(), spare: Vec::new(), started: false, error: PhantomData::<E> };
+    let mut merge = Merge { writer, edits: &mut edits, inserted: 0, deleted: 0 };
+    match root {
+        Some(root) => merge.subtree(root.node, root.level()?, b"", None)?,
+        None => merge.fill()?,
+    }
+    let Merge { writer, inserted, deleted, .. } = merge;
+    let Some((node, height)) = writer.finish()? else { return Ok(None) };
+    let before = root.map_or(0, |root| root.entries);
+    match before.checked_add(inserted).and_then(|sum| sum.checked_sub(deleted)) {
+        Some(entries) if entries > 0 => Ok(Some(Root { node, height, entries })),
+        _ => Err(TreeError::Entries { node: root.map_or(node, |root| root.node), entries: before }.into()),
+    }
+}
+
+/// The edits, each checked as it comes to be the next.
+struct Edits<I> {
+    rest: I,
+    next: Option<(Vec<u8>, Option<Vec<u8>>)>,
+    index: u64,
+}
+
+impl<I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>> Edits<I> {
+    fn new(mut rest: I) -> Result<Self, TreeError> {
+        let next = rest.next();
+        check_lengths(next.as_ref())?;
+        Ok(Self { rest, next, index: 0 })
+    }
+
+    /// The next edit, if its key is below `upper`.
+    fn below(&self, upper: Option<&[u8]>) -> Option<(&[u8], Option<&[u8]>)> {
+        let (key, value) = self.next.as_ref()?;
+        let below = upper.is_none_or(|upper| key.as_slice() < upper);
+        below.then_some((key, value.as_deref()))
+    }
+
+    fn advance(&mut self) -> Result<(), TreeError> {
+        let next = self.rest.next();
+        check_lengths(next.as_ref())?;
+        self.index += 1;
+        if let (Some((key, _)), Some((previous, _))) = (&next, &self.next)
+            && key <= previous
+        {
+            return Err(TreeError::EditOrder { index: self.index });
+        }
+        self.next = next;
+        Ok(())
+    }
+}
+
+fn check_lengths(edit: Option<&(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), TreeError> {
+    match edit {
+        Some((key, _)) if key.len() > KEY_MAX => Err(TreeError::KeyTooLong { len: key.len() }),
+        Some((_, Some(value))) if value.len() > VALUE_MAX => Err(TreeError::ValueTooLong { len: value.len() }),
+        _ => Ok(()),
+    }
+}
+
+/// The walk through the old tree and the edits together.
+struct Merge<'a, S, K, E, I> {
+    writer: Writer<'a, S, K, E>,
+    edits: &'a mut Edits<I>,
+    inserted: u64,
+    deleted: u64,
+}
+
+impl<S, K, E, I> Merge<'_, S, K, E, I>
+where
+    S: NodeSource,
+    K: NodeSink,
+    E: From<S::Error> + From<K::Error> + From<TreeError>,
+    I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+{
+    /// The old tree is empty: all edits become entries.
+    fn fill(&mut self) -> Result<(), E> {
+        self.writer.begin_leaf(b"")?;
+        while let Some((key, value)) = self.edits.below(None) {
+            if let Some(value) = value {
+                self.writer.push(0, key, value)?;
+                self.inserted += 1;
+            }
+            self.edits.advance()?;
+        }
+        self.writer.end_node(0)
+    }
+
+    /// The old node `id`, with all its keys in `lower..upper`, and the edits in that range.
+    fn subtree(&mut self, id: ChunkId, level: u8, lower: &[u8], upper: Option<&[u8]>) -> Result<(), E> {
+        if self.edits.below(upper).is_none() && self.writer.pass(id, level, lower)? {
+            return Ok(());
+        }
+        let node = load(self.writer.src, &id, level)?;
+        if node.key(0) < lower || upper.is_some_and(|upper| node.last_key() >= upper) {
+            return Err(TreeError::OutOfRange { node: id }.into());
+        }
+        if level == 0 {
+            return self.leaf(id, &node, lower, upper);
+        }
+        for i in 0..node.len() {
+            let child_lower = if i == 0 { lower } else { node.key(i) };
+            let child_upper = if i + 1 < node.len() { Some(node.key(i + 1)) } else { upper };
+            self.subtree(node.child(i), level - 1, child_lower, child_upper)?;
+        }
+        self.writer.end_node(level)
+    }
+
+    fn leaf(&mut self, id: ChunkId, node: &Arc<Node>, lower: &[u8], upper: Option<&[u8]>) -> Result<(), E> {
+        let mut changed = false;
+        let mut copied = 0;
+        while let Some((key, value)) = self.edits.below(upper) {
+            let found = node.find(key);
+            let same = match found {
+                Ok(at) => value == Some(node.value(at)),
+                Err(_) => value.is_none(),
+            };
+            if !same {
+                if !changed {
+                    changed = true;
+                    self.writer.begin_leaf(lower)?;
+                }
+                let at = found.unwrap_or_else(|at| at);
+                self.writer.extend(node, copied..at)?;
+                copied = at + usize::from(found.is_ok());
+                if let Some(value) = value {
+                    self.writer.push(0, key, value)?;
+                }
+                self.inserted += u64::from(found.is_err());
+                self.deleted += u64::from(value.is_none());
+            }
+            self.edits.advance()?;
+        }
+        if !changed {
+            if self.writer.pass(id, 0, lower)? {
+                return Ok(());
+            }
+            self.writer.begin_leaf(lower)?;
+        }
+        self.writer.extend(node, copied..node.len())?;
+        self.writer.end_node(0)
+    }
+}
+
+/// One level of the tree in the making.
+#[derive(Default)]
+struct Level {
+    /// Comes before `open` and is a whole node. It is held back in case that `open` stays too small and must be put together with it.
+    ready: Option<NodeBuffer>,
+    open: NodeBuffer,
+    /// The node of this level that was written last, in case that it is needed again.
+    last: Option<(ChunkId, NodeBuffer)>,
+}
+
+impl Level {
+    fn is_empty(&self) -> bool {
+        self.ready.is_none() && self.open.is_empty()
+    }
+}
+
+/// Takes entries and whole subtrees in key order and makes nodes of them.
+struct Writer<'a, S, K, E> {
+    src: &'a S,
+    sink: &'a mut K,
+    sizes: Sizes,
+    levels: Vec<Level>,
+    /// Empty buffers to use again.
+    spare: Vec<NodeBuffer>,
+    /// Something has been taken. Before that the separator is the empty one, whatever stood there in the old tree.
+    started: bool,
+    error: PhantomData<E>,
+}
+
+impl<S, K, E> Writer<'_, S, K, E>
+where
+    S: NodeSource,
+    K: NodeSink,
+    E: From<S::Error> + From<K::Error> + From<TreeError>,
+{
+    /// What is pushed next stood in the leaf with the separator `lower`.
+    fn begin_leaf(&mut self, lower: &[u8]) -> Result<(), E> {
+        let lower = if self.started { lower } else { b"" };
+        let open = &mut self.level(0)?.open;
+        if open.is_empty() {
+            open.lower.clear();
+            open.lower.extend_from_slice(lower);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, level: u8, key: &[u8], value: &[u8]) -> Result<(), E> {
+        self.started = true;
+        self.level(level)?.open.push(key, value);
+        self.cut(level)
+    }
+
+    /// Adds entries of an old leaf as they are.
+    fn extend(&mut self, node: &Node, range: std::ops::Range<usize>) -> Result<(), E> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.started = true;
+        self.level(0)?.open.extend_from_node(node, range);
+        self.cut(0)
+    }
+
+    /// Takes an old subtree as it is, unless nodes before it would stay too small: then answers false, and the subtree must be opened.
+    fn pass(&mut self, id: ChunkId, level: u8, lower: &[u8]) -> Result<bool, E> {
+        let lower = if self.started { lower } else { b"" };
+        for below in 0..=level {
+            if !self.settle(below)? {
+                return Ok(false);
+            }
+        }
+        self.push(level + 1, lower, id.as_bytes())?;
+        Ok(true)
+    }
+
+    /// An old node of `level` ended here. If possible a new one ends here too, so that nodes further on stay as they are.
+    fn end_node(&mut self, level: u8) -> Result<(), E> {
+        for below in 0..level {
+            if !self.settle(below)? {
+                return Ok(());
+            }
+        }
+        self.close(level)
+    }
+
+    fn level(&mut self, level: u8) -> Result<&mut Level, E> {
+        // One more than there are levels holds the root's id.
+        if level > HEIGHT_MAX {
+            return Err(TreeError::TooHigh.into());
+        }
+        let index = usize::from(level);
+        if self.levels.len() <= index {
+            self.levels.resize_with(index + 1, Level::default);
+        }
+        Ok(&mut self.levels[index])
+    }
+
+    /// Cuts full nodes off what is open, once enough stays for another.
+    fn cut(&mut self, level: u8) -> Result<(), E> {
+        let sizes = self.sizes;
+        while self.level(level)?.open.size() > sizes.target + sizes.min {
+            let at = self.level(level)?.open.fitting(sizes.target);
+            self.split(level, at)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `ready` of the first `at` entries of what is open.
+    fn split(&mut self, level: u8, at: usize) -> Result<(), E> {
+        self.write_ready(level)?;
+        let mut rest = self.spare.pop().unwrap_or_default();
+        let state = self.level(level)?;
+        state.open.split_into(at, &mut rest, level);
+        state.ready = Some(std::mem::replace(&mut state.open, rest));
+        Ok(())
+    }
+
+    /// Makes `ready` of all that is open, if that is enough for a node.
+    fn close(&mut self, level: u8) -> Result<(), E> {
+        let sizes = self.sizes;
+        let open = &self.level(level)?.open;
+        if open.is_empty() || open.size() < sizes.min {
+            return Ok(());
+        }
+        self.close_any(level)
+    }
+
+    fn close_any(&mut self, level: u8) -> Result<(), E> {
+        let target = self.sizes.target;
+        let open = &self.level(level)?.open;
+        if open.size() > target && open.len() > 1 {
+            let half = open.half();
+            self.split(level, half)?;
+        }
+        self.write_ready(level)?;
+        let fresh = self.spare.pop().unwrap_or_default();
+        let state = self.level(level)?;
+        state.ready = Some(std::mem::replace(&mut state.open, fresh));
+        Ok(())
+    }
+
+    /// Writes all of the level; answers false if it stays too small for that.
+    fn settle(&mut self, level: u8) -> Result<bool, E> {
+        self.close(level)?;
+        if !self.level(level)?.open.is_empty() && !self.join(level)? {
+            return Ok(false);
+        }
+        self.write_ready(level)?;
+        Ok(true)
+    }
+
+    /// Puts what is open together with what is ready, and makes one or two nodes of it.
+    fn join(&mut self, level: u8) -> Result<bool, E> {
+        let state = self.level(level)?;
+        let Some(mut joined) = state.ready.take() else { return Ok(false) };
+        joined.append(&state.open);
+        let freed = std::mem::replace(&mut state.open, joined);
+        self.recycle(freed);
+        self.close_any(level)?;
+        Ok(true)
+    }
+
+    /// Writes what is ready and enters it into the level above.
+    fn write_ready(&mut self, level: u8) -> Result<(), E> {
+        let Some(buffer) = self.level(level)?.ready.take() else { return Ok(()) };
+        let id = self.sink.put_node(buffer.encode(level))?;
+        let separator = if level == 0 { &buffer.lower } else { buffer.key(0) };
+        self.push(level + 1, separator, id.as_bytes())?;
+        if let Some((_, freed)) = self.level(level)?.last.replace((id, buffer)) {
+            self.recycle(freed);
+        }
+        Ok(())
+    }
+
+    fn recycle(&mut self, mut buffer: NodeBuffer) {
+        const KEPT: usize = 4;
+        if self.spare.len() < KEPT {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    /// The end of all input: answers the root's id and the tree's height.
+    fn finish(mut self) -> Result<Option<(ChunkId, u8)>, E> {
+        let mut level = 0;
+        while self.highest().is_some_and(|highest| highest >= level) {
+            let alone = self.highest() == Some(level);
+            if alone && level > 0 && self.level(level)?.ready.is_none() && self.level(level)?.open.len() == 1 {
+                return Ok(self.level(level)?.open.pop_child().map(|(_, id)| (id, level)));
+            }
+            if !self.settle(level)? {
+                if alone {
+                    self.close_any(level)?;
+                } else {
+                    self.fetch_left(level)?;
+                }
+                self.settle(level)?;
+            }
+            level += 1;
+        }
+        Ok(None)
+    }
+
+    /// The highest level that holds anything.
+    fn highest(&self) -> Option<u8> {
+        self.levels.iter().rposition(|level| !level.is_empty()).map(|level| level as u8)
+    }
+
+    /// Makes `ready` of the node before what is open, which was passed or written already. Something stands on a higher level.
+    fn fetch_left(&mut self, level: u8) -> Result<(), E> {
+        let mut above = level + 1;
+        while self.level(above)?.is_empty() {
+            above += 1;
+        }
+        while above > level {
+            let state = self.level(above)?;
+            let buffer = if state.open.is_empty() { state.ready.as_mut() } else { Some(&mut state.open) };
+            let (separator, id) = buffer.and_then(NodeBuffer::pop_child).expect("a level that isn't empty has entries");
+            if state.ready.as_ref().is_some_and(NodeBuffer::is_empty) {
+                state.ready = None;
+            }
+            above -= 1;
+            let buffer = self.reopen(id, above, separator)?;
+            let state = self.level(above)?;
+            if above > level { state.open = buffer } else { state.ready = Some(buffer) }
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self, id: ChunkId, level: u8, separator: Vec<u8>) -> Result<NodeBuffer, E> {
+        if let Some((_, buffer)) = self.level(level)?.last.take_if(|(last, _)| *last == id) {
+            return Ok(buffer);
+        }
+        let node = load(self.src, &id, level)?;
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        if level > 0 {
+            // The first separator of a branch is the one that its parent has for it.
+            buffer.push(&separator, node.value(0));
+            buffer.extend_from_node(&node, 1..node.len());
+        } else {
+            buffer.extend_from_node(&node, 0..node.len());
+        }
+        buffer.lower = separator;
+        Ok(buffer)
+    }
+}

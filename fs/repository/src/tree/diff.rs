@@ -1,0 +1,179 @@
+//! What differs between two trees, without reading what they share.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use super::{KeyRef, Node, NodeSource, Root, ValueRef, load};
+use crate::ids::ChunkId;
+
+/// A key, its value in the old tree, its value in the new one. At least one is there, and they differ.
+pub type Change = (KeyRef, Option<ValueRef>, Option<ValueRef>);
+
+/// All keys whose values differ between the trees `old` and `new`, in key order. Reads a number of nodes that is proportional to the changes,
+/// not to the trees: subtrees with equal ids are skipped unread.
+pub fn diff<S: NodeSource>(src: &S, old: Option<Root>, new: Option<Root>) -> Diff<'_, S> {
+    Diff { old: Side { src, root: old, stack: Vec::new() }, new: Side { src, root: new, stack: Vec::new() } }
+}
+
+/// An iterator over changes; see [`diff`]. After an error it stands where it stood, and asking again tries again.
+pub struct Diff<'s, S> {
+    old: Side<'s, S>,
+    new: Side<'s, S>,
+}
+
+/// A position in one of the trees.
+struct Side<'s, S> {
+    src: &'s S,
+    /// The whole tree, until it has been opened or skipped.
+    root: Option<Root>,
+    /// Nodes from the root down, each with its next entry.
+    stack: Vec<(Arc<Node>, usize)>,
+}
+
+/// What comes next in one of the trees.
+enum Item<'a> {
+    /// All that is below a node not opened; no key in it is smaller than `lower`.
+    Subtree {
+        id: ChunkId,
+        level: u8,
+        lower: &'a [u8],
+    },
+    Entry {
+        node: &'a Arc<Node>,
+        index: usize,
+    },
+}
+
+impl<S: NodeSource> Side<'_, S> {
+    fn peek(&mut self) -> Result<Option<Item<'_>>, S::Error> {
+        if let Some(root) = self.root {
+            return Ok(Some(Item::Subtree { id: root.node, level: root.level()?, lower: b"" }));
+        }
+        while self.stack.last().is_some_and(|(node, next)| *next == node.len()) {
+            self.stack.pop();
+        }
+        Ok(self.stack.last().map(|(node, next)| match node.level() {
+            0 => Item::Entry { node, index: *next },
+            level => Item::Subtree { id: node.child(*next), level: level - 1, lower: node.key(*next) },
+        }))
+    }
+
+    fn skip(&mut self) {
+        if self.root.take().is_none()
+            && let Some((_, next)) = self.stack.last_mut()
+        {
+            *next += 1;
+        }
+    }
+
+    fn open(&mut self, id: &ChunkId, level: u8) -> Result<(), S::Error> {
+        let node = load(self.src, id, level)?;
+        self.skip();
+        self.stack.push((node, 0));
+        Ok(())
+    }
+}
+
+/// What to do next: decided while both sides are borrowed, done after.
+enum Step {
+    End,
+    SkipBoth,
+    OpenOld(ChunkId, u8),
+    OpenNew(ChunkId, u8),
+    Removed(KeyRef, ValueRef),
+    Added(KeyRef, ValueRef),
+    Changed(KeyRef, ValueRef, ValueRef),
+}
+
+fn entry(node: &Arc<Node>, index: usize) -> (KeyRef, ValueRef) {
+    (KeyRef::key(node, index), ValueRef::value(node, index))
+}
+
+fn step(old: Option<Item<'_>>, new: Option<Item<'_>>) -> Step {
+    use Item::{Entry, Subtree};
+    let removed = |node, index| {
+        let (key, value) = entry(node, index);
+        Step::Removed(key, value)
+    };
+    let added = |node, index| {
+        let (key, value) = entry(node, index);
+        Step::Added(key, value)
+    };
+    match (old, new) {
+        (None, None) => Step::End,
+        (Some(Subtree { id, level, .. }), None) => Step::OpenOld(id, level),
+        (None, Some(Subtree { id, level, .. })) => Step::OpenNew(id, level),
+        (Some(Entry { node, index }), None) => removed(node, index),
+        (None, Some(Entry { node, index })) => added(node, index),
+        (Some(Subtree { id: a, level: i, lower: from_a }), Some(Subtree { id: b, level: j, lower: from_b })) => {
+            if a == b {
+                return Step::SkipBoth;
+            }
+            // What begins earlier may end before the other begins; else the higher one may hold the other whole.
+            match from_a.cmp(from_b).then(j.cmp(&i)) {
+                Ordering::Less | Ordering::Equal => Step::OpenOld(a, i),
+                Ordering::Greater => Step::OpenNew(b, j),
+            }
+        }
+        (Some(Entry { node, index }), Some(Subtree { id, level, lower })) => {
+            if node.key(index) < lower {
+                removed(node, index)
+            } else {
+                Step::OpenNew(id, level)
+            }
+        }
+        (Some(Subtree { id, level, lower }), Some(Entry { node, index })) => {
+            if node.key(index) < lower {
+                added(node, index)
+            } else {
+                Step::OpenOld(id, level)
+            }
+        }
+        (Some(Entry { node: a, index: i }), Some(Entry { node: b, index: j })) => match a.key(i).cmp(b.key(j)) {
+            Ordering::Less => removed(a, i),
+            Ordering::Greater => added(b, j),
+            Ordering::Equal if a.value(i) == b.value(j) => Step::SkipBoth,
+            Ordering::Equal => {
+                let (key, value) = entry(b, j);
+                Step::Changed(key, ValueRef::value(a, i), value)
+            }
+        },
+    }
+}
+
+impl<S: NodeSource> Diff<'_, S> {
+    fn advance(&mut self) -> Result<Option<Change>, S::Error> {
+        loop {
+            match step(self.old.peek()?, self.new.peek()?) {
+                Step::End => return Ok(None),
+                Step::SkipBoth => {
+                    self.old.skip();
+                    self.new.skip();
+                }
+                Step::OpenOld(id, level) => self.old.open(&id, level)?,
+                Step::OpenNew(id, level) => self.new.open(&id, level)?,
+                Step::Removed(key, value) => {
+                    self.old.skip();
+                    return Ok(Some((key, Some(value), None)));
+                }
+                Step::Added(key, value) => {
+                    self.new.skip();
+                    return Ok(Some((key, None, Some(value))));
+                }
+                Step::Changed(key, old, new) => {
+                    self.old.skip();
+                    self.new.skip();
+                    return Ok(Some((key, Some(old), Some(new))));
+                }
+            }
+        }
+    }
+}
+
+impl<S: NodeSource> Iterator for Diff<'_, S> {
+    type Item = Result<Change, S::Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
+}

@@ -1,0 +1,69 @@
+//! A tree's root as others store it.
+
+use super::{HEIGHT_MAX, TreeError};
+use crate::ids::ChunkId;
+
+/// A tree that isn't empty; `None` of an `Option<Root>` is the empty one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Root {
+    /// The root node.
+    pub node: ChunkId,
+    /// Number of levels, 1 when the root is a leaf.
+    pub height: u8,
+    /// Number of entries in the tree.
+    pub entries: u64,
+}
+
+impl Root {
+    /// Length of an encoded root in bytes.
+    pub const LEN: usize = 41;
+
+    /// The fixed bytes of `fs/doc/format-tree.md`.
+    pub fn encode(&self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..32].copy_from_slice(self.node.as_bytes());
+        out[32] = self.height;
+        out[33..].copy_from_slice(&self.entries.to_le_bytes());
+        out
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// [`TreeError::Root`] if the height or the number of entries is impossible.
+    pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self, TreeError> {
+        let (node, rest) = bytes.split_first_chunk::<32>().expect("41 bytes are at least 32");
+        let (height, entries) = rest.split_first_chunk::<1>().expect("9 bytes are at least 1");
+        let root = Self {
+            node: ChunkId(*node),
+            height: height[0],
+            entries: u64::from_le_bytes(entries.try_into().expect("41 - 33 bytes")),
+        };
+        root.level()?;
+        if root.entries == 0 {
+            return Err(TreeError::Root { height: root.height, entries: 0 });
+        }
+        Ok(root)
+    }
+
+    /// As [`encode`](Self::encode), with zeros for the empty tree.
+    pub fn encode_option(root: Option<Self>) -> [u8; Self::LEN] {
+        root.map_or([0; Self::LEN], |root| root.encode())
+    }
+
+    /// Reads what [`encode_option`](Self::encode_option) wrote.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_option(bytes: &[u8; Self::LEN]) -> Result<Option<Self>, TreeError> {
+        if bytes == &[0; Self::LEN] { Ok(None) } else { Self::decode(bytes).map(Some) }
+    }
+
+    /// The root node's level.
+    pub(super) fn level(&self) -> Result<u8, TreeError> {
+        match self.height {
+            1..=HEIGHT_MAX => Ok(self.height - 1),
+            height => Err(TreeError::Root { height, entries: self.entries }),
+        }
+    }
+}
