@@ -1,1 +1,13 @@
-//! Placeholder.
+//! What the black-box tests share: temporary repositories, mounts and daemons that never outlive their test, a naive
+//! model of a filesystem, random workloads, and comparisons that don't trust the filesystem under test.
+
+pub mod generate;
+pub mod model;
+pub mod observe;
+pub mod perform;
+pub mod powercut;
+pub mod repo;
+pub mod rng;
+pub mod run;
+pub mod search;
+pub mod source;
