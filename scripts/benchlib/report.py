@@ -1,0 +1,62 @@
+"""The figures as a table to read."""
+
+from .rows import ROWS
+
+
+def number(value):
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def cell(spread):
+    if spread is None:
+        return "–"
+    if len(spread["values"]) == 1:
+        return number(spread["median"])
+    return f"{number(spread['median'])} ({number(spread['min'])}–{number(spread['max'])})"
+
+
+def ratio(row, per, other):
+    """How many times as good axiomfs is as another contender: above 1 is better, whichever way the row counts."""
+    ours, theirs = per.get("axiomfs"), per.get(other)
+    if not ours or not theirs or not ours["median"] or not theirs["median"]:
+        return "–"
+    value = ours["median"] / theirs["median"]
+    return f"{value if ROWS[row][2] else 1 / value:.2f}"
+
+
+def verdict(row, per):
+    target, ours = ROWS[row][3], per.get("axiomfs")
+    sign = "≥" if ROWS[row][2] else "≤"
+    if not ours:
+        return f"{sign} {number(target)}"
+    reached = ours["median"] >= target if ROWS[row][2] else ours["median"] <= target
+    return f"{sign} {number(target)} {'yes' if reached else 'NO'}"
+
+
+def table(result, names):
+    machine, figures = result["machine"], result["figures"]
+    others = [name for name in names if name != "axiomfs"]
+    head = ["work", "unit", *names, *(f"× {name}" for name in others), "must"] if "axiomfs" in names else ["work", "unit", *names]
+    lines = [head]
+    for row, (what, unit, _, _) in ROWS.items():
+        if row not in figures:
+            continue
+        per = figures[row]
+        line = [what, unit, *(cell(per.get(name)) for name in names)]
+        if "axiomfs" in names:
+            line += [*(ratio(row, per, name) for name in others), verdict(row, per)]
+        lines.append(line)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = ["| " + " | ".join(word.ljust(width) for word, width in zip(line, widths)) + " |" for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    about = [
+        f"{result['date']}, commit {machine['commit']}, {machine['runs']} run(s): median (least–most). "
+        "× NAME: how many times as good axiomfs is as NAME; above 1 is better in every row.",
+        f"{machine['cpus']} × {machine['cpu']}, {machine['memory_bytes'] >> 30} GiB, Linux {machine['kernel']}, {machine['filesystem']}, "
+        f"guest_halt_poll_ns {machine['guest_halt_poll_ns']}",
+        f"Data: tree of {machine['data']['files']:,} files, {machine['data']['tree_bytes'] >> 20} MiB; mixed.bin of {machine['data']['mixed_bytes'] >> 20} MiB; "
+        f"recipe {machine['data']['recipe']}",
+        "Versions: " + "; ".join(f"{name}: {version}" for name, version in machine["versions"].items()),
+    ]
+    failures = [f"FAILED: {one['contender']}, run {one['run']}, {one['session']}: {one['error']}" for one in result["failures"]]
+    return "\n".join([*text, "", *about, *failures])

@@ -1,0 +1,210 @@
+"""The rows of the table: what is done, in which order, and what is taken from it."""
+
+import contextlib
+import os
+import random
+import statistics
+import subprocess
+import time
+
+from .peers import Backup
+from .system import Failed, run, say
+
+MIB = 1 << 20
+
+# name: (what it says, unit, whether more is better, what axiomfs must reach)
+ROWS = {
+    "cp": ("`cp mixed.bin`", "MiB/s", True, 400),
+    "cp-durable": ("`cp mixed.bin` until durable", "s", False, 2.5),
+    "cp-tree": ("`cp -a tree`", "files/s", True, 3_000),
+    "rsync-tree": ("`rsync -a tree`", "files/s", True, 2_000),
+    "both-durable": ("both, until durable", "s", False, 6),
+    "rsync-again": ("`rsync -a` again, nothing changed", "files/s", True, 12_000),
+    "create": ("create 5,000 × 100 bytes", "/s", True, 6_500),
+    "fsync": ("write 4 KiB + fsync", "/s", True, 800),
+    "cold-cat": ("cold `cat mixed.bin`", "MiB/s", True, 600),
+    "cold-find": ("cold `find -ls` of the tree", "files/s", True, 15_000),
+    "cold-tar": ("cold `tar` of the tree", "files/s", True, 3_500),
+    "cold-random": ("cold random 4 KiB reads", "/s", True, 1_000),
+    "rm": ("`rm -rf tree`", "s", False, 4),
+    "stored": ("stored (data and metadata)", "MiB", False, 225),
+    "memory": ("peak memory", "MiB", False, 356),
+}
+
+
+class Figures:
+    """Values of each row and contender, in the order of the runs."""
+
+    def __init__(self):
+        self.values = {}
+
+    def add(self, contender, row, value):
+        self.values.setdefault(row, {}).setdefault(contender.name, []).append(value)
+        say(f"  {contender.name}: {ROWS[row][0]}: {value:.4g} {ROWS[row][1]}")
+
+    def summary(self):
+        spread = lambda v: {"median": statistics.median(v), "min": min(v), "max": max(v), "values": v}  # noqa: E731
+        return {row: {name: spread(values) for name, values in per.items()} for row, per in self.values.items()}
+
+
+@contextlib.contextmanager
+def clock():
+    """Measures a block; the seconds are in the list afterwards."""
+    took = []
+    start = time.monotonic()
+    yield took
+    took.append(time.monotonic() - start)
+
+
+def timed(command):
+    with clock() as took:
+        run(command)
+    return took[0]
+
+
+def count_files(tree):
+    return sum(len(below) + len(names) for _, below, names in os.walk(tree))
+
+
+def big_file(one, source, figures):
+    """One big file in, durable, and out again cold."""
+    target = one.open() / "mixed.bin"
+    start = time.monotonic()
+    figures.add(one, "cp", source.facts["mixed_bytes"] / MIB / timed(["cp", source.mixed, target]))
+    if not one.lossy:
+        one.durable()
+        figures.add(one, "cp-durable", time.monotonic() - start)
+        one.cold()
+        figures.add(one, "cold-random", random_reads(target))
+    one.cold()
+    figures.add(one, "cold-cat", source.facts["mixed_bytes"] / MIB / read_through(["cat", target]))
+    if not one.lossy:
+        run(["cmp", source.mixed, target])
+
+
+def many_files(one, source, figures):
+    """A tree and the big file in, durable; the tree out again cold, compared, and removed."""
+    directory = one.open()
+    target, entries = directory / "tree", source.entries
+    start = time.monotonic()
+    figures.add(one, "cp-tree", entries / timed(["cp", "-a", source.tree, target]))
+    run(["cp", source.mixed, directory / "mixed.bin"])
+    if not one.lossy:
+        one.durable()
+        figures.add(one, "both-durable", time.monotonic() - start)
+        figures.add(one, "stored", one.stored() / MIB)
+    figures.add(one, "rsync-again", entries / timed(["rsync", "-a", f"{source.tree}/", f"{target}/"]))
+    one.cold()
+    figures.add(one, "cold-find", entries / read_through(["find", target, "-ls"]))
+    one.cold()
+    figures.add(one, "cold-tar", entries / read_through(["tar", "cf", "-", "-C", directory, "tree"]))
+    if not one.lossy:
+        run(["diff", "-r", source.tree, target])
+    figures.add(one, "rm", timed(["rm", "-rf", target]))
+
+
+def small_files(one, source, figures):
+    """rsync, creation of small files, and fsync."""
+    directory = one.open()
+    figures.add(one, "rsync-tree", source.entries / timed(["rsync", "-a", f"{source.tree}/", f"{directory / 'rsynced'}/"]))
+    (directory / "small").mkdir()
+    figures.add(one, "create", create_files(directory / "small", 5_000))
+    figures.add(one, "fsync", write_and_sync(directory / "synced", 1_000))
+    if not one.lossy:
+        run(["diff", "-r", source.tree, directory / "rsynced"])
+
+
+def backup(one, source, figures):
+    """What a backup program does with the same data."""
+    one.fresh()
+    figures.add(one, "both-durable", one.backup([source.tree, source.mixed]))
+    figures.add(one, "stored", one.stored() / MIB)
+    figures.add(one, "rsync-again", source.entries / one.backup([source.tree, source.mixed]))
+    figures.add(one, "memory", one.peak() / MIB)
+    shown = lambda path: one.show() / str(path.resolve())[1:]  # noqa: E731
+    figures.add(one, "cold-cat", source.facts["mixed_bytes"] / MIB / read_through(["cat", shown(source.mixed)]))
+    figures.add(one, "cold-find", source.entries / read_through(["find", shown(source.tree), "-ls"]))
+    figures.add(one, "cold-tar", source.entries / read_through(["tar", "cf", "-", "-C", shown(source.tree).parent, "tree"]))
+
+
+def random_reads(path, count=1_000):
+    rng, pages = random.Random(4), os.path.getsize(path) // 4096
+    file = os.open(path, os.O_RDONLY)
+    try:
+        with clock() as took:
+            for _ in range(count):
+                if len(os.pread(file, 4096, rng.randrange(pages) * 4096)) != 4096:
+                    raise Failed(f"A read of {path} came back short")
+    finally:
+        os.close(file)
+    return count / took[0]
+
+
+def read_through(command):
+    """Seconds until a command has written all its output into a pipe. (tar would not read at all for /dev/null.)"""
+    with clock() as took:
+        with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            buffer = bytearray(MIB)
+            while child.stdout.readinto(buffer):
+                pass
+            errors = child.stderr.read().decode(errors="replace")
+    if child.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {child.returncode}\n{errors[-2000:]}")
+    return took[0]
+
+
+def create_files(directory, count):
+    content = b"x" * 100
+    names = [f"{directory}/f{number:05}" for number in range(count)]
+    with clock() as took:
+        for name in names:
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(file, content)
+            os.close(file)
+    return count / took[0]
+
+
+def write_and_sync(path, count):
+    block = os.urandom(4096)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with clock() as took:
+            for _ in range(count):
+                os.write(file, block)
+                os.fsync(file)
+    finally:
+        os.close(file)
+    return count / took[0]
+
+
+SESSIONS = {"big": big_file, "tree": many_files, "small": small_files}
+
+
+def measure(contenders, source, runs, sessions):
+    """Does all sessions, paired. A failure is reported and costs the contender only that session."""
+    figures, failures = Figures(), []
+    source.entries = count_files(source.tree)
+    for number in range(runs):
+        for session in sessions:
+            for one in contenders:
+                if isinstance(one, Backup):
+                    # It does everything in one session; once per run is enough.
+                    todo = backup if session == sessions[0] else None
+                else:
+                    todo = SESSIONS[session]
+                if todo is None:
+                    continue
+                say(f"run {number + 1} of {runs}: {one.name}, {todo.__name__.replace('_', ' ')}")
+                try:
+                    os.sync()
+                    source.warm()
+                    todo(one, source, figures)
+                    peak = one.peak()
+                    if peak and todo is not backup:
+                        figures.add(one, "memory", peak / MIB)
+                except (Failed, OSError) as error:
+                    say(f"FAILED: {error}")
+                    failures.append({"contender": one.name, "run": number + 1, "session": todo.__name__, "error": str(error)})
+                finally:
+                    one.close()
+    return figures.summary(), failures

@@ -1,0 +1,150 @@
+"""Processes, mounts and kernel settings, and how they are put back whatever happens."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HALTPOLL = pathlib.Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
+
+
+class Failed(Exception):
+    """A command failed, or something did not happen in time."""
+
+
+def say(text):
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def run(command, limit=1800, env=None, **options):
+    """Runs a command to its end; its output is shown only if it fails."""
+    try:
+        done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              timeout=limit, env=None if env is None else os.environ | env, **options)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{command[0]} was not done after {limit} s") from error
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout.decode(errors='replace')[-2000:]}")
+    return done.stdout.decode(errors="replace")
+
+
+def run_measured(command, env=None):
+    """Runs a command to its end; returns its seconds and its peak memory in bytes."""
+    with tempfile.TemporaryFile() as output:
+        start = time.monotonic()
+        child = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                 env=None if env is None else os.environ | env)
+        _, status, usage = os.wait4(child.pid, 0)
+        took = time.monotonic() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if child.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {child.returncode}\n{text[-2000:]}")
+    return took, usage.ru_maxrss * 1024
+
+
+def wait_for(what, condition, limit=30.0):
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            raise Failed(f"{what}: not within {limit:.0f} s")
+        time.sleep(0.01)
+
+
+def is_mounted(path):
+    wanted = str(path).encode().replace(b" ", b"\\040")
+    return any(line.split()[4] == wanted for line in pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines())
+
+
+def peak_memory(pid):
+    """The most memory a process that still runs has held, in bytes."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def disk_usage(path):
+    """Bytes that the files below a directory take on the disk."""
+    seen = {}
+    for directory, _, names in os.walk(path):
+        for name in names:
+            found = os.lstat(os.path.join(directory, name))
+            seen[(found.st_dev, found.st_ino)] = found.st_blocks * 512
+    return sum(seen.values())
+
+
+def drop_page_cache():
+    os.sync()
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def remove(path):
+    if os.path.lexists(path):
+        shutil.rmtree(path)
+
+
+class Cleanup:
+    """Ends the daemons, takes the mounts away and puts kernel settings back, also after a signal."""
+
+    def __init__(self):
+        self.daemons = []
+        self.mounts = []
+        self.haltpoll = None
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit(143))
+        return self
+
+    def __exit__(self, *_):
+        for mount in list(self.mounts):
+            self.unmount_anyhow(mount)
+        for daemon in self.daemons:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+        if self.haltpoll is not None:
+            HALTPOLL.write_text(self.haltpoll)
+
+    def set_haltpoll(self, nanoseconds):
+        if not HALTPOLL.exists():
+            raise Failed(f"{HALTPOLL} doesn't exist: idle CPUs can't be made to poll here")
+        self.haltpoll = HALTPOLL.read_text()
+        HALTPOLL.write_text(f"{nanoseconds}\n")
+
+    def start(self, command, mountpoint, env=None, log=None, limit=60.0):
+        """Starts a daemon and waits until its mount is there. Returns the process."""
+        mountpoint.mkdir(parents=True, exist_ok=True)
+        with open(log or os.devnull, "ab") as output:
+            daemon = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                      env=None if env is None else os.environ | env)
+        self.daemons.append(daemon)
+        self.mounts.append(mountpoint)
+
+        def ready():
+            if daemon.poll() is not None:
+                text = pathlib.Path(log).read_text(errors="replace")[-2000:] if log else ""
+                raise Failed(f"{command[0]} ended with exit code {daemon.returncode} instead of mounting\n{text}")
+            return is_mounted(mountpoint)
+
+        wait_for(f"The mount of {command[0]}", ready, limit)
+        return daemon
+
+    def stopped(self, daemon, mountpoint, limit=600.0):
+        """Waits for a daemon whose mount was taken away."""
+        wait_for("The end of the daemon", lambda: daemon.poll() is not None, limit)
+        self.daemons.remove(daemon)
+        self.mounts.remove(mountpoint)
+        if daemon.returncode != 0:
+            raise Failed(f"The daemon ended with exit code {daemon.returncode}")
+
+    def unmount_anyhow(self, mountpoint):
+        if is_mounted(mountpoint):
+            subprocess.run(["umount", "-l", str(mountpoint)], check=False, stderr=subprocess.DEVNULL)
+        self.mounts.remove(mountpoint)
