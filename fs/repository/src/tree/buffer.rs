@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::node::{HEADER, MAGIC, Node, SLOT, VERSION};
+use super::node::{HEADER, MAGIC, Node, SLOT, VERSION, common_prefix};
 use crate::ids::ChunkId;
 
 /// Entries of one level in key order, to become one or more nodes.
@@ -124,9 +124,8 @@ impl NodeBuffer {
     pub fn encode(&self, level: u8) -> Vec<u8> {
         let count = u16::try_from(self.len()).expect("a node within its size has fewer entries");
         let mut out = Vec::with_capacity(self.size());
-        out.extend_from_slice(&[MAGIC, VERSION, level, 0]);
+        out.extend_from_slice(&[MAGIC, VERSION, level, 0, 0, 0]);
         out.extend_from_slice(&count.to_le_bytes());
-        out.extend_from_slice(&[0, 0]);
         for &(end, key_len) in &self.slots {
             let end = u16::try_from(end).expect("a node within its size has a smaller heap");
             let [a, b] = end.to_le_bytes();
@@ -140,8 +139,7 @@ impl NodeBuffer {
 
 /// The shortest prefix of `right` that is greater than `left`, which is smaller than `right`.
 fn separator<'a>(left: &[u8], right: &'a [u8]) -> &'a [u8] {
-    let common = left.iter().zip(right).take_while(|(a, b)| a == b).count();
-    &right[..(common + 1).min(right.len())]
+    &right[..(common_prefix(left, right) + 1).min(right.len())]
 }
 
 #[cfg(test)]

@@ -57,9 +57,8 @@ proptest! {
         level in 0u8..20, count in 0u16..9, slots in vec((0u16..70, 0u16..40), 0..9), heap in vec(any::<u8>(), 0..70),
         key in vec(any::<u8>(), 0..20),
     ) {
-        let mut bytes = vec![b'T', 1, level, 0];
+        let mut bytes = vec![b'T', 1, level, 0, 0, 0];
         bytes.extend(count.to_le_bytes());
-        bytes.extend([0, 0]);
         for (end, key_len) in slots {
             bytes.extend(end.to_le_bytes());
             bytes.extend(key_len.to_le_bytes());
@@ -107,10 +106,10 @@ fn each_kind_of_damage_is_named() {
     assert_eq!(damage(&|b| b.resize(NODE_MAX + 1, 0)), Some(Damage::Length));
     assert_eq!(damage(&|b| b[0] = 0), Some(Damage::Header));
     assert_eq!(damage(&|b| b[3] = 1), Some(Damage::Header));
-    assert_eq!(damage(&|b| b[7] = 1), Some(Damage::Header));
+    assert_eq!(damage(&|b| b[5] = 1), Some(Damage::Header));
     assert_eq!(damage(&|b| b[2] = HEIGHT_MAX), Some(Damage::Level));
     assert_eq!(damage(&|b| b[2] = 1), Some(Damage::Entry));
-    assert_eq!(damage(&|b| b[4] = 0), Some(Damage::Empty));
+    assert_eq!(damage(&|b| b[6] = 0), Some(Damage::Empty));
     assert_eq!(damage(&|b| b.push(0)), Some(Damage::Slots));
     assert_eq!(damage(&|b| b.truncate(b.len() - 1)), Some(Damage::Slots));
     assert_eq!(damage(&|b| b[8] = 0), Some(Damage::Slots));
@@ -124,7 +123,7 @@ fn each_kind_of_damage_is_named() {
 #[test]
 fn a_node_says_that_an_entry_is_too_long() {
     for (key, value) in [(KEY_MAX + 1, 0), (0, VALUE_MAX + 1)] {
-        let mut bytes = vec![b'T', 1, 0, 0, 1, 0, 0, 0];
+        let mut bytes = vec![b'T', 1, 0, 0, 0, 0, 1, 0];
         bytes.extend((key as u16 + value as u16).to_le_bytes());
         bytes.extend((key as u16).to_le_bytes());
         bytes.resize(bytes.len() + key + value, 1);

@@ -22,7 +22,7 @@ fn the_format_is_as_written_down() {
         REAL,
     );
     let root = root.unwrap();
-    let leaf = b"T\x01\x00\x00\x03\x00\x00\x00\x05\x00\x00\x00\x07\x00\x02\x00\x0b\x00\x01\x00emptyabbxyz";
+    let leaf = b"T\x01\x00\x00\x00\x00\x03\x00\x05\x00\x00\x00\x07\x00\x02\x00\x0b\x00\x01\x00emptyabbxyz";
     assert_eq!(nodes.map[&root.node].bytes(), leaf);
     assert_eq!((root.height, root.entries), (1, 3));
     assert_eq!(root.node.as_bytes(), blake3::hash(leaf).as_bytes());
@@ -33,7 +33,7 @@ fn the_format_is_as_written_down() {
     let root = root.unwrap();
     let node = &nodes.map[&root.node];
     let ids: Vec<_> = node.child_ids().collect();
-    let mut branch = b"T\x01\x01\x00\x02\x00\x00\x00\x20\x00\x00\x00\x41\x00\x01\x00".to_vec();
+    let mut branch = b"T\x01\x01\x00\x00\x00\x02\x00\x20\x00\x00\x00\x41\x00\x01\x00".to_vec();
     branch.extend_from_slice(ids[0].as_bytes());
     branch.push(b'b');
     branch.extend_from_slice(ids[1].as_bytes());

@@ -11,11 +11,18 @@ fn per_second(what: &str, count: u64, start: Instant) {
     println!("{what}: {count} in {took:.1?}, {:.2} M/s", count as f64 / took.as_secs_f64() / 1e6);
 }
 
-/// Directory-like: 100 names under each of many inodes, values from 0 to 150 bytes.
+/// Directories of 100 entries: each has a record, and for each entry an 8-byte sequence number, a name's hash, and an extended attribute.
 fn key(n: u64) -> Vec<u8> {
-    let mut numbers = Numbers(n);
-    let name = vec![b'n'; numbers.next() as usize % 40];
-    live_key(n / 100, 2, &[&(n % 100).to_be_bytes()[..], &name].concat())
+    let (inode, n) = (0x0100_0000 + n / 300, n % 300);
+    match n / 100 {
+        0 => live_key(inode, 1, &(16 + n % 100).to_be_bytes()),
+        1 => live_key(
+            inode,
+            2,
+            &[&((n as u32 % 100) << 25 | inode as u32 & 0xffff).to_be_bytes()[..], &n.to_be_bytes()].concat(),
+        ),
+        _ => live_key(inode, 3, format!("user.attribute.of.some.length.{n}").as_bytes()),
+    }
 }
 
 /// Counts nodes without hashing them: the speed of the tree alone.
