@@ -2,6 +2,7 @@
 //! model of a filesystem, random workloads, and comparisons that don't trust the filesystem under test.
 
 pub mod generate;
+pub mod history;
 pub mod model;
 pub mod observe;
 pub mod perform;

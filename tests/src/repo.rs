@@ -255,6 +255,11 @@ impl TestRepo {
         lazy_unmount(&self.mnt);
     }
 
+    /// Clears away what a killed daemon left at the mount point.
+    pub fn clear_dead_mount(&self) {
+        lazy_unmount(&self.mnt);
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("a mounted repository").child.id()
