@@ -10,7 +10,7 @@ pub(crate) const KEYS: [&str; 6] = ["require", "limits", "chains", "routes", "po
 /// Chains, routes or steps in one file: far more than anybody wrote, and small enough to hold.
 const MAX_ENTRIES: usize = 256;
 const MAX_STEPS: usize = 16;
-const MAX_NAME: usize = 64;
+const MAX_NAME: usize = 32;
 
 /// What files go through on their way to the store. `.axiomfs/chain.yaml` holds exactly this.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,12 +233,12 @@ fn name(value: &Cursor<'_>) -> Result<String, ConfigError> {
 }
 
 fn check_name(at: &Cursor<'_>, text: &str) -> Result<(), ConfigError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
     if text.is_empty() || text.len() > MAX_NAME || !text.chars().all(plain) {
         let shown: String = text.chars().take(MAX_NAME).collect();
         return Err(at.bad(
             format!("has the name {shown:?}"),
-            format!("names are 1 to {MAX_NAME} letters, digits, \"-\", \"_\" or \".\""),
+            format!("names are 1 to {MAX_NAME} of a-z, 0-9, \"-\" and \"_\""),
         ));
     }
     Ok(())
