@@ -17,6 +17,7 @@ mod adapter;
 mod blocks;
 mod cut;
 mod disk;
+pub mod oracle;
 #[cfg(test)]
 mod rules;
 mod switch;

@@ -1,7 +1,7 @@
 //! What is found on the disk after the power failed.
 
 use super::blocks::{Blocks, SECTOR};
-use super::disk::{Change, Disk, Ino, Inode, Kind, ROOT, set_entries};
+use super::disk::{Change, Disk, Ino, Inode, Kind, ROOT, close_over, set_entries};
 use crate::rng::Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -32,13 +32,7 @@ impl Disk {
         let mut fate = Fate::new(self, loss, &mut rng);
         let mut entries = self.synced_entries.clone();
         let mut survived: Vec<bool> = self.pending.iter().map(|change| fate.survives(change.order, &mut rng)).collect();
-        for later in (0..self.pending.len()).rev() {
-            if survived[later] {
-                for earlier in 0..later {
-                    survived[earlier] |= self.pending[later].needs(&self.pending[earlier]);
-                }
-            }
-        }
+        close_over(&mut survived, &self.pending, |later, earlier| later.needs(earlier));
         for (change, _) in self.pending.iter().zip(&survived).filter(|(_, survived)| **survived) {
             set_entries(&mut entries, change);
         }

@@ -308,18 +308,7 @@ impl Disk {
         }
         inode.synced_attributes = inode.attributes;
         let mut chosen: Vec<bool> = self.pending.iter().map(|change| change.touches(directory)).collect();
-        // Backwards, because a change can only pull in earlier ones.
-        for later in (0..self.pending.len()).rev() {
-            if !chosen[later] {
-                continue;
-            }
-            for earlier in 0..later {
-                let (late, early) = (&self.pending[later], &self.pending[earlier]);
-                if late.needs(early) || late.overwrites(early) {
-                    chosen[earlier] = true;
-                }
-            }
-        }
+        close_over(&mut chosen, &self.pending, |later, earlier| later.needs(earlier) || later.overwrites(earlier));
         let mut keep = Vec::new();
         for (change, chosen) in std::mem::take(&mut self.pending).into_iter().zip(chosen) {
             if chosen {
@@ -387,5 +376,21 @@ pub(super) fn set_entries(entries: &mut BTreeMap<Slot, Ino>, change: &EntryChang
             Some(ino) => entries.insert(slot.clone(), *ino),
             None => entries.remove(slot),
         };
+    }
+}
+
+/// Chooses what chosen changes depend on, too. A change can depend on earlier ones only.
+pub(super) fn close_over(
+    chosen: &mut [bool],
+    changes: &[EntryChange],
+    depends: impl Fn(&EntryChange, &EntryChange) -> bool,
+) {
+    for later in (0..changes.len()).rev() {
+        let (before, rest) = chosen.split_at_mut(later);
+        if rest[0] {
+            for (chosen, earlier) in before.iter_mut().zip(changes) {
+                *chosen |= depends(&changes[later], earlier);
+            }
+        }
     }
 }
