@@ -54,8 +54,7 @@ where
     if edits.next.is_none() {
         return Ok(root);
     }
-    let writer =
-        Writer { src, sink, sizes, levels: Vec::new(), spare: Vec::new(), started: false, error: PhantomData::<E> };
+    let writer = Writer { src, sink, sizes, levels: Vec::new(), spare: Vec::new(), error: PhantomData::<E> };
     let mut merge = Merge { writer, edits: &mut edits, inserted: 0, deleted: 0 };
     match root {
         Some(root) => merge.subtree(root.node, root.level()?, b"", None)?,
@@ -221,8 +220,6 @@ struct Writer<'a, S, K, E> {
     levels: Vec<Level>,
     /// Empty buffers to use again.
     spare: Vec<NodeBuffer>,
-    /// Something has been taken. Before that the separator is the empty one, whatever stood there in the old tree.
-    started: bool,
     error: PhantomData<E>,
 }
 
@@ -234,7 +231,6 @@ where
 {
     /// What is pushed next stood in the leaf with the separator `lower`.
     fn begin_leaf(&mut self, lower: &[u8]) -> Result<(), E> {
-        let lower = if self.started { lower } else { b"" };
         let open = &mut self.level(0)?.open;
         if open.is_empty() {
             open.lower.clear();
@@ -244,7 +240,6 @@ where
     }
 
     fn push(&mut self, level: u8, key: &[u8], value: &[u8]) -> Result<(), E> {
-        self.started = true;
         self.level(level)?.open.push(key, value);
         self.cut(level)
     }
@@ -254,14 +249,12 @@ where
         if range.is_empty() {
             return Ok(());
         }
-        self.started = true;
         self.level(0)?.open.extend_from_node(node, range);
         self.cut(0)
     }
 
     /// Takes an old subtree as it is, unless nodes before it would stay too small: then answers false, and the subtree must be opened.
     fn pass(&mut self, id: ChunkId, level: u8, lower: &[u8]) -> Result<bool, E> {
-        let lower = if self.started { lower } else { b"" };
         for below in 0..=level {
             if !self.settle(below)? {
                 return Ok(false);
@@ -274,8 +267,9 @@ where
     /// An old node of `level` ended here. If possible a new one ends here too, so that nodes further on stay as they are.
     fn end_node(&mut self, level: u8) -> Result<(), E> {
         for below in 0..level {
+            // What stays too small goes into the next node.
             if !self.settle(below)? {
-                return Ok(());
+                break;
             }
         }
         self.close(level)
@@ -431,13 +425,7 @@ where
         }
         let node = load(self.src, &id, level)?;
         let mut buffer = self.spare.pop().unwrap_or_default();
-        if level > 0 {
-            // The first separator of a branch is the one that its parent has for it.
-            buffer.push(&separator, node.value(0));
-            buffer.extend_from_node(&node, 1..node.len());
-        } else {
-            buffer.extend_from_node(&node, 0..node.len());
-        }
+        buffer.extend_from_node(&node, 0..node.len());
         buffer.lower = separator;
         Ok(buffer)
     }

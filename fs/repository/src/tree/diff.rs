@@ -105,14 +105,13 @@ fn step(old: Option<Item<'_>>, new: Option<Item<'_>>) -> Step {
         (None, Some(Subtree { id, level, .. })) => Step::OpenNew(id, level),
         (Some(Entry { node, index }), None) => removed(node, index),
         (None, Some(Entry { node, index })) => added(node, index),
-        (Some(Subtree { id: a, level: i, lower: from_a }), Some(Subtree { id: b, level: j, lower: from_b })) => {
-            if a == b {
-                return Step::SkipBoth;
-            }
-            // What begins earlier may end before the other begins; else the higher one may hold the other whole.
-            match from_a.cmp(from_b).then(j.cmp(&i)) {
-                Ordering::Less | Ordering::Equal => Step::OpenOld(a, i),
-                Ordering::Greater => Step::OpenNew(b, j),
+        (Some(Subtree { id: a, .. }), Some(Subtree { id: b, .. })) if a == b => Step::SkipBoth,
+        // The higher one may hold the other whole.
+        (Some(Subtree { id: a, level: i, .. }), Some(Subtree { id: b, level: j, .. })) => {
+            if i >= j {
+                Step::OpenOld(a, i)
+            } else {
+                Step::OpenNew(b, j)
             }
         }
         (Some(Entry { node, index }), Some(Subtree { id, level, lower })) => {

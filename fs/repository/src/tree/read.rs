@@ -166,9 +166,6 @@ impl<S: NodeSource> Range<'_, S> {
         }
         self.next = node.before_from(as_slice(&self.from));
         self.end = node.before_to(as_slice(&self.to));
-        if self.end < node.len() {
-            self.stack.clear();
-        }
         self.from = Bound::Unbounded;
         self.leaf = Some(node);
         Ok(true)

@@ -132,9 +132,9 @@ impl Nodes {
         assert_eq!(node.level(), level);
         assert!(node.bytes().len() <= sizes.target, "{} bytes", node.bytes().len());
         // A split may miss the middle by half an entry.
-        let slack =
-            (0..node.len()).map(|i| node.key(i).len() + node.value(i).len()).max().unwrap_or(0).max(sizes.min / 32);
-        assert!(parent.is_none() || node.bytes().len() + slack >= sizes.min, "{} bytes", node.bytes().len());
+        let largest = if sizes.target == NODE_TARGET { KEY_MAX + VALUE_MAX + 4 } else { 64 };
+        let least = sizes.min.min((sizes.target - largest) / 2);
+        assert!(parent.is_none() || node.bytes().len() >= least, "{} bytes", node.bytes().len());
         assert!(level > 0 || node.key(0) >= lower);
         assert!(upper.is_none_or(|upper| node.key(node.len() - 1) < upper));
         if level == 0 {
