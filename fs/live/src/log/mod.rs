@@ -136,6 +136,8 @@ pub enum Urgency {
 /// A record as [`Log::replay`] hands it out.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
+    /// Number of the segment it is in.
+    pub segment: u64,
     /// The operation.
     pub meta: &'a [u8],
     /// Bytes of data.

@@ -78,7 +78,7 @@ fn hand_out(
 ) -> Result<(), LogError> {
     let len = header.data_len;
     let data = (len > 0).then_some(DataRef { segment, offset, start: 0, len });
-    let record = Record { meta: &body[..header.meta_len as usize], data_len: len, data };
+    let record = Record { segment, meta: &body[..header.meta_len as usize], data_len: len, data };
     apply(record).map_err(|source| LogError::Apply { segment, offset, source })
 }
 

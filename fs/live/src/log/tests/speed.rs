@@ -19,6 +19,11 @@ fn micros(begun: Instant, count: u64) -> f64 {
     begun.elapsed().as_secs_f64() * 1e6 / count as f64
 }
 
+fn first_segment(dir: &Path) -> String {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| Some(name.strip_prefix("segment-")?.strip_suffix(".log")?.to_owned())).min().unwrap()
+}
+
 /// A directory on a real disk, not in memory.
 fn disk() -> tempfile::TempDir {
     tempfile::tempdir_in(std::env::var_os("AXIOMFS_BENCH_DIR").unwrap_or_else(|| "/var/tmp".into())).unwrap()
@@ -32,20 +37,26 @@ fn appends_reads_and_replay() {
         let options = options(dir.path(), encrypt);
         let log = Log::create(options.clone(), IDENTITY, aes(), 0).unwrap();
         for (name, meta, data, count) in [
-            ("200 B meta", 200usize, 0usize, 200_000u64),
-            ("200 B + 4 KiB", 200, 4096, 50_000),
-            ("200 B + 128 KiB", 200, 128 << 10, 4_000),
-            ("200 B + 1 MiB", 200, 1 << 20, 800),
+            ("200 B meta", 200usize, 0usize, 100_000u64),
+            ("200 B + 4 KiB", 200, 4096, 5_000),
+            ("200 B + 128 KiB", 200, 128 << 10, 200),
+            ("200 B + 1 MiB", 200, 1 << 20, 28),
         ] {
             let (meta, data) = (noise(1, meta), noise(2, data));
-            let begun = Instant::now();
             let mut refs = Vec::new();
-            for _ in 0..count {
-                refs.extend(append(&log, &meta, &data).data);
+            let mut best = f64::MAX;
+            // The best of several rounds: other programs share the machine. All but the first write to recycled segments.
+            for _ in 0..6 {
+                refs.clear();
+                log.release_before(log.rotate().unwrap()).unwrap();
+                let begun = Instant::now();
+                for _ in 0..count {
+                    refs.extend(append(&log, &meta, &data).data);
+                }
+                best = best.min(micros(begun, count));
             }
-            let each = micros(begun, count);
-            let rate = (meta.len() + data.len()) as f64 / each * 1e6 / (1 << 20) as f64;
-            print!("encrypt {encrypt}: append {name}: {each:.2} µs, {rate:.0} MiB/s");
+            let rate = (meta.len() + data.len()) as f64 / best * 1e6 / (1 << 20) as f64;
+            print!("encrypt {encrypt}: append {name}: {best:.2} µs, {rate:.0} MiB/s");
             let mut out = vec![0; data.len()];
             let begun = Instant::now();
             for r in &refs {
@@ -54,11 +65,19 @@ fn appends_reads_and_replay() {
             let each = micros(begun, count);
             println!(", read {each:.2} µs, {:.0} MiB/s", data.len() as f64 / each * 1e6 / (1 << 20) as f64);
         }
+        let mut buffer = vec![1; 1 << 20];
+        let sealer = aes()(&[1; 32]);
+        let begun = Instant::now();
+        for n in 0..200u8 {
+            sealer.seal_detached(&[n; NONCE_LEN], &[], &mut buffer);
+        }
+        println!("sealing alone: {:.0} MiB/s", 1e6 / micros(begun, 200));
         println!("encrypt {encrypt}: {:?}", log.usage());
         let bytes = log.usage().bytes;
         drop(log);
+        let first = u64::from_str_radix(&first_segment(&options.dir), 16).unwrap();
         let begun = Instant::now();
-        let replayed = Log::replay(&options, &IDENTITY, &aes(), 0, &mut |_| Ok(())).unwrap();
+        let replayed = Log::replay(&options, &IDENTITY, &aes(), first, &mut |_| Ok(())).unwrap();
         let seconds = begun.elapsed().as_secs_f64();
         println!("replay of {} records, {} MiB: {seconds:.2} s", replayed.records, bytes >> 20);
     }

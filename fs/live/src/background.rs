@@ -1,0 +1,319 @@
+//! The threads behind a volume: one makes checkpoints and commits, one keeps the log's last second durable.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::{CheckpointError, Checkpointer};
+use crate::types::{Access, Committed, FsError, FsResult, Progress};
+use crate::volume::{Need, Shared, Volume, lock};
+
+/// How often the worker looks at the clock.
+const TICK: Duration = Duration::from_millis(250);
+/// Pause after a failed checkpoint or commit; doubled up to the maximum while it fails.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How often somebody who waits for a commit reports progress.
+const REPORT: Duration = Duration::from_millis(100);
+
+/// What is asked of the worker, and how far it is.
+#[derive(Debug, Default)]
+struct Orders {
+    /// Something is frozen.
+    wake: bool,
+    /// Freeze now and make a checkpoint.
+    checkpoint: bool,
+    /// Number of the newest commit asked for.
+    commit_asked: u64,
+    /// Number of the newest commit done.
+    commit_done: u64,
+    newest: Option<Committed>,
+    /// The newest failure, with the commit that was asked for then.
+    failed: Option<(u64, FsError)>,
+    checkpoints_done: u64,
+}
+
+/// Orders to the worker.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+impl Work {
+    /// A layer was frozen.
+    pub fn wake(&self) {
+        let mut orders = lock(&self.orders);
+        if !orders.wake {
+            orders.wake = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Room is needed.
+    pub fn checkpoint_soon(&self) {
+        let mut orders = lock(&self.orders);
+        if !orders.checkpoint {
+            orders.checkpoint = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn wait<'a>(&self, orders: MutexGuard<'a, Orders>, time: Duration) -> MutexGuard<'a, Orders> {
+        self.changed.wait_timeout(orders, time).unwrap_or_else(std::sync::PoisonError::into_inner).0
+    }
+
+    /// Ends the wait of everybody.
+    pub fn stop(&self) {
+        self.changed.notify_all();
+    }
+}
+
+/// The worker's life.
+pub(crate) fn serve(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
+    let mut retry = RETRY_MIN;
+    let mut last_commit = Instant::now();
+    lock(&shared.work.orders).newest = checkpointer.newest();
+    loop {
+        let (checkpoint, asked) = next_orders(shared);
+        if shared.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        let commit = asked.is_some();
+        freeze_if_due(shared, checkpoint || commit);
+        match run(shared, &mut checkpointer, commit, &mut last_commit) {
+            Ok(()) => {
+                retry = RETRY_MIN;
+                report(shared, asked, Ok(checkpointer.newest()));
+            }
+            Err(e) => {
+                let error = describe(&e);
+                shared.events.add("error", error.clone());
+                report(shared, asked, Err(FsError::Io(error)));
+                // Between tries somebody may stop the volume; nobody else is kept waiting by this pause.
+                let until = Instant::now() + retry;
+                while Instant::now() < until && !shared.stopped.load(Ordering::Relaxed) {
+                    std::thread::sleep(TICK.min(retry));
+                }
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// An error with all its causes in one line.
+pub(crate) fn describe(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Waits for an order or for the clock.
+fn next_orders(shared: &Shared) -> (bool, Option<u64>) {
+    let orders = lock(&shared.work.orders);
+    let idle = !orders.wake && !orders.checkpoint && orders.commit_asked == orders.commit_done;
+    let mut orders = if idle { shared.work.wait(orders, TICK) } else { orders };
+    orders.wake = false;
+    let checkpoint = std::mem::take(&mut orders.checkpoint);
+    let asked = (orders.commit_asked != orders.commit_done).then_some(orders.commit_asked);
+    (checkpoint, asked)
+}
+
+fn freeze_if_due(shared: &Shared, now: bool) {
+    let mut state = shared.state_mut();
+    if state.active.is_empty() {
+        return;
+    }
+    let age = state.active.since.map_or(Duration::ZERO, |since| since.elapsed());
+    let needed = now && state.frozen.is_empty();
+    if needed || now && age > TICK || age >= shared.options.checkpoint_interval {
+        state.freeze();
+    }
+}
+
+fn run(
+    shared: &Shared,
+    checkpointer: &mut Checkpointer,
+    commit: bool,
+    last_commit: &mut Instant,
+) -> Result<(), CheckpointError> {
+    if commit {
+        // Everything up to the order must be in it.
+        let mut state = shared.state_mut();
+        if !state.active.is_empty() {
+            state.freeze();
+        }
+    }
+    while checkpointer.checkpoint(shared)? {
+        lock(&shared.work.orders).checkpoints_done += 1;
+        shared.work.changed.notify_all();
+    }
+    let staged = shared.repository.staged_bytes();
+    let due = last_commit.elapsed() >= shared.options.commit_interval || staged >= shared.options.commit_bytes;
+    if commit || due && checkpointer.changed() {
+        checkpointer.commit(shared)?;
+        shared.made_room();
+        *last_commit = Instant::now();
+    }
+    Ok(())
+}
+
+fn report(shared: &Shared, asked: Option<u64>, result: Result<Option<Committed>, FsError>) {
+    let mut orders = lock(&shared.work.orders);
+    match (asked, result) {
+        (Some(asked), Ok(newest)) => {
+            orders.commit_done = asked;
+            orders.newest = newest;
+            orders.failed = None;
+        }
+        (None, Ok(newest)) => orders.newest = newest,
+        (Some(asked), Err(e)) => orders.failed = Some((asked, e)),
+        (None, Err(_)) => {}
+    }
+    shared.work.changed.notify_all();
+}
+
+/// The ticker's life: what `write` accepted is durable a second later, and files without a name are reclaimed.
+pub(crate) fn tick(shared: &Shared) {
+    while !shared.stopped.load(Ordering::Relaxed) {
+        std::thread::sleep(TICK);
+        if let Some(log) = &shared.log {
+            log.tick();
+        }
+        let reap = std::mem::take(&mut *lock(&shared.reap));
+        for ino in reap {
+            if shared.reclaim(Access::Wait, ino).is_err() {
+                lock(&shared.reap).push(ino);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Removes a file that has neither a name nor a handle.
+    pub fn reclaim(&self, access: Access, ino: u64) -> FsResult<()> {
+        if self.log.is_none() {
+            return Ok(());
+        }
+        let gone = self.state().active.node(ino).is_some_and(|n| matches!(n.stand, crate::layer::Stand::Gone));
+        if gone {
+            return Ok(());
+        }
+        let unnamed = match self.look(access, 0, |view| Ok(view.inode(ino)?.is_some_and(|inode| inode.nlink == 0))) {
+            Err(FsError::Stale) => return Ok(()),
+            other => other?,
+        };
+        if !unnamed {
+            return Ok(());
+        }
+        self.change(access, Need::Reserve, None, |change, _| {
+            if !change.opens.contains_key(&ino) {
+                change.remove(ino);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Volume {
+    /// Everything that was written before is in the store under a committed head when this returns.
+    ///
+    /// # Errors
+    /// `TimedOut` after `deadline`, or what kept the commit from being done.
+    pub fn sync(&self, deadline: Duration, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
+        let shared = &self.shared;
+        if shared.log.is_none() {
+            let head = *lock(&shared.head);
+            let commit = head.commit.map_or([0; 16], |c| c.0);
+            return Ok(Committed { sequence: head.sequence, commit });
+        }
+        let started = Instant::now();
+        let total = shared.written.load(Ordering::Relaxed);
+        let from = shared.committed_bytes.load(Ordering::Relaxed);
+        let mut orders = lock(&shared.work.orders);
+        orders.commit_asked += 1;
+        let ticket = orders.commit_asked;
+        orders.failed = None;
+        shared.work.changed.notify_all();
+        loop {
+            if orders.commit_done >= ticket
+                && let Some(newest) = orders.newest
+            {
+                return Ok(newest);
+            }
+            if let Some((failed, e)) = &orders.failed
+                && *failed >= ticket
+            {
+                return Err(e.clone());
+            }
+            if shared.stopped.load(Ordering::Relaxed) {
+                return Err(FsError::Stale);
+            }
+            if started.elapsed() > deadline {
+                return Err(FsError::TimedOut("The store did not take everything in time; it goes on in the background".into()));
+            }
+            orders = shared.work.wait(orders, REPORT);
+            let done = shared.ingested.load(Ordering::Relaxed);
+            progress(Progress { bytes_total: total.saturating_sub(from), bytes_done: done.saturating_sub(from).min(total) });
+        }
+    }
+
+    /// A local checkpoint of everything up to now.
+    ///
+    /// # Errors
+    /// `TimedOut`, or the volume is shut down.
+    pub fn checkpoint_now(&self) -> FsResult<()> {
+        let shared = &self.shared;
+        let started = Instant::now();
+        {
+            let mut state = shared.state_mut();
+            if !state.active.is_empty() {
+                state.freeze();
+            }
+        }
+        while !shared.state().frozen.is_empty() {
+            if shared.stopped.load(Ordering::Relaxed) {
+                return Err(FsError::Stale);
+            }
+            if started.elapsed() > shared.options.timeout {
+                return Err(FsError::TimedOut("The checkpoint is not done yet; it goes on in the background".into()));
+            }
+            shared.work.checkpoint_soon();
+            let orders = lock(&shared.work.orders);
+            drop(shared.work.wait(orders, REPORT));
+        }
+        Ok(())
+    }
+
+    /// Drains everything into the store and stops. All calls after it give `Stale`.
+    ///
+    /// # Errors
+    /// What kept the drain from being done; the volume is stopped all the same, and its state directory has everything.
+    pub fn shutdown(&self, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
+        let drained = self.sync(Duration::from_secs(24 * 3600), progress);
+        self.stop();
+        drained
+    }
+
+    /// Stops the threads without draining. What isn't in the store stays in the state directory, for the next mount.
+    pub fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.work.stop();
+        for thread in lock(&self.threads).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("A thread of the volume panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

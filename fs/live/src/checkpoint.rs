@@ -1,0 +1,359 @@
+//! Checkpoints: frozen layers become trees, in packs on this machine's disk, and the log behind them is freed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use axiomfs_host::HostError;
+use axiomfs_repository::ids::{ChunkId, Ordinal};
+use axiomfs_repository::{RepositoryError, SnapshotRecord};
+use axiomfs_repository::record::{self, Inode, Xattr};
+use axiomfs_repository::tree::{self, Root, TreeError};
+use thiserror::Error;
+
+use crate::edit::Edit;
+use crate::extent_map::{Run, RunSource};
+use crate::ingest::Ingest;
+use crate::layer::{Layer, NodeDelta, Slot, Stand};
+use crate::log::LogError;
+use crate::manifest::{Manifest, ManifestError};
+use crate::state::SnapshotTree;
+use crate::view::{LookError, Nodes, View, extent_run};
+use crate::volume::Shared;
+
+/// Why a checkpoint or a commit could not be done. Nothing is lost: the log still has it all.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The repository, its staging directory or its store.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The tree can't be read.
+    #[error("The metadata tree can't be read")]
+    Look(#[from] LookError),
+    /// The tree can't be written.
+    #[error("The metadata tree can't be changed")]
+    Tree(#[from] TreeError),
+    /// The log can't be read.
+    #[error("The log can't be read back")]
+    Log(#[from] LogError),
+    /// The chain of plugins.
+    #[error("The chain of plugins failed")]
+    Host(#[from] HostError),
+    /// The manifest can't be written.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// An extent wants more than its chunk has.
+    #[error("Chunk {chunk} is shorter than an extent that names it")]
+    ShortChunk {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// Another writer committed.
+    #[error("Another writer has committed head {sequence} of this volume; live is read-only now and local state is kept")]
+    Fenced {
+        /// Number of the other's head.
+        sequence: u64,
+    },
+    /// The system gave no random bytes.
+    #[error("The system gave no random bytes")]
+    Entropy,
+    /// The mount is read-only.
+    #[error("The mount is read-only")]
+    ReadOnly,
+}
+
+/// What checkpoints and commits carry on from one to the next. One thread owns it.
+pub(crate) struct Checkpointer {
+    /// The manifest as it stands on disk.
+    pub manifest: Manifest,
+    /// The snapshot table as of the last checkpoint.
+    pub table: BTreeMap<String, SnapshotRecord>,
+    /// Numbers of the snapshots in the newest head.
+    pub committed: std::collections::HashSet<u32>,
+    /// File data under the last checkpoint.
+    pub data_bytes: u64,
+}
+
+type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+impl Checkpointer {
+    /// Makes trees of all frozen layers, makes them durable here, and frees the log behind them. False if there are none.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; everything then is as before and may be tried again.
+    pub fn checkpoint(&mut self, shared: &Shared) -> Result<bool, CheckpointError> {
+        let (layers, first, next_ordinal) = {
+            let state = shared.state();
+            (state.frozen.clone(), state.first_layer, state.next_ordinal)
+        };
+        let Some(newest) = layers.last() else { return Ok(false) };
+        shared.fault("checkpoint.frozen");
+        let mut root = self.manifest.root;
+        let mut roots = Vec::with_capacity(layers.len());
+        let mut table = self.table.clone();
+        let mut next_ino = self.manifest.next_ino;
+        for layer in &layers {
+            root = apply_layer(shared, root, layer)?;
+            roots.push(root);
+            change_table(&mut table, layer, root);
+            next_ino = next_ino.max(layer.max_ino + 1);
+        }
+        shared.fault("checkpoint.ingested");
+        let snapshots_root =
+            if table == self.table { self.manifest.snapshots_root } else { write_table(shared, &table)? };
+        let staged = shared.repository.flush()?;
+        shared.fault("checkpoint.packs-synced");
+
+        let mut manifest = self.manifest.clone();
+        manifest.root = root;
+        manifest.snapshots_root = snapshots_root;
+        manifest.last_op = newest.last_op;
+        manifest.next_ino = next_ino;
+        manifest.next_ordinal = next_ordinal;
+        manifest.dirty = true;
+        manifest.staged = staged.iter().map(|pack| pack.id).collect();
+        manifest.first_segment = first_needed_segment(shared, layers.len());
+        manifest.write(&shared.options.state_dir, &shared.repository)?;
+        self.manifest = manifest;
+        self.table = table;
+        self.data_bytes += layers.iter().map(|layer| layer.data_bytes()).sum::<u64>();
+        shared.fault("checkpoint.manifest-written");
+
+        self.switch(shared, root, &roots, first, layers.len());
+        if let Some(log) = &shared.log {
+            log.release_before(self.manifest.first_segment)?;
+        }
+        shared.made_room();
+        Ok(true)
+    }
+
+    /// From now on reads see the trees in the layers' place.
+    fn switch(&self, shared: &Shared, root: Option<Root>, roots: &[Option<Root>], first: u64, count: usize) {
+        let old: Vec<Arc<Layer>>;
+        {
+            let mut state = shared.state_mut();
+            state.base = root;
+            old = state.frozen.drain(..count).collect();
+            state.first_layer = first + count as u64;
+            for snapshot in state.snapshots.values_mut() {
+                if let SnapshotTree::Layers(id) = snapshot.tree
+                    && let Some(root) = id.checked_sub(first).and_then(|n| roots.get(n as usize))
+                {
+                    snapshot.tree = SnapshotTree::Root(*root);
+                }
+            }
+        }
+        // Freed outside the lock: a layer may hold a hundred thousand nodes.
+        drop(old);
+    }
+}
+
+/// The first log segment that the layers after the first `done` frozen ones need.
+fn first_needed_segment(shared: &Shared, done: usize) -> u64 {
+    let state = shared.state();
+    let later = state.frozen[done..].iter().find_map(|layer| layer.first_segment);
+    later.or(state.active.first_segment).unwrap_or(state.last_segment)
+}
+
+fn change_table(table: &mut BTreeMap<String, SnapshotRecord>, layer: &Layer, root: Option<Root>) {
+    for edit in layer.snapshot_edits() {
+        match edit {
+            Edit::Snapshot { ordinal, created, name } => {
+                let created_ns = created.secs.saturating_mul(1_000_000_000).saturating_add(i64::from(created.nanos));
+                table.insert(name.to_string(), SnapshotRecord { ordinal: Ordinal(*ordinal), root, created_ns });
+            }
+            Edit::SnapshotRename { ordinal, name } => {
+                let old = table.iter().find(|(_, r)| r.ordinal.0 == *ordinal).map(|(name, _)| name.clone());
+                if let Some(record) = old.and_then(|old| table.remove(&old)) {
+                    table.insert(name.to_string(), record);
+                }
+            }
+            Edit::SnapshotDelete(ordinal) => table.retain(|_, record| record.ordinal.0 != *ordinal),
+            _ => {}
+        }
+    }
+}
+
+fn write_table(
+    shared: &Shared,
+    table: &BTreeMap<String, SnapshotRecord>,
+) -> Result<Option<Root>, CheckpointError> {
+    let edits = table.iter().map(|(name, record)| (name.as_bytes().to_vec(), Some(record.encode())));
+    let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
+    tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), None, edits)
+}
+
+/// Puts new nodes of a tree into packs.
+struct Sink<'a>(&'a Shared);
+
+impl tree::NodeSink for Sink<'_> {
+    type Error = RepositoryError;
+
+    fn put_node(&mut self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
+        self.0.repository.add_node(bytes)
+    }
+}
+
+/// The tree with all of `layer` in it.
+fn apply_layer(shared: &Shared, base: Option<Root>, layer: &Arc<Layer>) -> Result<Option<Root>, CheckpointError> {
+    let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
+    let own = [layer.clone()];
+    let mut ingest = Ingest {
+        shared,
+        view: View { base, frozen: &own, active: None, nodes },
+        below: View { base, frozen: &[], active: None, nodes },
+        buffer: Vec::with_capacity(4 * shared.chunker.sizes().max),
+        paths: HashMap::new(),
+    };
+    let mut inos: Vec<u64> = layer.nodes().map(|(ino, _)| ino).collect();
+    inos.sort_unstable();
+    let mut edits: Edits = Vec::with_capacity(inos.len() * 4);
+    let mut orphans: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+    for ino in layer.orphans() {
+        orphans.insert(record::orphan_key(ino), Some(Vec::new()));
+    }
+    for &ino in &inos {
+        if let Some(NodeDelta { stand: Stand::Gone, .. }) = layer.node(ino) {
+            orphans.insert(record::orphan_key(ino), None);
+        }
+    }
+    edits.extend(orphans);
+    for ino in inos {
+        let Some(delta) = layer.node(ino) else { continue };
+        node_edits(&mut ingest, base, nodes, ino, delta, &mut edits)?;
+    }
+    tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, edits.into_iter())
+}
+
+/// What one inode's delta changes in the tree, in the order of keys.
+fn node_edits(
+    ingest: &mut Ingest<'_>,
+    base: Option<Root>,
+    nodes: Nodes<'_>,
+    ino: u64,
+    delta: &NodeDelta,
+    edits: &mut Edits,
+) -> Result<(), CheckpointError> {
+    if let Stand::Gone = delta.stand {
+        return remove_all(base, nodes, ino, edits);
+    }
+    if let Stand::Put(inode) = &delta.stand {
+        let mut value = Vec::with_capacity(64);
+        inode.encode(&mut value);
+        edits.push((record::inode_key(ino), Some(value)));
+    }
+    if let Some(entries) = &delta.entries {
+        let from = edits.len();
+        for (&seq, slot) in &entries.by_seq {
+            let (name, value) = match slot {
+                Slot::Put(entry) => {
+                    let mut value = Vec::with_capacity(entry.name.len() + 8);
+                    entry.encode(&mut value);
+                    (&entry.name, Some(value))
+                }
+                Slot::Removed(name) => (name, None),
+            };
+            edits.push((record::name_key(ino, name, seq), value.as_ref().map(|_| Vec::new())));
+            edits.push((record::entry_key(ino, seq), value));
+        }
+        edits[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    }
+    if let Some(xattrs) = &delta.xattrs {
+        for (name, value) in xattrs.iter() {
+            let value = value.as_ref().map(|v| xattr_value(ingest, ino, v)).transpose()?;
+            edits.push((record::xattr_key(ino, name), value));
+        }
+    }
+    if let Some(map) = &delta.extents {
+        let Some(inode) = ingest.view.inode(ino)? else { return Ok(()) };
+        let runs = ingest.file(ino, &inode, map)?;
+        extent_edits(if delta.fresh { None } else { base }, nodes, ino, &inode, &runs, edits)?;
+    }
+    Ok(())
+}
+
+fn remove_all(base: Option<Root>, nodes: Nodes<'_>, ino: u64, edits: &mut Edits) -> Result<(), CheckpointError> {
+    let from = record::inode_key(ino);
+    let to = record::inode_key(ino + 1);
+    for item in tree::range(&nodes, base, Bound::Included(&from), Bound::Excluded(&to)) {
+        edits.push((item?.0.to_vec(), None));
+    }
+    Ok(())
+}
+
+fn xattr_value(ingest: &mut Ingest<'_>, ino: u64, value: &Arc<[u8]>) -> Result<Vec<u8>, CheckpointError> {
+    let xattr = if value.len() <= record::XATTR_INLINE_MAX {
+        Xattr::Inline(value.clone())
+    } else {
+        let inode: Inode = ingest.view.inode(ino)?.ok_or(CheckpointError::ReadOnly)?;
+        let class = ingest.class(ino, &inode)?;
+        Xattr::Chunk { id: ingest.store(&class, value)?, len: value.len() as u32 }
+    };
+    let mut out = Vec::with_capacity(value.len().min(record::XATTR_INLINE_MAX) + 1);
+    xattr.encode(&mut out);
+    Ok(out)
+}
+
+/// Extent records for `runs`, and the end or the trimming of those they cover.
+fn extent_edits(
+    base: Option<Root>,
+    nodes: Nodes<'_>,
+    ino: u64,
+    inode: &Inode,
+    runs: &[Run],
+    edits: &mut Edits,
+) -> Result<(), CheckpointError> {
+    let mut changed: BTreeMap<u64, Option<Run>> = BTreeMap::new();
+    for run in runs {
+        let from = record::extent_key(ino, run.offset);
+        let to = record::extent_key(ino, u64::MAX);
+        for item in tree::range(&nodes, base, Bound::Excluded(&from), Bound::Included(&to)) {
+            let (key, value) = item?;
+            let old = extent_run(&key, &value)?;
+            if old.offset >= run.end() {
+                break;
+            }
+            // A run before this one may have trimmed it already.
+            let old = match changed.remove(&old.end()) {
+                Some(Some(trimmed)) => trimmed,
+                Some(None) => {
+                    changed.insert(old.end(), None);
+                    continue;
+                }
+                None => old,
+            };
+            changed.insert(old.end(), None);
+            if old.offset < run.offset {
+                changed.insert(run.offset, Some(old.clipped(old.offset, run.offset)));
+            }
+            if old.end() > run.end() {
+                changed.insert(old.end(), Some(old.clipped(run.end(), old.end())));
+            }
+        }
+        if run.source != RunSource::Hole && run.offset < inode.size {
+            changed.insert(run.end(), Some(run.clone()));
+        }
+    }
+    for (end, run) in changed {
+        let value = run.map(|run| {
+            let mut value = Vec::with_capacity(48);
+            record_of(&run).encode(&mut value);
+            value
+        });
+        edits.push((record::extent_key(ino, end), value));
+    }
+    Ok(())
+}
+
+fn record_of(run: &Run) -> record::Extent {
+    let source = match &run.source {
+        RunSource::Inline { bytes, skip } => {
+            let skip = *skip as usize;
+            record::Source::Inline(Arc::from(&bytes[skip..skip + run.len as usize]))
+        }
+        RunSource::Chunk { id, skip } => record::Source::Chunk { id: *id, skip: *skip },
+        RunSource::Log(_) | RunSource::Hole => unreachable!("ingest made chunks of what the log held, and holes aren't stored"),
+    };
+    record::Extent { len: run.len, source }
+}

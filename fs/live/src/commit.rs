@@ -1,0 +1,114 @@
+//! Commits: what the last checkpoint made durable here goes to the store, under a new head.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axiomfs_repository::ids::{CommitId, Epoch, SequenceNo};
+use axiomfs_repository::tree::Root;
+use axiomfs_repository::{Head, PutHead};
+
+use crate::checkpoint::{CheckpointError, Checkpointer};
+use crate::types::{Committed, FsError};
+use crate::volume::{HeadSeen, Shared, lock};
+
+/// Heads kept for recovery by hand.
+const HEADS_KEPT: u64 = 64;
+
+impl Checkpointer {
+    /// Uploads what the last checkpoint has and the newest head has not, and creates the next head. Does nothing where
+    /// there is nothing new.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]. Whatever failed, the store shows the head before or the new one, each complete.
+    pub fn commit(&mut self, shared: &Shared) -> Result<(), CheckpointError> {
+        if !self.changed() {
+            return Ok(());
+        }
+        let data_bytes = self.data_bytes;
+        let set = shared.repository.commit_packs(&self.roots())?;
+        shared.fault("commit.packs-uploaded");
+        shared.fault("commit.index-written");
+        let seen = *lock(&shared.head);
+        let mut commit = [0; 16];
+        getrandom::fill(&mut commit).map_err(|_| CheckpointError::Entropy)?;
+        let head = self.next_head(commit, &seen, set.segments.clone());
+        self.manifest.pending = Some(head.commit);
+        self.manifest.write(&shared.options.state_dir, &shared.repository)?;
+        match shared.repository.put_head(shared.options.volume, &head)? {
+            PutHead::Created => {}
+            PutHead::Exists(other) => {
+                let fenced = CheckpointError::Fenced { sequence: other.sequence.0 };
+                shared.state_mut().refused = Some(FsError::Fenced);
+                shared.events.add("error", fenced.to_string());
+                return Err(fenced);
+            }
+        }
+        shared.fault("commit.head-created");
+        self.finished(shared, &head, data_bytes)?;
+        shared.repository.finish_commit(set);
+        shared.fault("commit.finished");
+        if head.sequence.0 % 16 == 0 {
+            shared.repository.trim_heads(shared.options.volume, HEADS_KEPT);
+        }
+        Ok(())
+    }
+
+    /// Whether the last checkpoint has something that the newest head has not.
+    pub fn changed(&self) -> bool {
+        self.manifest.head.is_none() || self.manifest.dirty
+    }
+
+    /// Every root that the store does not have yet may name new nodes.
+    fn roots(&self) -> Vec<Option<Root>> {
+        let new = self.table.values().filter(|record| !self.committed.contains(&record.ordinal.0));
+        [self.manifest.root, self.manifest.snapshots_root].into_iter().chain(new.map(|record| record.root)).collect()
+    }
+
+    fn next_head(&self, commit: [u8; 16], seen: &HeadSeen, segments: Vec<axiomfs_repository::SegmentRef>) -> Head {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Head {
+            sequence: SequenceNo(seen.sequence + 1),
+            epoch: Epoch(self.manifest.epoch),
+            commit: CommitId(commit),
+            parent: seen.commit,
+            live_root: self.manifest.root,
+            snapshots_root: self.manifest.snapshots_root,
+            next_ino: self.manifest.next_ino,
+            next_ordinal: self.manifest.next_ordinal,
+            segments,
+            keyring_generation: 1,
+            index_generation: seen.index_generation + 1,
+            time_ns: time.as_nanos() as i64,
+            audit: [0; 32],
+        }
+    }
+
+    fn finished(&mut self, shared: &Shared, head: &Head, data_bytes: u64) -> Result<(), CheckpointError> {
+        *lock(&shared.head) = HeadSeen {
+            sequence: head.sequence.0,
+            commit: Some(head.commit),
+            epoch: head.epoch.0,
+            index_generation: head.index_generation,
+            at: Some(SystemTime::now()),
+        };
+        self.manifest.head = Some((head.sequence.0, head.commit));
+        self.manifest.pending = None;
+        self.manifest.dirty = false;
+        self.manifest.staged.clear();
+        self.manifest.write(&shared.options.state_dir, &shared.repository)?;
+        self.committed = self.table.values().map(|record| record.ordinal.0).collect::<HashSet<_>>();
+        let mut state = shared.state_mut();
+        for snapshot in state.snapshots.values_mut() {
+            snapshot.committed = self.committed.contains(&snapshot.ordinal);
+        }
+        drop(state);
+        shared.committed_bytes.store(data_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The newest committed head.
+    pub fn newest(&self) -> Option<Committed> {
+        self.manifest.head.map(|(sequence, commit)| Committed { sequence, commit: commit.0 })
+    }
+}

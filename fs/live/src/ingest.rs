@@ -1,0 +1,219 @@
+//! From log to chunks: reads a file's new bytes from the log, cuts them, and puts the chunks into packs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axiomfs_repository::{FrameClass, FrameKind};
+use axiomfs_repository::ids::ChunkId;
+use axiomfs_repository::record::{INLINE_MAX, Inode};
+
+use crate::checkpoint::CheckpointError;
+use crate::extent_map::{ExtentMap, Run, RunSource};
+use crate::types::{FileKind, ROOT_INO};
+use crate::view::View;
+use crate::volume::Shared;
+
+/// A rest of at most this many bytes at the end of what was stored is cut anew together with what is appended.
+const REJOIN_SHORT: u64 = 128 << 10;
+/// An append of at least this many bytes joins a longer rest.
+const REJOIN_APPEND: u64 = 64 << 10;
+/// Deepest directory whose path is looked up for routing.
+const DEPTH_MAX: usize = 4096;
+/// Directory paths remembered for routing.
+const PATHS_MAX: usize = 10_000;
+
+/// Turns the bytes that one layer brought into chunks.
+pub(crate) struct Ingest<'a> {
+    pub shared: &'a Shared,
+    /// The tree with the layer on top.
+    pub view: View<'a>,
+    /// The tree without the layer.
+    pub below: View<'a>,
+    /// Buffer for cutting, kept between files.
+    pub buffer: Vec<u8>,
+    pub paths: HashMap<u64, Arc<[u8]>>,
+}
+
+impl Ingest<'_> {
+    /// The runs that replace what the tree has, in order: chunks, inline data and holes.
+    pub fn file(&mut self, ino: u64, inode: &Inode, map: &ExtentMap) -> Result<Vec<Run>, CheckpointError> {
+        let has_data = map.iter().any(|run| matches!(run.source, RunSource::Log(_)));
+        if has_data && inode.size <= INLINE_MAX as u64 {
+            return self.inline(ino, inode.size);
+        }
+        let class = if has_data { Some(self.class(ino, inode)?) } else { None };
+        let mut out = Vec::with_capacity(map.len());
+        let mut span: Vec<Run> = Vec::new();
+        for run in map.iter() {
+            let joins = span.last().is_none_or(|last| last.end() == run.offset);
+            let is_log = matches!(run.source, RunSource::Log(_));
+            if !(is_log && joins) && !span.is_empty() {
+                self.span(ino, map, &class, &std::mem::take(&mut span), &mut out)?;
+            }
+            if !is_log {
+                out.push(run);
+            } else if run.offset < inode.size {
+                span.push(run.clipped(0, inode.size));
+            }
+        }
+        if !span.is_empty() {
+            self.span(ino, map, &class, &span, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// A short file stands in the tree whole.
+    fn inline(&mut self, ino: u64, size: u64) -> Result<Vec<Run>, CheckpointError> {
+        let mut bytes = Vec::with_capacity(size as usize);
+        for run in self.view.runs(ino, 0, size)? {
+            self.read_run(&run, &mut bytes)?;
+        }
+        let mut runs = Vec::new();
+        if !bytes.is_empty() {
+            runs.push(Run { offset: 0, len: size, source: RunSource::Inline { bytes: Arc::from(bytes), skip: 0 } });
+        }
+        let rest = u64::MAX - size;
+        runs.push(Run { offset: size, len: rest, source: RunSource::Hole });
+        Ok(runs)
+    }
+
+    fn read_run(&self, run: &Run, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
+        let len = run.len as usize;
+        match &run.source {
+            RunSource::Hole => out.resize(out.len() + len, 0),
+            RunSource::Inline { bytes, skip } => out.extend_from_slice(&bytes[*skip as usize..*skip as usize + len]),
+            RunSource::Chunk { id, skip } => {
+                let chunk = self.shared.repository.read_chunk(id)?;
+                let skip = *skip as usize;
+                let part = chunk.get(skip..skip + len).ok_or(CheckpointError::ShortChunk { chunk: *id })?;
+                out.extend_from_slice(part);
+            }
+            RunSource::Log(data) => {
+                let log = self.shared.log.as_ref().ok_or(CheckpointError::ReadOnly)?;
+                let at = out.len();
+                out.resize(at + len, 0);
+                log.read(*data, &mut out[at..])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts a run of new bytes. Where it continues a file, the last chunk before it is cut anew with it, so that the
+    /// cuts are those of a file written in one go.
+    fn span(
+        &mut self,
+        ino: u64,
+        map: &ExtentMap,
+        class: &Option<FrameClass>,
+        span: &[Run],
+        out: &mut Vec<Run>,
+    ) -> Result<(), CheckpointError> {
+        let (Some(first), Some(last), Some(class)) = (span.first(), span.last(), class) else { return Ok(()) };
+        let max = self.shared.chunker.sizes().max;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut start = first.offset;
+        if let Some(prefix) = self.unfinished(ino, first.offset, last.end() - first.offset)?
+            && map.overlapping(prefix.offset, first.offset).next().is_none()
+        {
+            self.read_run(&prefix, &mut buffer)?;
+            start = prefix.offset;
+        }
+        let mut rest = span.iter();
+        let mut at = 0;
+        loop {
+            while buffer.len() - at < max
+                && let Some(run) = rest.next()
+            {
+                if at > 0 && buffer.len() + run.len as usize > buffer.capacity() {
+                    buffer.drain(..at);
+                    at = 0;
+                }
+                self.read_run(run, &mut buffer)?;
+            }
+            let data = &buffer[at..];
+            if data.is_empty() {
+                break;
+            }
+            let len = self.shared.chunker.cut(data).clamp(1, data.len());
+            let id = self.store(class, &data[..len])?;
+            out.push(Run { offset: start, len: len as u64, source: RunSource::Chunk { id, skip: 0 } });
+            start += len as u64;
+            at += len;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    /// Puts a chunk into a pack, unless it is known.
+    pub fn store(&self, class: &FrameClass, data: &[u8]) -> Result<ChunkId, CheckpointError> {
+        let id = self.shared.repository.data_id(data);
+        self.shared.repository.add_chunk(class.clone(), id, data)?;
+        self.shared.ingested.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    /// The run before `offset`, if the file ended there and its end was not a cut by content.
+    fn unfinished(&self, ino: u64, offset: u64, append: u64) -> Result<Option<Run>, CheckpointError> {
+        if offset == 0 {
+            return Ok(None);
+        }
+        match self.below.inode(ino)? {
+            Some(old) if old.kind == FileKind::File && old.size == offset => {}
+            _ => return Ok(None),
+        }
+        let max = self.shared.chunker.sizes().max as u64;
+        let runs = self.below.runs(ino, offset.saturating_sub(max), offset)?;
+        Ok(runs.last().cloned().filter(|run| match &run.source {
+            RunSource::Inline { .. } => true,
+            RunSource::Chunk { skip: 0, .. } => {
+                run.len <= REJOIN_SHORT || (append >= REJOIN_APPEND && run.len < max && run.offset + max > offset)
+            }
+            _ => false,
+        }))
+    }
+
+    /// Which frame the file's chunks may share, by owner and route.
+    pub fn class(&mut self, ino: u64, inode: &Inode) -> Result<FrameClass, CheckpointError> {
+        let path = self.path(ino, inode)?;
+        Ok(FrameClass { owner: inode.uid, route: self.shared.host.route(&path), kind: FrameKind::Data })
+    }
+
+    /// Path of the newest name, from the root of live. Of a file without a name: that of its directory.
+    fn path(&mut self, ino: u64, inode: &Inode) -> Result<Vec<u8>, CheckpointError> {
+        let mut path = self.directory_path(inode.parent)?.to_vec();
+        if let Some(entry) = self.view.entry_at(inode.parent, inode.parent_seq)?
+            && entry.ino == ino
+        {
+            path.push(b'/');
+            path.extend_from_slice(&entry.name);
+        }
+        Ok(path)
+    }
+
+    fn directory_path(&mut self, dir: u64) -> Result<Arc<[u8]>, CheckpointError> {
+        if let Some(path) = self.paths.get(&dir) {
+            return Ok(path.clone());
+        }
+        let mut names: Vec<Arc<[u8]>> = Vec::new();
+        let mut at = dir;
+        while at != ROOT_INO && names.len() < DEPTH_MAX {
+            let Some(inode) = self.view.inode(at)? else { break };
+            let Some(entry) = self.view.entry_at(inode.parent, inode.parent_seq)? else { break };
+            names.push(entry.name);
+            at = inode.parent;
+        }
+        let mut path = Vec::new();
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        let path: Arc<[u8]> = Arc::from(path);
+        if self.paths.len() >= PATHS_MAX {
+            self.paths.clear();
+        }
+        self.paths.insert(dir, path.clone());
+        Ok(path)
+    }
+}

@@ -1,0 +1,272 @@
+//! A layer: what a run of operations changed, to be looked at before everything below it.
+//!
+//! A layer is the fold of its edits and nothing else: the same edits, replayed from the log, give the same layer.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use axiomfs_repository::record::{Entry, Inode};
+
+use crate::edit::Edit;
+use crate::extent_map::{ExtentMap, Run, RunSource};
+use crate::log::DataRef;
+
+/// What a layer says of an inode's record.
+#[derive(Debug, Clone, Default)]
+pub enum Stand {
+    /// Nothing: look below.
+    #[default]
+    Unchanged,
+    /// This.
+    Put(Box<Inode>),
+    /// It is gone.
+    Gone,
+}
+
+/// What a layer says of one inode.
+#[derive(Debug, Clone, Default)]
+pub struct NodeDelta {
+    /// Its record.
+    pub stand: Stand,
+    /// Made in this layer: nothing of it is below.
+    pub fresh: bool,
+    /// Its entries, for directories.
+    pub entries: Option<Box<DirDelta>>,
+    /// Its bytes, for files.
+    pub extents: Option<Box<ExtentMap>>,
+    /// Its extended attributes; `None` for one that is removed.
+    pub xattrs: Option<Box<BTreeMap<Arc<[u8]>, Option<Arc<[u8]>>>>>,
+}
+
+/// What a layer says of a directory's entries.
+#[derive(Debug, Clone, Default)]
+pub struct DirDelta {
+    /// By sequence.
+    pub by_seq: BTreeMap<u64, Slot>,
+    /// Sequence by name; `None` for a name that is removed.
+    pub by_name: HashMap<Arc<[u8]>, Option<u64>>,
+}
+
+/// What a layer says of one place in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Slot {
+    /// This entry.
+    Put(Entry),
+    /// The entry from below, of this name, is removed.
+    Removed(Arc<[u8]>),
+}
+
+impl Slot {
+    /// The entry, unless it is removed.
+    pub fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Put(entry) => Some(entry),
+            Self::Removed(_) => None,
+        }
+    }
+}
+
+/// One layer of changes.
+#[derive(Debug, Default)]
+pub struct Layer {
+    nodes: HashMap<u64, NodeDelta>,
+    orphans: HashSet<u64>,
+    snapshot_edits: Vec<Edit>,
+    heap: usize,
+    data_bytes: u64,
+    /// Log segment of its first record.
+    pub first_segment: Option<u64>,
+    /// Number of its last operation.
+    pub last_op: u64,
+    /// When its first operation came.
+    pub since: Option<std::time::Instant>,
+    /// Largest inode number it made.
+    pub max_ino: u64,
+}
+
+/// About what a node's delta takes on the heap, map slots included.
+const NODE_COST: usize = 420;
+/// The same for a directory entry in both its maps.
+const ENTRY_COST: usize = 260;
+/// The same for a run of bytes.
+const RUN_COST: usize = 120;
+
+impl Layer {
+    /// What it says of `ino`.
+    pub fn node(&self, ino: u64) -> Option<&NodeDelta> {
+        self.nodes.get(&ino)
+    }
+
+    /// All it says.
+    pub fn nodes(&self) -> impl Iterator<Item = (u64, &NodeDelta)> {
+        self.nodes.iter().map(|(&ino, delta)| (ino, delta))
+    }
+
+    /// Inodes without a name that were open.
+    pub fn orphans(&self) -> impl Iterator<Item = u64> + '_ {
+        self.orphans.iter().copied()
+    }
+
+    /// Changes of the snapshot table. A snapshot freezes its layer, so it shows all of the layer.
+    pub fn snapshot_edits(&self) -> &[Edit] {
+        &self.snapshot_edits
+    }
+
+    /// Whether nothing happened in it.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.snapshot_edits.is_empty()
+    }
+
+    /// About how many bytes of heap it takes.
+    pub fn heap(&self) -> usize {
+        self.heap
+    }
+
+    /// Bytes of file data that came with it and have not been overwritten by a later edit's inode removal.
+    pub fn data_bytes(&self) -> u64 {
+        self.data_bytes
+    }
+
+    /// Folds one edit in. `data` is where the log holds the record's data.
+    pub fn apply(&mut self, edit: &Edit, data: Option<DataRef>) {
+        match edit {
+            Edit::Create(ino, inode) => {
+                self.max_ino = self.max_ino.max(*ino);
+                let node = self.node_mut(*ino);
+                node.fresh = true;
+                node.stand = Stand::Put(inode.clone());
+            }
+            Edit::Update(ino, inode) => self.node_mut(*ino).stand = Stand::Put(inode.clone()),
+            Edit::Remove(ino) => self.remove(*ino),
+            Edit::Link { dir, seq, entry } => self.link(*dir, *seq, entry),
+            Edit::Unlink { dir, seq, name } => self.unlink(*dir, *seq, name),
+            Edit::Data { ino, offset } => {
+                if let Some(data) = data {
+                    let run = Run { offset: *offset, len: u64::from(data.len), source: RunSource::Log(data) };
+                    self.data_bytes += run.len;
+                    self.lay(*ino, run);
+                }
+            }
+            Edit::Map { ino, run } => self.lay(*ino, run.clone()),
+            Edit::Xattr { ino, name, value } => {
+                let cost = ENTRY_COST + name.len() + value.as_ref().map_or(0, |v| v.len());
+                self.node_mut(*ino).xattrs.get_or_insert_default().insert(name.clone(), value.clone());
+                self.heap += cost;
+            }
+            Edit::Orphan(ino) => {
+                self.orphans.insert(*ino);
+            }
+            Edit::Snapshot { .. } | Edit::SnapshotRename { .. } | Edit::SnapshotDelete(_) => {
+                self.snapshot_edits.push(edit.clone());
+            }
+        }
+    }
+
+    fn node_mut(&mut self, ino: u64) -> &mut NodeDelta {
+        let heap = &mut self.heap;
+        self.nodes.entry(ino).or_insert_with(|| {
+            *heap += NODE_COST;
+            NodeDelta::default()
+        })
+    }
+
+    fn lay(&mut self, ino: u64, run: Run) {
+        let extents = self.node_mut(ino).extents.get_or_insert_default();
+        let before = extents.len();
+        extents.insert(run);
+        let after = extents.len();
+        self.heap = (self.heap + after * RUN_COST).saturating_sub(before * RUN_COST);
+    }
+
+    fn remove(&mut self, ino: u64) {
+        self.orphans.remove(&ino);
+        let node = self.node_mut(ino);
+        let runs = node.extents.take().map_or(0, |e| e.len());
+        let fresh = node.fresh;
+        if fresh {
+            self.nodes.remove(&ino);
+            self.heap = self.heap.saturating_sub(NODE_COST + runs * RUN_COST);
+        } else {
+            *node = NodeDelta { stand: Stand::Gone, ..NodeDelta::default() };
+            self.heap = self.heap.saturating_sub(runs * RUN_COST);
+        }
+    }
+
+    fn link(&mut self, dir: u64, seq: u64, entry: &Entry) {
+        self.heap += ENTRY_COST + entry.name.len();
+        let entries = self.node_mut(dir).entries.get_or_insert_default();
+        entries.by_seq.insert(seq, Slot::Put(entry.clone()));
+        entries.by_name.insert(entry.name.clone(), Some(seq));
+    }
+
+    fn unlink(&mut self, dir: u64, seq: u64, name: &Arc<[u8]>) {
+        let node = self.node_mut(dir);
+        let fresh = node.fresh;
+        let entries = node.entries.get_or_insert_default();
+        let was_here = entries.by_seq.remove(&seq).is_some();
+        if !was_here {
+            entries.by_seq.insert(seq, Slot::Removed(name.clone()));
+        }
+        if fresh {
+            entries.by_name.remove(name);
+        } else {
+            entries.by_name.insert(name.clone(), None);
+        }
+        self.heap = if was_here {
+            self.heap.saturating_sub(ENTRY_COST)
+        } else {
+            self.heap + ENTRY_COST + name.len()
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{FileKind, Time};
+
+    fn inode(kind: FileKind) -> Box<Inode> {
+        let t = Time::default();
+        Box::new(Inode {
+            kind,
+            perm: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: t,
+            mtime: t,
+            ctime: t,
+            btime: t,
+            parent: 2,
+            parent_seq: 16,
+            next_seq: 16,
+            target: None,
+        })
+    }
+
+    #[test]
+    fn a_file_made_and_removed_leaves_only_the_whiteout_of_its_name() {
+        let mut layer = Layer::default();
+        let name: Arc<[u8]> = Arc::from(&b"tmp"[..]);
+        let entry = Entry { ino: 1024, kind: FileKind::File, name: name.clone() };
+        layer.apply(&Edit::Create(1024, inode(FileKind::File)), None);
+        layer.apply(&Edit::Link { dir: 2, seq: 16, entry }, None);
+        layer.apply(&Edit::Unlink { dir: 2, seq: 16, name: name.clone() }, None);
+        layer.apply(&Edit::Remove(1024), None);
+        assert!(layer.node(1024).is_none());
+        let dir = layer.node(2).and_then(|n| n.entries.as_ref()).expect("the directory was touched");
+        assert!(dir.by_seq.is_empty());
+        assert_eq!(dir.by_name.get(&name), Some(&None));
+    }
+
+    #[test]
+    fn removing_a_node_from_below_is_kept_as_gone() {
+        let mut layer = Layer::default();
+        layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
+        layer.apply(&Edit::Remove(7), None);
+        assert!(matches!(layer.node(7), Some(NodeDelta { stand: Stand::Gone, .. })));
+    }
+}

@@ -1,0 +1,372 @@
+//! Opening a volume: from the store's newest head, the manifest and the log to the state they stand for.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex};
+
+use axiomfs_api::Chunker;
+use axiomfs_host::Host;
+use axiomfs_repository::record::{self, FileKind, Inode};
+use axiomfs_repository::tree::{self, Root};
+use axiomfs_repository::{Head, Repository, RepositoryError, SnapshotRecord};
+use thiserror::Error;
+
+use crate::background;
+use crate::checkpoint::Checkpointer;
+use crate::edit::{self, Edit};
+use crate::events::Events;
+use crate::layer::Stand;
+use crate::log::{Log, LogError, LogIdentity, LogOptions, Record, SealerFactory};
+use crate::manifest::{Manifest, ManifestError};
+use crate::read_ahead::ReadAhead;
+use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
+use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
+use crate::view::{LookError, Nodes, View};
+use crate::volume::{HeadSeen, Shared, Volume, VolumeOptions, now};
+
+/// Why a volume can't be opened. Nothing was changed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The log.
+    #[error("The write-ahead log can't be used: {0}")]
+    Log(#[from] LogError),
+    /// The tree.
+    #[error("The metadata tree can't be read")]
+    Look(#[from] LookError),
+    /// The log holds what no version writes.
+    #[error("The write-ahead log holds an operation this version can't read: {0}")]
+    Operation(#[from] record::RecordError),
+    /// The store's newest head is older than the one this state directory has seen.
+    #[error(
+        "The store's newest head is {found:?}, but this machine has seen {seen}: the store was rolled back; \
+         restore it, or mount with --accept-rollback"
+    )]
+    Rollback {
+        /// Newest head in the store.
+        found: Option<u64>,
+        /// Newest head seen.
+        seen: u64,
+    },
+    /// Another writer committed since this state was written.
+    #[error(
+        "Head {found} in the store is not from this state directory: another machine has written since. \
+         Move the state directory away to mount what the store has; nothing in it was deleted"
+    )]
+    Diverged {
+        /// Newest head in the store.
+        found: u64,
+    },
+    /// A thread can't be started.
+    #[error("A thread can't be started")]
+    Thread(#[source] std::io::Error),
+    /// The store has no head of this volume.
+    #[error("The volume has no head in the store")]
+    NoHead,
+}
+
+/// Threads that fetch ahead of sequential readers.
+const AHEAD_THREADS: usize = 2;
+/// Log segments kept back for draining and for removals.
+const RESERVE_SEGMENTS: u64 = 3;
+
+impl Volume {
+    /// Opens a volume, recovers what an earlier mount left, and starts the threads that serve it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn start(
+        repository: Arc<Repository>,
+        host: Arc<Host>,
+        chunker: Arc<dyn Chunker>,
+        options: VolumeOptions,
+    ) -> Result<Arc<Self>, OpenError> {
+        let events = Events::default();
+        let head = repository.latest_head(options.volume)?.ok_or(OpenError::NoHead)?;
+        let manifest = Manifest::read(&options.state_dir, &repository)?;
+        if options.read_only && manifest.is_none() {
+            return Self::open_read_only(repository, host, chunker, options, &head, events);
+        }
+        let manifest = match manifest {
+            Some(manifest) => reconcile(manifest, &head, &options)?,
+            None => first_manifest(&head),
+        };
+        repository.load_segments(&head.segments)?;
+        repository.adopt_staged(&manifest.staged)?;
+        let (mut state, table) = load(&repository, &manifest, &head)?;
+        let log_options = log_options(&options);
+        let identity =
+            LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
+        let sealer = sealer(&repository);
+        let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
+        if options.read_only {
+            let seen = seen(&head);
+            let log = Log::create(log_options, identity, sealer, next_segment)?;
+            let shared = Shared::new(repository, host, chunker, options, Some(log), state, seen, events);
+            shared.state_mut().refused = Some(crate::types::FsError::ReadOnly);
+            return Self::spawn(Arc::new(shared), None);
+        }
+        let log = Log::create(log_options, identity, sealer, next_segment)?;
+        state.last_segment = next_segment;
+        let committed: HashSet<u32> = table_of(&repository, head.snapshots_root)?.values().map(|r| r.ordinal.0).collect();
+        let seen = seen(&head);
+        let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
+        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0 };
+        make_root(&shared)?;
+        reclaim_orphans(&shared)?;
+        Self::spawn(shared, Some(checkpointer))
+    }
+
+    fn open_read_only(
+        repository: Arc<Repository>,
+        host: Arc<Host>,
+        chunker: Arc<dyn Chunker>,
+        options: VolumeOptions,
+        head: &Head,
+        events: Events,
+    ) -> Result<Arc<Self>, OpenError> {
+        repository.load_segments(&head.segments)?;
+        let (state, _) = load(&repository, &first_manifest(head), head)?;
+        let shared = Shared::new(repository, host, chunker, options, None, state, seen(head), events);
+        Self::spawn(Arc::new(shared), None)
+    }
+
+    fn spawn(shared: Arc<Shared>, checkpointer: Option<Checkpointer>) -> Result<Arc<Self>, OpenError> {
+        let mut threads = Vec::new();
+        let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(run).map_err(OpenError::Thread)?;
+            threads.push(thread);
+            Ok::<_, OpenError>(())
+        };
+        for _ in 0..AHEAD_THREADS {
+            let shared = shared.clone();
+            spawn("read-ahead", Box::new(move || ReadAhead::serve(&shared)))?;
+        }
+        if let Some(checkpointer) = checkpointer {
+            let worker = shared.clone();
+            spawn("checkpoint", Box::new(move || background::serve(&worker, checkpointer)))?;
+            let ticker = shared.clone();
+            spawn("log-sync", Box::new(move || background::tick(&ticker)))?;
+        }
+        Ok(Arc::new(Self { shared, threads: Mutex::new(threads) }))
+    }
+}
+
+fn seen(head: &Head) -> HeadSeen {
+    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_nanos(head.time_ns.max(0) as u64));
+    HeadSeen {
+        sequence: head.sequence.0,
+        commit: Some(head.commit),
+        epoch: head.epoch.0,
+        index_generation: head.index_generation,
+        at,
+    }
+}
+
+fn log_options(options: &VolumeOptions) -> LogOptions {
+    let segment = options.log_segment.min(options.log_max / (2 * RESERVE_SEGMENTS)).max(2 << 20);
+    LogOptions {
+        segment_bytes: segment,
+        max_bytes: options.log_max,
+        reserve_bytes: RESERVE_SEGMENTS * segment,
+        encrypt: options.encrypt_log,
+        faults: Some(options.faults.clone()),
+        ..LogOptions::new(options.state_dir.join("log"))
+    }
+}
+
+fn sealer(repository: &Arc<Repository>) -> SealerFactory {
+    let repository = repository.clone();
+    Arc::new(move |salt: &[u8; 32]| repository.log_sealer(salt))
+}
+
+/// What an empty state directory stands for: the store's newest head.
+fn first_manifest(head: &Head) -> Manifest {
+    Manifest {
+        generation: 0,
+        epoch: head.epoch.0,
+        head: Some((head.sequence.0, head.commit)),
+        pending: None,
+        root: head.live_root,
+        snapshots_root: head.snapshots_root,
+        last_op: 0,
+        first_segment: 0,
+        next_ino: head.next_ino,
+        next_ordinal: head.next_ordinal,
+        dirty: false,
+        staged: Vec::new(),
+    }
+}
+
+/// Holds what is durable here against the store's newest head.
+fn reconcile(mut manifest: Manifest, head: &Head, options: &VolumeOptions) -> Result<Manifest, OpenError> {
+    let found = (head.sequence.0, head.commit);
+    if manifest.head == Some(found) {
+        manifest.pending = None;
+        return Ok(manifest);
+    }
+    if manifest.pending == Some(head.commit) {
+        // The head was created and the answer or the note of it was lost.
+        manifest.head = Some(found);
+        manifest.pending = None;
+        manifest.dirty = false;
+        manifest.staged.clear();
+        return Ok(manifest);
+    }
+    match manifest.head {
+        Some((seen, _)) if found.0 <= seen && !options.accept_rollback => {
+            Err(OpenError::Rollback { found: Some(found.0), seen })
+        }
+        Some(_) if !manifest.dirty && options.accept_rollback => Ok(first_manifest(head)),
+        _ => Err(OpenError::Diverged { found: found.0 }),
+    }
+}
+
+/// The snapshot table that `root` names.
+fn table_of(repository: &Repository, root: Option<Root>) -> Result<BTreeMap<String, SnapshotRecord>, OpenError> {
+    let nodes = Nodes { repository, fetch: true, pinned: &[] };
+    let mut table = BTreeMap::new();
+    for item in tree::range(&nodes, root, Bound::Unbounded, Bound::Unbounded) {
+        let (key, value) = item?;
+        let name = String::from_utf8_lossy(&key).into_owned();
+        table.insert(name, SnapshotRecord::decode(&value)?);
+    }
+    Ok(table)
+}
+
+fn load(
+    repository: &Repository,
+    manifest: &Manifest,
+    head: &Head,
+) -> Result<(State, BTreeMap<String, SnapshotRecord>), OpenError> {
+    let table = table_of(repository, manifest.snapshots_root)?;
+    let committed = table_of(repository, head.snapshots_root)?;
+    let mut state = State::default();
+    state.base = manifest.root;
+    state.next_ordinal = manifest.next_ordinal.max(1);
+    state.next_op = manifest.last_op + 1;
+    state.last_segment = manifest.first_segment;
+    state.inos.next = manifest.next_ino.max(FIRST_FILE_INO);
+    state.active.last_op = manifest.last_op;
+    for (name, record) in &table {
+        let created = Time {
+            secs: record.created_ns.div_euclid(1_000_000_000),
+            nanos: record.created_ns.rem_euclid(1_000_000_000) as u32,
+        };
+        let snapshot = Snapshot {
+            ordinal: record.ordinal.0,
+            created,
+            tree: SnapshotTree::Root(record.root),
+            committed: committed.get(name) == Some(record),
+        };
+        state.put_snapshot(Arc::from(name.as_str()), snapshot);
+    }
+    Ok((state, table))
+}
+
+/// Folds the log's operations after the manifest into layers. Returns the number for the next segment.
+fn replay(
+    state: &mut State,
+    manifest: &Manifest,
+    options: &LogOptions,
+    identity: &LogIdentity,
+    sealer: &SealerFactory,
+    events: &Events,
+) -> Result<u64, OpenError> {
+    let mut last_op = manifest.last_op;
+    let mut operations = 0u64;
+    let replayed = Log::replay(options, identity, sealer, manifest.first_segment, &mut |record: Record<'_>| {
+        let (op, edits) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
+        if op > manifest.last_op {
+            state.apply(op, &edits, record.segment, record.data);
+            last_op = op;
+            operations += 1;
+        }
+        Ok(())
+    })?;
+    if let Some(cut) = replayed.cut_tail {
+        events.add(
+            "warning",
+            format!(
+                "The log's torn end was cut off: segment {} from byte {}, {} bytes; none of it was reported as durable",
+                cut.segment, cut.offset, cut.bytes
+            ),
+        );
+    }
+    if operations > 0 {
+        events.add("info", format!("Recovered {operations} operations from the log"));
+    }
+    state.next_op = last_op + 1;
+    Ok(replayed.next_segment)
+}
+
+/// The first mount of a volume makes its root directory.
+fn make_root(shared: &Shared) -> Result<(), OpenError> {
+    let there = {
+        let state = shared.state();
+        let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
+        View { base: state.base, frozen: &state.frozen, active: Some(&state.active), nodes }.inode(ROOT_INO)?.is_some()
+    };
+    if there {
+        return Ok(());
+    }
+    let t = now();
+    let root = Inode {
+        kind: FileKind::Directory,
+        perm: 0o755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: t,
+        mtime: t,
+        ctime: t,
+        btime: t,
+        parent: ROOT_INO,
+        parent_seq: 0,
+        next_seq: FIRST_SEQ,
+        target: None,
+    };
+    Ok(shared.log_now(&[Edit::Create(ROOT_INO, Box::new(root))])?)
+}
+
+/// Files that had lost their last name while they were open end with the mount that had them open.
+fn reclaim_orphans(shared: &Shared) -> Result<(), OpenError> {
+    let mut orphans = Vec::new();
+    {
+        let state = shared.state();
+        let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
+        let from = record::key(0, record::KIND_ORPHAN, &[]);
+        let to = record::key(0, record::KIND_ORPHAN + 1, &[]);
+        for item in tree::range(&nodes, state.base, Bound::Included(&from), Bound::Excluded(&to)) {
+            orphans.extend(record::trailing_number(&item.map_err(LookError::from)?.0));
+        }
+        for layer in state.frozen.iter().map(Arc::as_ref).chain([&state.active]) {
+            orphans.extend(layer.orphans());
+        }
+        let gone = |ino: &u64| {
+            let layers = state.frozen.iter().map(Arc::as_ref).chain([&state.active]);
+            layers.filter_map(|l| l.node(*ino)).any(|n| matches!(n.stand, Stand::Gone))
+        };
+        orphans.retain(|ino| !gone(ino));
+    }
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    for ino in &orphans {
+        if let Err(e) = shared.reclaim(Access::Wait, *ino) {
+            shared.events.add("warning", format!("Inode {ino} without a name is not reclaimed yet: {e}"));
+            crate::volume::lock(&shared.reap).push(*ino);
+        }
+    }
+    shared.events.add("info", format!("Reclaimed {} files without a name", orphans.len()));
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Attributes of nodes and of the whole volume.
+
+use axiomfs_repository::record::Inode;
+
+use super::{attr_of, live_only};
+use crate::edit::Edit;
+use crate::extent_map::{Run, RunSource};
+use crate::types::{Access, Attr, Caller, FileKind, FsError, FsResult, NodeId, SetAttr, SetTime, StatFs, Time};
+use crate::volume::{Change, Need, OpResult, Volume};
+
+/// Largest file: offsets are signed 64-bit numbers to the kernel.
+pub(crate) const FILE_MAX: u64 = i64::MAX as u64;
+/// Set-user-id and set-group-id bits.
+const SETID: u16 = 0o6000;
+/// Bytes per block that `statfs` counts in.
+const BLOCK: u64 = 4096;
+/// Size shown where the store has no bound: 1 PiB.
+const UNBOUNDED: u64 = 1 << 50;
+
+impl Volume {
+    /// Attributes of a node.
+    ///
+    /// # Errors
+    /// `Stale` if it is gone, or the tree can't be read.
+    pub fn getattr(&self, access: Access, node: NodeId) -> FsResult<Attr> {
+        self.shared.look(access, node.ordinal, |view| {
+            Ok(attr_of(node.ino, &view.inode(node.ino)?.ok_or(FsError::Stale)?))
+        })
+    }
+
+    /// Changes attributes; a changed length cuts off, or grows the file by a hole.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `Invalid`, `FileTooLarge`, `ReadOnly`, `NoSpace`, `Stale`, or the tree can't be read.
+    pub fn setattr(&self, access: Access, _caller: Caller, node: NodeId, set: &SetAttr) -> FsResult<Attr> {
+        let ino = live_only(node)?;
+        self.shared.change(access, Need::Room, None, |change, _| {
+            let now = change.now;
+            if let Some(size) = set.size {
+                resize(change, ino, size)?;
+            }
+            let inode = change.inode_mut(ino)?;
+            apply(inode, set, now);
+            Ok(attr_of(ino, inode))
+        })
+    }
+
+    /// Size and room of the volume.
+    ///
+    /// # Errors
+    /// The store can't be asked.
+    pub fn statfs(&self, _access: Access) -> FsResult<StatFs> {
+        let space = self.shared.repository.store().space().map_err(|e| FsError::Io(e.to_string()))?;
+        let (free, total) = space.unwrap_or((UNBOUNDED, UNBOUNDED));
+        let files = self.shared.state().inos.next;
+        Ok(StatFs {
+            block_size: BLOCK as u32,
+            blocks: total / BLOCK,
+            free: free / BLOCK,
+            files,
+            max_name: crate::types::NAME_MAX as u32,
+        })
+    }
+}
+
+fn apply(inode: &mut Inode, set: &SetAttr, now: Time) {
+    let time = |t: SetTime| match t {
+        SetTime::Now => now,
+        SetTime::At(t) => t,
+    };
+    if let Some(mode) = set.mode {
+        inode.perm = (mode & 0o7777) as u16;
+    }
+    if let Some(uid) = set.uid {
+        inode.uid = uid;
+    }
+    if let Some(gid) = set.gid {
+        inode.gid = gid;
+    }
+    if set.kill_suid_sgid && set.mode.is_none() {
+        kill_set_ids(inode);
+    }
+    if let Some(t) = set.atime {
+        inode.atime = time(t);
+    }
+    if let Some(t) = set.mtime {
+        inode.mtime = time(t);
+    }
+    inode.ctime = set.ctime.unwrap_or(now);
+}
+
+/// Clears what a change by somebody else must not leave set: set-user-id, and set-group-id where it isn't the old mark
+/// of mandatory locking (a file that its group can't execute).
+pub(crate) fn kill_set_ids(inode: &mut Inode) {
+    let keep_group = inode.perm & 0o010 == 0;
+    inode.perm &= if keep_group { !0o4000 } else { !SETID };
+}
+
+/// Sets a file's length.
+pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<()> {
+    if size > FILE_MAX {
+        return Err(FsError::FileTooLarge.into());
+    }
+    let now = change.now;
+    let inode = change.inode(ino)?;
+    match inode.kind {
+        FileKind::File => {}
+        FileKind::Directory => return Err(FsError::IsDirectory.into()),
+        _ => return Err(FsError::Invalid.into()),
+    }
+    let old = inode.size;
+    let cut = if size < old { allocated(change, ino, size, old)? } else { 0 };
+    if size < old {
+        let run = Run { offset: size, len: u64::MAX - size, source: RunSource::Hole };
+        change.edit(Edit::Map { ino, run });
+    }
+    let inode = change.inode_mut(ino)?;
+    inode.size = size;
+    inode.allocated = inode.allocated.saturating_sub(cut);
+    inode.mtime = now;
+    Ok(())
+}
+
+/// Bytes within `from..to` that are no hole.
+pub(crate) fn allocated(change: &mut Change<'_>, ino: u64, from: u64, to: u64) -> OpResult<u64> {
+    let runs = change.view.runs(ino, from, to)?;
+    Ok(runs.iter().filter(|r| r.source != RunSource::Hole).map(|r| r.len).sum())
+}

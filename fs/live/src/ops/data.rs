@@ -1,0 +1,275 @@
+//! Operations that change bytes of files.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::attributes::{FILE_MAX, allocated, kill_set_ids, resize};
+use super::live_only;
+use crate::edit::Edit;
+use crate::extent_map::{Run, RunSource};
+use crate::types::{Access, Caller, FallocMode, FileKind, FsError, FsResult, Handle, NodeId};
+use crate::volume::{Change, Need, OpResult, Volume};
+
+/// Most bytes of one log record's data.
+const RECORD_DATA: usize = 1 << 20;
+/// Most runs that one `copy_file_range` shares in one record.
+const SHARED_RUNS: usize = 512;
+
+impl Volume {
+    /// Opens a file; `truncate` cuts it to nothing.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `ReadOnly`, `Stale`, `NoSpace`, or the tree can't be read.
+    pub fn open(&self, access: Access, node: NodeId, write: bool, truncate: bool) -> FsResult<Handle> {
+        if write || truncate {
+            live_only(node)?;
+        }
+        let kind = self.getattr(access, node)?.kind;
+        if kind == FileKind::Directory && write {
+            return Err(FsError::IsDirectory);
+        }
+        if node.ordinal == 0 {
+            let mut state = self.shared.state_mut();
+            *state.opens.entry(node.ino).or_insert(0) += 1;
+        }
+        let handle = self.shared.handles.open(node);
+        if truncate {
+            let cut = self.shared.change(access, Need::Room, None, |change, _| {
+                let now = change.now;
+                resize(change, node.ino, 0)?;
+                let inode = change.inode_mut(node.ino)?;
+                inode.ctime = now;
+                Ok(())
+            });
+            if let Err(e) = cut {
+                self.release(node, handle);
+                return Err(e);
+            }
+        }
+        Ok(handle)
+    }
+
+    /// Closes a file. A file without a name goes with its last handle. Never waits.
+    pub fn release(&self, _node: NodeId, handle: Handle) {
+        let Some(node) = self.shared.handles.close(handle) else { return };
+        if node.ordinal != 0 {
+            return;
+        }
+        let last = {
+            let mut state = self.shared.state_mut();
+            match state.opens.get_mut(&node.ino) {
+                Some(count) if *count > 1 => {
+                    *count -= 1;
+                    false
+                }
+                _ => {
+                    state.opens.remove(&node.ino);
+                    true
+                }
+            }
+        };
+        if last && self.shared.reclaim(Access::Cached, node.ino).is_err() {
+            crate::volume::lock(&self.shared.reap).push(node.ino);
+        }
+    }
+
+    /// Writes `data` at `offset`, or at the end. It is in the log when this returns.
+    ///
+    /// # Errors
+    /// `FileTooLarge`, `NoSpace`, `Stale`, `ReadOnly`, or the tree or the log can't be used.
+    #[allow(clippy::too_many_arguments)]
+    pub fn write(
+        &self,
+        access: Access,
+        _caller: Caller,
+        node: NodeId,
+        _handle: Handle,
+        offset: u64,
+        data: &[u8],
+        append: bool,
+        kill_suid: bool,
+    ) -> FsResult<u32> {
+        let ino = live_only(node)?;
+        let mut done = 0;
+        for piece in data.chunks(RECORD_DATA) {
+            let result = self.write_piece(access, ino, offset + done as u64, piece, append, kill_suid);
+            match result {
+                Ok(()) => done += piece.len(),
+                Err(FsError::WouldBlock) if done > 0 => break,
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done as u32)
+    }
+
+    fn write_piece(
+        &self,
+        access: Access,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        append: bool,
+        kill_suid: bool,
+    ) -> FsResult<()> {
+        let len = data.len() as u64;
+        self.shared.change(access, Need::Room, Some(data), |change, _| {
+            let size = change.inode(ino)?.size;
+            let offset = if append { size } else { offset };
+            let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(FsError::FileTooLarge)?;
+            let known = offset.min(size)..end.min(size);
+            let there = if known.start < known.end { allocated(change, ino, known.start, known.end)? } else { 0 };
+            let now = change.now;
+            let inode = change.inode_mut(ino)?;
+            inode.size = inode.size.max(end);
+            inode.allocated = inode.allocated + len - there;
+            inode.mtime = now;
+            inode.ctime = now;
+            if kill_suid {
+                kill_set_ids(inode);
+            }
+            change.edit(Edit::Data { ino, offset });
+            Ok(())
+        })
+    }
+
+    /// All that was written before is on this machine's disk when it returns; with `durability: remote`, in the store.
+    ///
+    /// # Errors
+    /// The log or the store can't be written.
+    pub fn fsync(&self, access: Access, _node: NodeId) -> FsResult<()> {
+        let Some(log) = &self.shared.log else { return Ok(()) };
+        if access == Access::Cached {
+            return Err(FsError::WouldBlock);
+        }
+        if let Some(e) = &self.shared.state().refused {
+            return Err(e.clone());
+        }
+        log.sync().map_err(|e| FsError::Io(e.to_string()))?;
+        if self.shared.options.durability_remote {
+            self.sync(self.shared.options.timeout, &|_| {})?;
+        }
+        Ok(())
+    }
+
+    /// Allocates, punches or zeroes a range.
+    ///
+    /// # Errors
+    /// `Invalid`, `FileTooLarge`, `IsDirectory`, `NoSpace`, `ReadOnly`, or the tree can't be read.
+    pub fn fallocate(
+        &self,
+        access: Access,
+        _caller: Caller,
+        node: NodeId,
+        mode: FallocMode,
+        offset: u64,
+        len: u64,
+    ) -> FsResult<()> {
+        let ino = live_only(node)?;
+        let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(FsError::FileTooLarge)?;
+        if len == 0 {
+            return Err(FsError::Invalid);
+        }
+        self.shared.change(access, Need::Room, None, |change, _| {
+            let now = change.now;
+            let inode = change.inode(ino)?;
+            if inode.kind != FileKind::File {
+                return Err(FsError::Invalid.into());
+            }
+            let size = inode.size;
+            if matches!(mode, FallocMode::PunchHole | FallocMode::ZeroRange | FallocMode::ZeroRangeKeepSize)
+                && offset < size
+            {
+                let cut = allocated(change, ino, offset, end.min(size))?;
+                change.edit(Edit::Map { ino, run: Run { offset, len, source: RunSource::Hole } });
+                change.inode_mut(ino)?.allocated -= cut.min(change.inode(ino)?.allocated);
+            }
+            let inode = change.inode_mut(ino)?;
+            if matches!(mode, FallocMode::Allocate | FallocMode::ZeroRange) {
+                inode.size = inode.size.max(end);
+            }
+            inode.mtime = now;
+            inode.ctime = now;
+            Ok(())
+        })
+    }
+
+    /// Copies bytes between files without reading what lies in chunks: both share them.
+    ///
+    /// # Errors
+    /// `Invalid` for overlapping ranges of one file, `IsDirectory`, `NoSpace`, `ReadOnly`, or data can't be read.
+    #[allow(clippy::too_many_arguments)]
+    pub fn copy_range(
+        &self,
+        access: Access,
+        caller: Caller,
+        source: NodeId,
+        source_offset: u64,
+        target: NodeId,
+        target_offset: u64,
+        len: u64,
+    ) -> FsResult<u64> {
+        let ino = live_only(target)?;
+        if access == Access::Cached {
+            return Err(FsError::WouldBlock);
+        }
+        let size = self.getattr(access, source)?.size;
+        let len = len.min(size.saturating_sub(source_offset)).min(1 << 30);
+        let overlaps = source_offset < target_offset + len && target_offset < source_offset + len;
+        if source == target && overlaps && len > 0 {
+            return Err(FsError::Invalid);
+        }
+        let mut done = 0;
+        while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
+            let at = source_offset + done;
+            let runs = self.shared.look(access, source.ordinal, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
+            let shared: Vec<Run> = runs
+                .iter()
+                .take_while(|run| !matches!(run.source, RunSource::Log(_)))
+                .take(SHARED_RUNS)
+                .map(|run| Run { offset: target_offset + (run.offset - source_offset), ..run.clone() })
+                .collect();
+            if shared.is_empty() {
+                let piece = runs.first().map_or(0, |run| run.len.min(RECORD_DATA as u64));
+                let mut bytes = Vec::new();
+                self.read(access, source, Handle(0), at, &mut bytes, piece as usize)?;
+                if bytes.is_empty() {
+                    break;
+                }
+                let count = bytes.len() as u64;
+                self.write(access, caller, target, Handle(0), target_offset + done, &bytes, false, false)?;
+                done += count;
+            } else {
+                done += shared.iter().map(|run| run.len).sum::<u64>();
+                self.share(access, ino, shared)?;
+            }
+        }
+        Ok(done)
+    }
+
+    fn share(&self, access: Access, ino: u64, runs: Vec<Run>) -> FsResult<()> {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(()) };
+        let (from, to) = (first.offset, last.end());
+        if to > FILE_MAX {
+            return Err(FsError::FileTooLarge);
+        }
+        let runs: Arc<[Run]> = Arc::from(runs);
+        self.shared.change(access, Need::Room, None, |change, _| share_runs(change, ino, from, to, &runs))
+    }
+}
+
+fn share_runs(change: &mut Change<'_>, ino: u64, from: u64, to: u64, runs: &[Run]) -> OpResult<()> {
+    let now = change.now;
+    let size = change.inode(ino)?.size;
+    let there = if from < size { allocated(change, ino, from, to.min(size))? } else { 0 };
+    let come: u64 = runs.iter().filter(|run| run.source != RunSource::Hole).map(|run| run.len).sum();
+    let inode = change.inode_mut(ino)?;
+    inode.size = inode.size.max(to);
+    inode.allocated = (inode.allocated + come).saturating_sub(there);
+    inode.mtime = now;
+    inode.ctime = now;
+    for run in runs {
+        change.edit(Edit::Map { ino, run: run.clone() });
+    }
+    Ok(())
+}

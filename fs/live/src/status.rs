@@ -1,0 +1,91 @@
+//! What a volume tells of itself.
+
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use axiomfs_repository::RepositoryStats;
+
+use crate::events::Event;
+use crate::log::LogUsage;
+use crate::types::FsError;
+use crate::volume::{Volume, lock};
+
+/// How a volume is.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Since when it is mounted.
+    pub mounted_since: SystemTime,
+    /// Why nothing may be written, where that is so.
+    pub refused: Option<FsError>,
+    /// Opened for reading only.
+    pub read_only: bool,
+    /// Upper bound of the inodes ever made.
+    pub inodes: u64,
+    /// Open handles.
+    pub handles: usize,
+    /// Snapshots.
+    pub snapshots: usize,
+    /// Layers that wait for a checkpoint.
+    pub frozen_layers: usize,
+    /// About how much heap the layers take.
+    pub layer_bytes: u64,
+    /// The log.
+    pub log: Option<LogUsage>,
+    /// Bytes of packs that wait for a commit.
+    pub staged_bytes: u64,
+    /// File data written since the mount.
+    pub written_bytes: u64,
+    /// Of these, not yet under a committed head.
+    pub pending_bytes: u64,
+    /// Number of the newest head.
+    pub head_sequence: u64,
+    /// Its commit id.
+    pub head_commit: Option<[u8; 16]>,
+    /// Epoch of this writer.
+    pub epoch: u64,
+    /// When it was created.
+    pub head_time: Option<SystemTime>,
+    /// Counters of the repository.
+    pub repository: RepositoryStats,
+}
+
+impl Volume {
+    /// How the volume is, from memory: never waits for the store.
+    pub fn status(&self) -> Status {
+        let shared = &self.shared;
+        let head = *lock(&shared.head);
+        let written = shared.written.load(Ordering::Relaxed);
+        let committed = shared.committed_bytes.load(Ordering::Relaxed);
+        let state = shared.state();
+        let layers = state.frozen.iter().map(|layer| layer.heap()).sum::<usize>() + state.active.heap();
+        Status {
+            mounted_since: shared.started,
+            refused: state.refused.clone(),
+            read_only: shared.options.read_only,
+            inodes: state.inos.next,
+            handles: shared.handles.count(),
+            snapshots: state.snapshots.len(),
+            frozen_layers: state.frozen.len(),
+            layer_bytes: layers as u64,
+            log: shared.log.as_ref().map(crate::log::Log::usage),
+            staged_bytes: shared.repository.staged_bytes(),
+            written_bytes: written,
+            pending_bytes: written.saturating_sub(committed),
+            head_sequence: head.sequence,
+            head_commit: head.commit.map(|c| c.0),
+            epoch: head.epoch,
+            head_time: head.at,
+            repository: shared.repository.stats(),
+        }
+    }
+
+    /// What happened lately, the oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        self.shared.events.all()
+    }
+
+    /// Adds an event, for the parts above.
+    pub fn note(&self, kind: &'static str, text: impl Into<String>) {
+        self.shared.events.add(kind, text);
+    }
+}
