@@ -31,8 +31,21 @@ impl Limits {
 }
 
 const NAMES: &[&[u8]] = &[
-    b"a", b"b", b"c", b"notes.txt", b"Makefile", b".hidden", b"with space", b"new\nline", b"\xff\xfe-latin", "größe.dat".as_bytes(),
-    b"-dash", b".notes.txt.Ab12Cd", b"lib.rs", b"lib.rs~", b"x.tar.gz",
+    b"a",
+    b"b",
+    b"c",
+    b"notes.txt",
+    b"Makefile",
+    b".hidden",
+    b"with space",
+    b"new\nline",
+    b"\xff\xfe-latin",
+    "größe.dat".as_bytes(),
+    b"-dash",
+    b".notes.txt.Ab12Cd",
+    b"lib.rs",
+    b"lib.rs~",
+    b"x.tar.gz",
 ];
 const XATTRS: &[&str] = &["user.a", "user.mime_type", "user.a-longer-name-of-an-attribute", "trusted.overlay"];
 
@@ -69,7 +82,9 @@ impl Generator {
             32..=39 => self.rename(&tree),
             40..=46 => self.removal(&tree),
             47..=50 => Op::Chmod { path: self.chmodable(&tree), mode: self.mode() | 0o400 },
-            51..=53 => Op::Chown { path: self.any(&tree), uid: self.rng.below(3) as u32, gid: self.rng.below(3) as u32 },
+            51..=53 => {
+                Op::Chown { path: self.any(&tree), uid: self.rng.below(3) as u32, gid: self.rng.below(3) as u32 }
+            }
             54..=57 => Op::Utimes { path: self.any(&tree), mtime: self.time() },
             58..=60 => Op::SetXattr { path: self.chmodable(&tree), name: self.xattr(), value: self.value() },
             61 => Op::RemoveXattr { path: self.chmodable(&tree), name: self.xattr() },
@@ -160,7 +175,11 @@ impl Generator {
 
     /// A name that is probably new, in a directory that probably exists.
     fn new_path(&mut self, tree: &Tree) -> Path {
-        let parent = if self.rng.one_in(50) && !tree.files.is_empty() { self.rng.pick(&tree.files).clone() } else { self.dir(tree) };
+        let parent = if self.rng.one_in(50) && !tree.files.is_empty() {
+            self.rng.pick(&tree.files).clone()
+        } else {
+            self.dir(tree)
+        };
         let parent = if parent.iter().filter(|b| **b == b'/').count() > 4 { Vec::new() } else { parent };
         let mut name = self.rng.pick(NAMES).to_vec();
         if self.rng.one_in(2) {

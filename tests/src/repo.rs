@@ -39,7 +39,11 @@ pub fn binary() -> PathBuf {
     }
     let me = std::env::current_exe().expect("a test knows its own path");
     let built = me.ancestors().nth(2).map(|profile| profile.join("axiomfs")).unwrap_or_default();
-    assert!(built.is_file(), "{} is missing: build it first (cargo build -p axiomfs), or set AXIOMFS_BIN", built.display());
+    assert!(
+        built.is_file(),
+        "{} is missing: build it first (cargo build -p axiomfs), or set AXIOMFS_BIN",
+        built.display()
+    );
     built
 }
 
@@ -87,7 +91,7 @@ impl TestRepo {
     /// An initialised repository, not mounted.
     pub fn new(name: &str) -> TestRepo {
         let repo = TestRepo::without_init(name);
-        let done = repo.axiomfs(&["init", text(&repo.store)]);
+        let done = repo.axiomfs(&["init", text(&repo.store), "--kdf-memory", "64MiB"]);
         assert!(done.status.success(), "init failed: {}{}", done.stdout, done.stderr);
         repo
     }
@@ -172,7 +176,8 @@ impl TestRepo {
     pub fn try_mount(&mut self, more: &[&str]) -> Result<(), String> {
         assert!(self.daemon.is_none(), "the test mounted twice");
         let log = self.dir.join("daemon.log");
-        let out = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a file for the daemon's messages");
+        let out =
+            fs::OpenOptions::new().create(true).append(true).open(&log).expect("a file for the daemon's messages");
         let before = fs::metadata(&log).map_or(0, |m| m.len());
         let mut command = self.command(&["mount"]);
         command.args(self.mount_args()).arg("-f").args(more).stdin(Stdio::null());
@@ -218,7 +223,14 @@ impl TestRepo {
     /// When either fails.
     pub fn umount(&mut self) -> &mut TestRepo {
         let done = self.axiomfs(&["umount", text(&self.mnt)]);
-        assert!(done.status.success(), "umount failed with {}: {}{}\n{}", done.status, done.stdout, done.stderr, self.daemon_log());
+        assert!(
+            done.status.success(),
+            "umount failed with {}: {}{}\n{}",
+            done.status,
+            done.stdout,
+            done.stderr,
+            self.daemon_log()
+        );
         let status = self.wait_daemon();
         assert!(status.success(), "the daemon ended with {status}: {}", self.daemon_log());
         self
@@ -311,8 +323,10 @@ impl TestRepo {
         let mut file = fs::OpenOptions::new().read(true).write(true).open(path).expect("control can be opened");
         let written = file.write(command.as_bytes());
         let mut reply = String::new();
-        file.read_to_string(&mut reply).unwrap_or_else(|e| panic!("the reply to {command} can't be read: {e} ({written:?})"));
-        serde_json::from_str(&reply).unwrap_or_else(|e| panic!("the reply to {command} isn't JSON ({e}): {reply:?} ({written:?})"))
+        file.read_to_string(&mut reply)
+            .unwrap_or_else(|e| panic!("the reply to {command} can't be read: {e} ({written:?})"));
+        serde_json::from_str(&reply)
+            .unwrap_or_else(|e| panic!("the reply to {command} isn't JSON ({e}): {reply:?} ({written:?})"))
     }
 
     /// A control command that must succeed.

@@ -44,10 +44,9 @@ impl Rng {
 pub fn run_seed(test: &str) -> u64 {
     let seed = match std::env::var("AXIOMFS_SEED") {
         Ok(text) => text.parse().expect("AXIOMFS_SEED must be a number"),
-        Err(_) => std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map(|d| d.as_nanos() as u64)
-            .unwrap_or(1),
+        Err(_) => {
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map(|d| d.as_nanos() as u64).unwrap_or(1)
+        }
     };
     eprintln!("{test}: seed {seed} (repeat with AXIOMFS_SEED={seed})");
     seed
@@ -72,7 +71,20 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// Text-like bytes that compress to about a third, the same for the same seed.
 pub fn prose(seed: u64, len: usize) -> Vec<u8> {
     const WORDS: &[&str] = &[
-        "segment ", "chunk ", "frame ", "the ", "of ", "a ", "epoch\n", "root ", "snapshot ", "lease ", "extent ", "and ", "names ", "every ",
+        "segment ",
+        "chunk ",
+        "frame ",
+        "the ",
+        "of ",
+        "a ",
+        "epoch\n",
+        "root ",
+        "snapshot ",
+        "lease ",
+        "extent ",
+        "and ",
+        "names ",
+        "every ",
     ];
     let mut rng = Rng::new(seed);
     let mut out = Vec::with_capacity(len + 64);

@@ -38,7 +38,9 @@ pub fn clear_text(store: &Path, clear: &[PathBuf]) -> Vec<Leak> {
     let mut search = |object: &Path, bytes: &[u8]| {
         for (offset, run) in bytes.windows(RUN).enumerate() {
             if !dull(run) && hashes(run).iter().all(|h| filter[(h / 64) as usize] & (1 << (h % 64)) != 0) {
-                suspects.entry(run.try_into().expect("a run is 16 bytes")).or_insert_with(|| (object.to_owned(), offset));
+                suspects
+                    .entry(run.try_into().expect("a run is 16 bytes"))
+                    .or_insert_with(|| (object.to_owned(), offset));
             }
         }
     };
@@ -81,7 +83,10 @@ fn hashes(run: &[u8]) -> [u64; 2] {
         let z = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (z ^ (z >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33
     };
-    [mix(low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high), mix(high.wrapping_mul(0xff51_afd7_ed55_8ccd).wrapping_add(low))]
+    [
+        mix(low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high),
+        mix(high.wrapping_mul(0xff51_afd7_ed55_8ccd).wrapping_add(low)),
+    ]
 }
 
 #[cfg(test)]

@@ -52,7 +52,8 @@ fn what_was_acknowledged_survives_100_kills_at_random_moments() {
     }
     repo.sync();
     let workers = [Worker::new("w0", seed), Worker::new("w1", seed ^ 0x5555)];
-    let mut bench = Bench { repo, workers, snapshots: BTreeMap::new(), rng: Rng::new(!seed), counter: 0, stored: [0, 0] };
+    let mut bench =
+        Bench { repo, workers, snapshots: BTreeMap::new(), rng: Rng::new(!seed), counter: 0, stored: [0, 0] };
     for kill in 0..KILLS {
         let when = format!("after kill {kill} (seed {seed})");
         let uncertain = bench.work_and_kill();
@@ -89,7 +90,8 @@ impl Bench {
         let progress = [self.workers[0].progress(), self.workers[1].progress()];
         let [one, two] = &mut self.workers;
         let outcome = thread::scope(|scope| {
-            let threads = [scope.spawn(|| one.work(&live, &killed, &stop)), scope.spawn(|| two.work(&live, &killed, &stop))];
+            let threads =
+                [scope.spawn(|| one.work(&live, &killed, &stop)), scope.spawn(|| two.work(&live, &killed, &stop))];
             let taker = scope.spawn(|| {
                 thread::sleep(before);
                 let low = progress.each_ref().map(|p| p.acknowledged());
@@ -158,7 +160,10 @@ impl Bench {
             assert!(there.contains(name), "{when}: snapshot {name:?} is gone; there are {there:?}");
         }
         for name in &there {
-            assert!(self.snapshots.contains_key(name) || uncertain.contains_key(name), "{when}: snapshot {name:?} came from nowhere");
+            assert!(
+                self.snapshots.contains_key(name) || uncertain.contains_key(name),
+                "{when}: snapshot {name:?} came from nowhere"
+            );
         }
         let found = uncertain.keys().filter(|n| there.contains(*n)).count();
         assert!(uncertain.len() < 2 || found == 1, "{when}: a rename was half done: {there:?}, {uncertain:?}");
@@ -173,7 +178,10 @@ impl Bench {
                 let like = worker.states_like(&seen, range.clone());
                 let Some((first, last)) = like.first().zip(like.last()) else {
                     let shown = worker.differences_from(*range.start(), &seen).join("\n");
-                    panic!("{when}: snapshot {name:?} holds none of the states {range:?} of {}; to the first:\n{shown}", worker.name);
+                    panic!(
+                        "{when}: snapshot {name:?} holds none of the states {range:?} of {}; to the first:\n{shown}",
+                        worker.name
+                    );
                 };
                 *range = *first..=*last;
             }
@@ -190,7 +198,8 @@ impl Bench {
             let seen = seen_in(&other.live(), worker).unwrap_or_else(|e| panic!("{when}: the store alone: {e}"));
             let states = worker.states_like(&seen, oldest..=worker.state());
             if states.is_empty() {
-                let (old, new) = (worker.differences_from(oldest, &seen), worker.differences_from(worker.state(), &seen));
+                let (old, new) =
+                    (worker.differences_from(oldest, &seen), worker.differences_from(worker.state(), &seen));
                 panic!(
                     "{when}: {} in the store alone is no state from {oldest} to {}; to the first:\n{}\nto the last:\n{}",
                     worker.name,
@@ -222,7 +231,11 @@ impl Bench {
 
     fn finish(mut self) {
         let total: usize = self.workers.iter().map(Worker::state).sum();
-        eprintln!("{total} operations; the trees have {} and {} nodes", self.workers[0].nodes(), self.workers[1].nodes());
+        eprintln!(
+            "{total} operations; the trees have {} and {} nodes",
+            self.workers[0].nodes(),
+            self.workers[1].nodes()
+        );
         assert!(total > 20 * KILLS, "only {total} operations were done between {KILLS} kills: the test showed little");
         assert!(self.stored.iter().all(|k| *k > 0), "no commit was seen in the store in the whole run");
         self.repo.umount().mount();
@@ -272,7 +285,8 @@ fn a_copy_killed_in_the_middle_keeps_every_file_that_was_written() {
             kill_process(pid, Signal::KILL)
         });
         for i in 0.. {
-            let (file_seed, len) = (rng.next(), rng.below(if rng.one_in(30) { 8 << 20 } else { 60_000 }) as usize);
+            let limit = if rng.one_in(30) { 8 << 20 } else { 60_000 };
+            let (file_seed, len) = (rng.next(), rng.below(limit) as usize);
             let name = format!("r{round}-{i}");
             match write_file(&live.join(&name), &content(file_seed, len), rng.one_in(5)) {
                 Ok(()) => whole.push((name, file_seed, len)),
@@ -284,7 +298,11 @@ fn a_copy_killed_in_the_middle_keeps_every_file_that_was_written() {
         repo.mount();
         for (name, file_seed, len) in &whole {
             let have = fs::read(repo.live().join(name)).unwrap_or_else(|e| panic!("round {round}: {name}: {e}"));
-            assert!(have == content(*file_seed, *len), "round {round}: {name} isn't what was written ({} of {len} bytes)", have.len());
+            assert!(
+                have == content(*file_seed, *len),
+                "round {round}: {name} isn't what was written ({} of {len} bytes)",
+                have.len()
+            );
         }
     }
     assert!(whole.len() > 50, "only {} files were written", whole.len());

@@ -10,7 +10,13 @@ use axiomfs_tests::repo::{TestRepo, beside_others, scratch};
 use axiomfs_tests::rng::{Rng, run_seed, soak};
 
 /// Does `count` operations on both and panics at the first result that differs.
-fn run_steps(model: &mut Model, performer: &mut Performer, generator: &mut Generator, count: usize, done: &mut Vec<Op>) {
+fn run_steps(
+    model: &mut Model,
+    performer: &mut Performer,
+    generator: &mut Generator,
+    count: usize,
+    done: &mut Vec<Op>,
+) {
     for _ in 0..count {
         let op = generator.next(model);
         let want = model.apply(&op);
@@ -18,7 +24,9 @@ fn run_steps(model: &mut Model, performer: &mut Performer, generator: &mut Gener
         done.push(op);
         assert_eq!(have, want, "operation {} differs from the model (left: filesystem)\n{}", done.len(), recent(done));
         if want.is_ok() {
-            performer.adopt_times(model).unwrap_or_else(|e| panic!("after operation {}: {e}\n{}", done.len(), recent(done)));
+            performer
+                .adopt_times(model)
+                .unwrap_or_else(|e| panic!("after operation {}: {e}\n{}", done.len(), recent(done)));
         }
     }
 }
@@ -99,7 +107,8 @@ fn one_life(seed: u64) {
             }
             _ => {}
         }
-        let what = ["sync", "control sync", "a crash", "a clean remount", "a remount from the store alone"][event as usize];
+        let what =
+            ["sync", "control sync", "a crash", "a clean remount", "a remount from the store alone"][event as usize];
         check(&model, &root, &format!("step {step}, after {what}"), &done);
     }
 }
