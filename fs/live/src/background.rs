@@ -153,10 +153,11 @@ fn run(
         lock(&shared.work.orders).checkpoints_done += 1;
         shared.work.changed.notify_all();
     }
-    let staged = shared.repository.staged_bytes();
+    let staged = shared.note_staged();
     let due = last_commit.elapsed() >= shared.options.commit_interval || staged >= shared.options.commit_bytes;
     if commit || due && checkpointer.changed() {
         checkpointer.commit(shared)?;
+        shared.note_staged();
         shared.made_room();
         *last_commit = Instant::now();
     }
@@ -195,6 +196,13 @@ pub(crate) fn tick(shared: &Shared) {
 }
 
 impl Shared {
+    /// Notes how many bytes of packs wait for a commit.
+    fn note_staged(&self) -> u64 {
+        let staged = self.repository.stats().staged_bytes;
+        self.staged_bytes.store(staged, Ordering::Relaxed);
+        staged
+    }
+
     /// Removes a file that has neither a name nor a handle.
     pub fn reclaim(&self, access: Access, ino: u64) -> FsResult<()> {
         if self.log.is_none() {

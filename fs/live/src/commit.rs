@@ -46,10 +46,10 @@ impl Checkpointer {
         }
         shared.fault("commit.head-created");
         self.finished(shared, &head, data_bytes)?;
-        shared.repository.finish_commit(set);
+        shared.repository.finish_commit(set)?;
         shared.fault("commit.finished");
         if head.sequence.0 % 16 == 0 {
-            shared.repository.trim_heads(shared.options.volume, HEADS_KEPT);
+            shared.repository.trim_heads(shared.options.volume, HEADS_KEPT)?;
         }
         Ok(())
     }

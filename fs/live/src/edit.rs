@@ -8,7 +8,6 @@ use std::sync::Arc;
 use axiomfs_repository::record::{Entry, Fields, Inode, RecordError, put_time, put_varint};
 
 use crate::extent_map::{Run, RunSource};
-use crate::log::DataRef;
 use crate::types::{FileKind, Time};
 
 /// One change of the tree.
@@ -192,13 +191,8 @@ fn encode_run(run: &Run, out: &mut Vec<u8>) {
     put_varint(out, run.len);
     match &run.source {
         RunSource::Hole => out.push(0),
-        RunSource::Log(r) => {
-            out.push(1);
-            put_varint(out, r.segment);
-            put_varint(out, r.offset);
-            put_varint(out, u64::from(r.start));
-            put_varint(out, u64::from(r.len));
-        }
+        // `copy_range` writes such bytes anew: the segment they are in may be freed before this record is replayed.
+        RunSource::Log(_) => unreachable!("an edit never refers to another record's data"),
         RunSource::Chunk { id, skip } => {
             out.push(2);
             put_varint(out, u64::from(*skip));
@@ -278,13 +272,6 @@ fn decode_run(f: &mut Fields<'_>) -> Result<Run, RecordError> {
     }
     let source = match f.byte()? {
         0 => RunSource::Hole,
-        1 => {
-            let r = DataRef { segment: f.varint()?, offset: f.varint()?, start: f.varint32()?, len: f.varint32()? };
-            if u64::from(r.len) != len {
-                return Err(f.error("a run is out of bounds"));
-            }
-            RunSource::Log(r)
-        }
         2 => RunSource::Chunk { skip: f.varint32()?, id: f.chunk_id()? },
         3 => {
             let bytes = f.take_rest();
@@ -335,13 +322,11 @@ mod tests {
     #[test]
     fn every_kind_of_edit_is_read_back() {
         let name: Arc<[u8]> = Arc::from(&b"na\xffme"[..]);
-        let log = DataRef { segment: 3, offset: 4096, start: 1, len: 9 };
         let edits = vec![
             Edit::Create(1024, Box::new(inode())),
             Edit::Update(1024, Box::new(inode())),
             Edit::Link { dir: 2, seq: 16, entry: Entry { ino: 1024, kind: FileKind::File, name: name.clone() } },
             Edit::Data { ino: 1024, offset: u64::MAX / 2 },
-            Edit::Map { ino: 1024, run: Run { offset: 5, len: 9, source: RunSource::Log(log) } },
             Edit::Map { ino: 1024, run: Run { offset: 0, len: u64::MAX, source: RunSource::Hole } },
             Edit::Map {
                 ino: 1024,

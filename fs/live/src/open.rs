@@ -45,12 +45,12 @@ pub enum OpenError {
     Operation(#[from] record::RecordError),
     /// The store's newest head is older than the one this state directory has seen.
     #[error(
-        "The store's newest head is {found:?}, but this machine has seen {seen}: the store was rolled back; \
+        "The store's newest head is {found}, but this machine has seen {seen}: the store was rolled back; \
          restore it, or mount with --accept-rollback"
     )]
     Rollback {
         /// Newest head in the store.
-        found: Option<u64>,
+        found: u64,
         /// Newest head seen.
         seen: u64,
     },
@@ -63,12 +63,17 @@ pub enum OpenError {
         /// Newest head in the store.
         found: u64,
     },
+    /// A staged pack is gone.
+    #[error("Pack {pack} is neither in {} nor in the store; data that was acknowledged is lost with it", dir.display())]
+    MissingPack {
+        /// The pack.
+        pack: axiomfs_repository::ids::PackId,
+        /// The state directory.
+        dir: std::path::PathBuf,
+    },
     /// A thread can't be started.
     #[error("A thread can't be started")]
     Thread(#[source] std::io::Error),
-    /// The store has no head of this volume.
-    #[error("The volume has no head in the store")]
-    NoHead,
 }
 
 /// Threads that fetch ahead of sequential readers.
@@ -88,25 +93,29 @@ impl Volume {
         options: VolumeOptions,
     ) -> Result<Arc<Self>, OpenError> {
         let events = Events::default();
-        let head = repository.latest_head(options.volume)?.ok_or(OpenError::NoHead)?;
+        let head = repository.latest_head(options.volume)?;
         let manifest = Manifest::read(&options.state_dir, &repository)?;
         if options.read_only && manifest.is_none() {
-            return Self::open_read_only(repository, host, chunker, options, &head, events);
+            return Self::open_read_only(repository, host, chunker, options, head, events);
         }
         let manifest = match manifest {
-            Some(manifest) => reconcile(manifest, &head, &options)?,
-            None => first_manifest(&head),
+            Some(manifest) => reconcile(manifest, head.as_ref(), &options)?,
+            None => first_manifest(head.as_ref()),
         };
-        repository.load_segments(&head.segments)?;
-        repository.adopt_staged(&manifest.staged)?;
-        let (mut state, table) = load(&repository, &manifest, &head)?;
+        let snapshots_root = head.as_ref().and_then(|head| head.snapshots_root);
+        repository.load_segments(head.as_ref().map_or(&[], |head| &head.segments))?;
+        let adopted = repository.adopt_staged(&manifest.staged)?;
+        if let Some(pack) = adopted.missing.first() {
+            return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
+        }
+        let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
         let log_options = log_options(&options);
         let identity =
             LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
         let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
         if options.read_only {
-            let seen = seen(&head);
+            let seen = head.as_ref().map(seen).unwrap_or_default();
             let log = Log::create(log_options, identity, sealer, next_segment)?;
             let shared = Shared::new(repository, host, chunker, options, Some(log), state, seen, events);
             shared.state_mut().refused = Some(crate::types::FsError::ReadOnly);
@@ -114,8 +123,8 @@ impl Volume {
         }
         let log = Log::create(log_options, identity, sealer, next_segment)?;
         state.last_segment = next_segment;
-        let committed: HashSet<u32> = table_of(&repository, head.snapshots_root)?.values().map(|r| r.ordinal.0).collect();
-        let seen = seen(&head);
+        let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
+        let seen = head.as_ref().map(seen).unwrap_or_default();
         let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
         let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0 };
         make_root(&shared)?;
@@ -128,12 +137,14 @@ impl Volume {
         host: Arc<Host>,
         chunker: Arc<dyn Chunker>,
         options: VolumeOptions,
-        head: &Head,
+        head: Option<Head>,
         events: Events,
     ) -> Result<Arc<Self>, OpenError> {
-        repository.load_segments(&head.segments)?;
-        let (state, _) = load(&repository, &first_manifest(head), head)?;
-        let shared = Shared::new(repository, host, chunker, options, None, state, seen(head), events);
+        let head = head.as_ref();
+        repository.load_segments(head.map_or(&[], |head| &head.segments))?;
+        let (state, _) = load(&repository, &first_manifest(head), head.and_then(|head| head.snapshots_root))?;
+        let seen = head.map(seen).unwrap_or_default();
+        let shared = Shared::new(repository, host, chunker, options, None, state, seen, events);
         Self::spawn(Arc::new(shared), None)
     }
 
@@ -186,45 +197,44 @@ fn sealer(repository: &Arc<Repository>) -> SealerFactory {
     Arc::new(move |salt: &[u8; 32]| repository.log_sealer(salt))
 }
 
-/// What an empty state directory stands for: the store's newest head.
-fn first_manifest(head: &Head) -> Manifest {
+/// What an empty state directory stands for: the store's newest head, or an empty volume.
+fn first_manifest(head: Option<&Head>) -> Manifest {
+    let Some(head) = head else { return Manifest { epoch: 1, ..Manifest::default() } };
     Manifest {
-        generation: 0,
         epoch: head.epoch.0,
         head: Some((head.sequence.0, head.commit)),
-        pending: None,
         root: head.live_root,
         snapshots_root: head.snapshots_root,
-        last_op: 0,
-        first_segment: 0,
         next_ino: head.next_ino,
         next_ordinal: head.next_ordinal,
-        dirty: false,
-        staged: Vec::new(),
+        ..Manifest::default()
     }
 }
 
 /// Holds what is durable here against the store's newest head.
-fn reconcile(mut manifest: Manifest, head: &Head, options: &VolumeOptions) -> Result<Manifest, OpenError> {
-    let found = (head.sequence.0, head.commit);
-    if manifest.head == Some(found) {
+fn reconcile(mut manifest: Manifest, head: Option<&Head>, options: &VolumeOptions) -> Result<Manifest, OpenError> {
+    let found = head.map(|head| (head.sequence.0, head.commit));
+    if manifest.head == found {
         manifest.pending = None;
         return Ok(manifest);
     }
-    if manifest.pending == Some(head.commit) {
+    if let (Some((_, commit)), Some(pending)) = (found, manifest.pending)
+        && commit == pending
+    {
         // The head was created and the answer or the note of it was lost.
-        manifest.head = Some(found);
+        manifest.head = found;
         manifest.pending = None;
         manifest.dirty = false;
         manifest.staged.clear();
         return Ok(manifest);
     }
+    let number = found.map_or(0, |(sequence, _)| sequence);
     match manifest.head {
-        Some((seen, _)) if found.0 <= seen && !options.accept_rollback => {
-            Err(OpenError::Rollback { found: Some(found.0), seen })
+        Some((seen, _)) if number <= seen && !options.accept_rollback => {
+            Err(OpenError::Rollback { found: number, seen })
         }
-        Some(_) if !manifest.dirty && options.accept_rollback => Ok(first_manifest(head)),
-        _ => Err(OpenError::Diverged { found: found.0 }),
+        _ if !manifest.dirty && options.accept_rollback => Ok(first_manifest(head)),
+        _ => Err(OpenError::Diverged { found: number }),
     }
 }
 
@@ -243,10 +253,10 @@ fn table_of(repository: &Repository, root: Option<Root>) -> Result<BTreeMap<Stri
 fn load(
     repository: &Repository,
     manifest: &Manifest,
-    head: &Head,
+    committed_root: Option<Root>,
 ) -> Result<(State, BTreeMap<String, SnapshotRecord>), OpenError> {
     let table = table_of(repository, manifest.snapshots_root)?;
-    let committed = table_of(repository, head.snapshots_root)?;
+    let committed = table_of(repository, committed_root)?;
     let mut state = State::default();
     state.base = manifest.root;
     state.next_ordinal = manifest.next_ordinal.max(1);

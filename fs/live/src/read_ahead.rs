@@ -67,6 +67,8 @@ impl ReadAhead {
             queue.push_front((node, end, to));
             self.wake.notify_one();
         }
-        shared.repository.prefetch_chunk(&id);
+        if let Err(e) = shared.repository.prefetch_chunk(&id) {
+            tracing::debug!("Chunk {id} could not be fetched ahead: {e}");
+        }
     }
 }

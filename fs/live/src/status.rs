@@ -68,7 +68,7 @@ impl Volume {
             frozen_layers: state.frozen.len(),
             layer_bytes: layers as u64,
             log: shared.log.as_ref().map(crate::log::Log::usage),
-            staged_bytes: shared.repository.staged_bytes(),
+            staged_bytes: shared.staged_bytes.load(Ordering::Relaxed),
             written_bytes: written,
             pending_bytes: written.saturating_sub(committed),
             head_sequence: head.sequence,

@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     room: (Mutex<()>, Condvar),
     /// Bytes of file data accepted since the mount.
     pub written: AtomicU64,
+    /// Bytes of packs that wait for a commit, as of the last checkpoint or commit.
+    pub staged_bytes: AtomicU64,
     /// File data that ingest has read from the log.
     pub ingested: AtomicU64,
     /// Of what was written, under a committed head.
@@ -246,6 +248,7 @@ impl Shared {
             ahead: ReadAhead::default(),
             room: (Mutex::new(()), Condvar::new()),
             written: AtomicU64::new(0),
+            staged_bytes: AtomicU64::new(0),
             ingested: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
@@ -329,7 +332,7 @@ impl Shared {
             Need::Room => FROZEN_MAX,
         };
         let layers = state.frozen.len() < limit || state.active.heap() < self.layer_max();
-        let staged = need == Need::Snapshot || self.repository.staged_bytes() < self.options.staging_max;
+        let staged = need == Need::Snapshot || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max;
         layers && staged
     }
 

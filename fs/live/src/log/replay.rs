@@ -27,16 +27,28 @@ impl Log {
         from_segment: u64,
         apply: &mut Apply<'_>,
     ) -> Result<Replayed, LogError> {
-        let mut replayed =
-            Replayed { next_segment: from_segment, records: 0, segments: 0, cut_tail: None, epoch: None };
-        let Some(disk) = Disk::open(&options.dir)? else { return Ok(replayed) };
+        match Disk::open(&options.dir)? {
+            Some(disk) => Self::replay_on(&disk, options, identity, sealer, from_segment, apply),
+            None => Ok(Replayed::nothing(from_segment)),
+        }
+    }
+
+    pub(super) fn replay_on(
+        disk: &Disk,
+        options: &LogOptions,
+        identity: &LogIdentity,
+        sealer: &SealerFactory,
+        from_segment: u64,
+        apply: &mut Apply<'_>,
+    ) -> Result<Replayed, LogError> {
+        let mut replayed = Replayed::nothing(from_segment);
         let numbers: Vec<u64> = disk.list()?.segments.into_keys().collect();
         if let Some(last) = numbers.last() {
             replayed.next_segment = from_segment.max(last + 1);
         }
         let mut numbers = numbers.into_iter().filter(|number| *number >= from_segment).peekable();
         let mut segments: Vec<Segment> = Vec::new();
-        let open = |number| Segment::open(&disk, number, identity, sealer, options.encrypt);
+        let open = |number| Segment::open(disk, number, identity, sealer, options.encrypt);
         let mut next = numbers.next().map(open).transpose()?;
         while let Some(segment) = next {
             if segments.is_empty() {
@@ -44,7 +56,7 @@ impl Log {
             }
             next = numbers.next().map(open).transpose()?;
             let stated = next.as_ref().map(|next| stated_end(&segment, next)).transpose()?;
-            let mut reader = Reader::new(&disk, &segment);
+            let mut reader = Reader::new(disk, &segment);
             let end = reader.records(stated, &mut |offset, header, body| {
                 replayed.records += 1;
                 hand_out(segment.number(), offset, header, body, apply)
@@ -56,11 +68,17 @@ impl Log {
         }
         for segment in &segments {
             let synced = segment.file.sync();
-            synced.map_err(|source| LogError::from_write("fdatasync", segment.number(), &disk, source))?;
+            synced.map_err(|source| LogError::from_write("fdatasync", segment.number(), disk, source))?;
         }
         let synced = disk.sync_dir();
         synced.map_err(|source| LogError::Io { operation: "fsync", path: disk.dir().to_owned(), source })?;
         Ok(replayed)
+    }
+}
+
+impl Replayed {
+    fn nothing(from_segment: u64) -> Self {
+        Self { next_segment: from_segment, records: 0, segments: 0, cut_tail: None, epoch: None }
     }
 }
 

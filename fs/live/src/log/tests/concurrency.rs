@@ -135,3 +135,22 @@ fn reads_go_on_beside_appends_rotation_and_release() {
         stop.store(true, Ordering::SeqCst);
     });
 }
+
+#[test]
+fn a_segment_that_is_being_read_is_never_recycled_under_the_reader() {
+    let bench = Bench::new(16 << 10, 8, true);
+    let log = bench.create(0);
+    let data = noise(1, 5000);
+    let at = append(&log, b"m", &data).data.unwrap();
+    let reader = log.segment(0).unwrap(); // A read under way.
+    for n in 1..20 {
+        let next = log.rotate().unwrap();
+        log.release_before(next).unwrap();
+        append(&log, b"m", &noise(n + 1, 5000));
+    }
+    let mut record = Vec::new();
+    reader.read_record(&log.disk, at.offset, &mut record).unwrap();
+    assert_eq!(record[record.len() - 5000..], data);
+    let error = log.read(at, &mut vec![0; 5000]).unwrap_err();
+    assert!(matches!(error, LogError::Released { segment: 0 }), "{error}");
+}

@@ -18,8 +18,10 @@ use super::*;
 /// A seal that anyone can read in one minute: a BLAKE3 keystream and a keyed BLAKE3 tag. It panics when a nonce is used twice under one key.
 struct TestSealer {
     key: [u8; 32],
-    used: Arc<Mutex<HashSet<([u8; 32], [u8; NONCE_LEN])>>>,
+    used: Arc<Mutex<HashSet<KeyAndNonce>>>,
 }
+
+type KeyAndNonce = ([u8; 32], [u8; NONCE_LEN]);
 
 impl TestSealer {
     fn stream(&self, nonce: &[u8; NONCE_LEN], data: &mut [u8]) {

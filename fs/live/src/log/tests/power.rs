@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::disk::Disk;
-use super::probe::{Probe, SharedProbe, Verdict};
+use super::probe::{Op, Probe, SharedProbe, Verdict};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -187,4 +187,32 @@ fn a_probe_that_never_syncs_loses_data_so_the_test_can_fail() {
     let options = LogOptions { dir: bench.dir.path().join("cut again"), ..bench.options.clone() };
     probe.cut_power(&options.dir, &mut |_| 0);
     assert_eq!(metas(&replay_dir(&options, &bench.sealer, 0).unwrap().1), [b"never synced"]);
+}
+
+#[test]
+fn what_was_replayed_is_durable_before_it_is_served() {
+    let bench = Bench::new(16 << 10, 8, true);
+    let (_, log) = mount(&bench.options, &bench.sealer, 0, u64::MAX);
+    let log = log.unwrap();
+    append(&log, b"written, not synced", &[]);
+    drop(log); // A killed process.
+
+    for (fails, errno) in [(false, 0), (true, 5)] {
+        let probe = Probe::new(move |_, op| match op {
+            Op::Sync if fails => Verdict::Fail(errno),
+            _ => Verdict::Pass,
+        });
+        let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(Arc::clone(&probe));
+        probe.adopt(&bench.options.dir);
+        probe.forget_contents();
+        let result = Log::replay_on(&disk, &bench.options, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(()));
+        if fails {
+            assert!(matches!(result, Err(LogError::Io { operation: "fdatasync", .. })), "{result:?}");
+            continue;
+        }
+        assert_eq!(result.unwrap().records, 1);
+        let options = LogOptions { dir: bench.dir.path().join("cut"), ..bench.options.clone() };
+        probe.cut_power(&options.dir, &mut |_| 0);
+        assert_eq!(metas(&replay_dir(&options, &bench.sealer, 0).unwrap().1), [b"written, not synced"]);
+    }
 }
