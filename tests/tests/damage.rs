@@ -1,0 +1,321 @@
+//! Damaged bytes: an error that names the object, the rest keeps working, and never wrong bytes.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axiomfs_tests::repo::{TestRepo, beside_others, text};
+use axiomfs_tests::rng::{Rng, noise, run_seed};
+use axiomfs_tests::run::must;
+use axiomfs_tests::source::walk;
+
+const MIB: usize = 1 << 20;
+const STILL: &str = "checkpoint: {interval: 1h, bytes: 1GiB}\ncommit: {interval: 1h, bytes: 1GiB}\n";
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the object can be opened");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("read");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("flipped");
+}
+
+fn segments(repo: &TestRepo) -> Vec<PathBuf> {
+    let name = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("segment-"));
+    let found: Vec<PathBuf> = walk(&repo.state.join("log")).into_iter().filter(name).collect();
+    assert!(!found.is_empty(), "no log segment in {}", repo.state.display());
+    found
+}
+
+/// The offset behind the last byte of a segment that isn't zero.
+fn used(segment: &Path) -> u64 {
+    let bytes = fs::read(segment).expect("the segment can be read");
+    bytes.iter().rposition(|b| *b != 0).map_or(0, |i| i as u64 + 1)
+}
+
+#[test]
+fn a_torn_last_record_is_cut_off_and_reported() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("torn");
+    repo.settings(STILL).mount();
+    for i in 0..10 {
+        fs::write(repo.live().join(format!("f{i}")), noise(i, 50_000)).expect("written");
+    }
+    let file = fs::File::create(repo.live().join("synced")).expect("created");
+    file.write_all_at(&noise(77, 50_000), 0).expect("written");
+    file.sync_all().expect("synced");
+    fs::write(repo.live().join("last"), noise(99, 50_000)).expect("written");
+    repo.kill9();
+    let segment = segments(&repo).pop().expect("a segment");
+    let end = used(&segment);
+    // The power fails in the middle of the last write: what was written after the fsync may be torn.
+    let torn = OpenOptions::new().write(true).open(&segment).expect("opened");
+    torn.write_all_at(&[0; 20_000], end - 20_000).expect("torn");
+    repo.mount();
+    let events = repo.events().to_lowercase();
+    assert!(["cut", "torn", "tail"].iter().any(|w| events.contains(w)), "no word of the cut in events: {events}");
+    for i in 0..10 {
+        assert!(
+            fs::read(repo.live().join(format!("f{i}"))).expect("read") == noise(i, 50_000),
+            "f{i} was damaged by the cut"
+        );
+    }
+    assert!(
+        fs::read(repo.live().join("synced")).expect("read") == noise(77, 50_000),
+        "a synced file was damaged by the cut"
+    );
+    let last = fs::read(repo.live().join("last")).unwrap_or_default();
+    assert!(last == noise(99, 50_000)[..last.len()], "the torn file has wrong bytes");
+    fs::write(repo.live().join("new"), b"goes on").expect("written");
+    repo.umount().mount();
+    assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"goes on");
+}
+
+#[test]
+fn a_flipped_bit_in_the_log_stops_the_mount_and_says_where() {
+    let _slot = beside_others();
+    let seed = run_seed("a_flipped_bit_in_the_log_stops_the_mount_and_says_where");
+    let mut rng = Rng::new(seed);
+    let mut repo = TestRepo::new("log-damage");
+    repo.settings(STILL).mount();
+    for i in 0..10 {
+        fs::write(repo.live().join(format!("f{i}")), noise(i, 100_000)).expect("written");
+    }
+    let file = fs::File::create(repo.live().join("synced")).expect("created");
+    file.sync_all().expect("synced");
+    // A record behind a sync says up to where the log is durable; an idle log writes one of its own.
+    fs::write(repo.live().join("later"), b"x").expect("written");
+    file.sync_all().expect("synced");
+    fs::write(repo.live().join("latest"), b"x").expect("written");
+    repo.kill9();
+    let kept = repo.dir.join("kept");
+    must("cp", &["-a", text(&repo.state), text(&kept)], Duration::from_secs(60));
+    let segment = segments(&repo).remove(0);
+    let end = used(&segment);
+    for round in 0..5 {
+        let offset = rng.between(4096, end - 20_000);
+        flip(&segment, offset);
+        let error = repo.try_mount(&[]).expect_err(&format!("a log damaged at {offset} of {end} was mounted"));
+        let name = segment.file_name().and_then(|n| n.to_str()).expect("text").to_lowercase();
+        let number = name.trim_start_matches("segment-").trim_end_matches(".log").trim_start_matches('0').to_owned();
+        let said = error.to_lowercase();
+        assert!(
+            said.contains("segment") && said.contains(&number),
+            "round {round}: the message doesn't name the segment {name}: {error}"
+        );
+        assert!(said.contains("log"), "round {round}: {error}");
+        repo.clear_dead_mount();
+        if round == 0 {
+            repo.try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("--read-only must still work: {e}"));
+            for entry in fs::read_dir(repo.live()).expect("listed") {
+                let name = entry.expect("entry").file_name().into_string().expect("text");
+                if let Some(i) = name.strip_prefix('f').and_then(|n| n.parse::<u64>().ok()) {
+                    let have = fs::read(repo.live().join(&name)).unwrap_or_default();
+                    assert!(have == noise(i, 100_000)[..have.len()], "{name} has wrong bytes");
+                }
+            }
+            repo.umount();
+        }
+        fs::remove_dir_all(&repo.state).expect("removed");
+        must("cp", &["-a", text(&kept), text(&repo.state)], Duration::from_secs(60));
+    }
+    repo.mount();
+    for i in 0..10 {
+        assert!(fs::read(repo.live().join(format!("f{i}"))).expect("read") == noise(i, 100_000), "f{i}");
+    }
+}
+
+/// A repository with 12 files of 4 MiB and 100 small ones, unmounted, its local state gone.
+fn stored(name: &str) -> TestRepo {
+    let mut repo = TestRepo::new(name);
+    repo.mount();
+    for i in 0..12 {
+        fs::write(repo.live().join(format!("big{i}")), noise(i, 4 * MIB)).expect("written");
+    }
+    repo.sync();
+    for i in 0..100 {
+        fs::write(repo.live().join(format!("small{i}")), noise(1000 + i, 2000)).expect("written");
+    }
+    repo.umount();
+    forget(&repo);
+    repo
+}
+
+fn forget(repo: &TestRepo) {
+    for dir in [&repo.state, &repo.cache] {
+        if dir.exists() {
+            fs::remove_dir_all(dir).expect("removed");
+        }
+    }
+}
+
+/// Reads every file: right bytes or EIO, never wrong bytes. Returns how many were refused, and the names of those.
+fn read_all(repo: &TestRepo) -> Vec<String> {
+    let mut refused = Vec::new();
+    let mut check = |name: String, want: Vec<u8>| match fs::read(repo.live().join(&name)) {
+        Ok(have) => assert!(have == want, "{name} has wrong bytes, and no error"),
+        Err(e) => {
+            assert_eq!(e.raw_os_error(), Some(5), "{name}: {e}");
+            refused.push(name);
+        }
+    };
+    (0..12).for_each(|i| check(format!("big{i}"), noise(i, 4 * MIB)));
+    (0..100).for_each(|i| check(format!("small{i}"), noise(1000 + i, 2000)));
+    refused
+}
+
+fn objects(repo: &TestRepo, kind: &str) -> Vec<PathBuf> {
+    let found = walk(&repo.store.join(kind));
+    assert!(!found.is_empty(), "no {kind} in the store");
+    found
+}
+
+fn stem(path: &Path) -> String {
+    path.file_name().and_then(|n| n.to_str()).expect("object names are text").to_owned()
+}
+
+#[test]
+fn a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack() {
+    let _slot = beside_others();
+    let seed = run_seed("a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack");
+    let mut rng = Rng::new(seed);
+    let mut repo = stored("pack-damage");
+    let big: Vec<PathBuf> =
+        objects(&repo, "packs").into_iter().filter(|p| fs::metadata(p).is_ok_and(|m| m.len() > 4 << 20)).collect();
+    assert!(!big.is_empty(), "no pack with data");
+    for _ in 0..4 {
+        let pack = rng.pick(&big).clone();
+        let len = fs::metadata(&pack).expect("metadata").len();
+        let offset = rng.between(len / 10, len * 9 / 10);
+        flip(&pack, offset);
+        repo.mount();
+        let refused = read_all(&repo);
+        assert!(!refused.is_empty(), "a flipped bit at {offset} of {} was not noticed", pack.display());
+        assert!(refused.len() <= 2, "one flipped bit took {} files: {refused:?}", refused.len());
+        let told = format!("{}{}", repo.events(), repo.daemon_log());
+        assert!(told.contains(&stem(&pack)[..8]), "nothing names the pack {}: {told}", stem(&pack));
+        fs::write(repo.live().join("new"), b"the rest goes on").expect("written");
+        repo.sync();
+        assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"the rest goes on");
+        repo.umount();
+        forget(&repo);
+        flip(&pack, offset);
+    }
+    repo.mount();
+    assert!(read_all(&repo).is_empty(), "with the bits restored everything must be readable");
+}
+
+#[test]
+fn a_missing_pack_gives_eio_for_its_files_only() {
+    let _slot = beside_others();
+    let mut repo = stored("pack-missing");
+    let pack =
+        objects(&repo, "packs").into_iter().max_by_key(|p| fs::metadata(p).map_or(0, |m| m.len())).expect("a pack");
+    let aside = repo.dir.join("aside");
+    fs::rename(&pack, &aside).expect("taken away");
+    repo.mount();
+    let refused = read_all(&repo);
+    assert!(!refused.is_empty(), "a missing pack was not noticed");
+    assert!(refused.iter().all(|n| n.starts_with("big")), "small files lie in other packs: {refused:?}");
+    let told = format!("{}{}", repo.events(), repo.daemon_log());
+    assert!(told.contains(&stem(&pack)[..8]), "nothing names the pack {}: {told}", stem(&pack));
+    fs::rename(&aside, &pack).expect("put back");
+    assert!(read_all(&repo).is_empty(), "the pack is back, but its files aren't");
+}
+
+/// Flips bits all over the objects of one kind: mount or reads must fail with the object's name, or everything is right.
+fn damage_everywhere(kind: &str, rounds: u64, must_refuse_mount: bool) {
+    let _slot = beside_others();
+    let seed = run_seed(kind);
+    let mut rng = Rng::new(seed);
+    let mut repo = stored("damage");
+    let mut noticed = 0;
+    for round in 0..rounds {
+        let all = if kind == "config" { vec![repo.store.join("config")] } else { objects(&repo, kind) };
+        let object = if kind == "heads" { all[all.len() - 1].clone() } else { rng.pick(&all).clone() };
+        let len = fs::metadata(&object).expect("metadata").len();
+        let offset = rng.below(len);
+        flip(&object, offset);
+        let what = format!("{} damaged at {offset} of {len} (seed {seed}, round {round})", object.display());
+        let name = stem(&object);
+        let short = &name[..name.len().min(8)];
+        match repo.try_mount(&[]) {
+            Err(said) => {
+                noticed += 1;
+                let family = kind.trim_end_matches('s');
+                assert!(
+                    said.contains(short) || said.to_lowercase().contains(family),
+                    "{what}: the message names no {kind}: {said}"
+                );
+                assert!(!said.contains("panicked"), "{what}: {said}");
+            }
+            Ok(()) => {
+                assert!(!must_refuse_mount, "{what}: was mounted");
+                let listed = fs::read_dir(repo.live()).and_then(|d| d.collect::<Result<Vec<_>, _>>());
+                let refused = read_all(&repo);
+                if !refused.is_empty() || listed.is_err() {
+                    noticed += 1;
+                    let told = format!("{}{}", repo.events(), repo.daemon_log());
+                    assert!(told.contains(short), "{what}: nothing names it: {told}");
+                }
+                repo.kill9();
+            }
+        }
+        repo.kill9();
+        forget(&repo);
+        flip(&object, offset);
+    }
+    eprintln!("{kind}: {noticed} of {rounds} flipped bits made an error, the others changed nothing that was read");
+    assert!(noticed > 0, "no flipped bit in {kind} was noticed");
+    repo.mount();
+    assert!(read_all(&repo).is_empty(), "with the bits restored everything must be readable");
+}
+
+#[test]
+fn a_flipped_bit_in_an_index_segment_is_never_taken_for_data() {
+    damage_everywhere("index", 6, false);
+}
+
+#[test]
+fn a_flipped_bit_in_any_pack_is_never_taken_for_data() {
+    damage_everywhere("packs", 8, false);
+}
+
+#[test]
+fn a_flipped_bit_in_the_newest_head_refuses_the_mount() {
+    damage_everywhere("heads", 4, true);
+}
+
+#[test]
+fn a_flipped_bit_in_a_key_slot_refuses_the_mount() {
+    damage_everywhere("keys", 6, true);
+}
+
+#[test]
+fn a_flipped_bit_in_the_keyring_refuses_the_mount() {
+    damage_everywhere("keyring", 4, true);
+}
+
+#[test]
+fn a_flipped_bit_in_the_config_refuses_the_mount() {
+    damage_everywhere("config", 6, true);
+}
+
+/// A deleted or half-written manifest, or garbage in the cache, never loses what is in the store.
+#[test]
+fn a_damaged_cache_is_only_a_cache() {
+    let _slot = beside_others();
+    let mut repo = stored("cache-damage");
+    repo.mount();
+    assert!(read_all(&repo).is_empty());
+    repo.umount();
+    let mut rng = Rng::new(1);
+    for path in walk(&repo.cache) {
+        let len = fs::metadata(&path).map_or(0, |m| m.len());
+        if len > 0 {
+            flip(&path, rng.below(len));
+        }
+    }
+    repo.mount();
+    assert!(read_all(&repo).is_empty(), "damage in the cache reached a reader");
+}

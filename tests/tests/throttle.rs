@@ -1,0 +1,187 @@
+//! Bounds of the local disk: a small log and a small staging area throttle, a full disk says so and recovers.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::rng::noise;
+use axiomfs_tests::run::{must, run, wait_for};
+use axiomfs_tests::source::{check_noise, tree_bytes, write_noise};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_4_gib_copy_through_128_mib_of_log_and_staging_throttles_and_completes() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("throttle");
+    repo.settings("log: {max: 128MiB, segment: 16MiB}\nstaging: {max: 128MiB}\n").mount();
+    let done = AtomicBool::new(false);
+    let mut peak = 0;
+    let path = repo.live().join("big");
+    thread::scope(|s| {
+        s.spawn(|| {
+            let start = Instant::now();
+            write_noise(&path, 5, 4 << 30);
+            eprintln!("4 GiB through 128 MiB took {:?}", start.elapsed());
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            peak = peak.max(tree_bytes(&repo.state));
+            thread::sleep(Duration::from_millis(200));
+        }
+    });
+    eprintln!("the state directory held {} MiB at most", peak / MIB);
+    // Log and staging, the reserve kept for draining, spare segments, and a pack on its way.
+    assert!(peak < (128 + 128 + 192) * MIB, "the state directory grew to {} MiB", peak / MIB);
+    check_noise(&repo.live().join("big"), 5, 4 << 30);
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    repo.mount();
+    check_noise(&repo.live().join("big"), 5, 4 << 30);
+}
+
+/// A small ext4 in a file, mounted over a directory; gone when dropped.
+struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    fn new(image: &Path, at: &Path, size: u64) -> SmallDisk {
+        fs::File::create(image).and_then(|f| f.set_len(size)).expect("an image");
+        must("mkfs.ext4", &["-q", "-m", "0", "-E", "lazy_itable_init=0", text(image)], LIMIT);
+        fs::create_dir_all(at).expect("a directory for the disk");
+        must("mount", &["-o", "loop", text(image), text(at)], LIMIT);
+        SmallDisk { at: at.to_owned() }
+    }
+
+    /// Takes all room that is left.
+    fn fill(&self) -> PathBuf {
+        let filler = self.at.join("filler");
+        let mut file = OpenOptions::new().append(true).create(true).open(&filler).expect("a filler");
+        for size in [1 << 20, 4096, 512] {
+            while file.write_all(&vec![7; size]).is_ok() {}
+        }
+        // Written, not only delayed: the room must be gone for others.
+        if let Err(e) = file.sync_all() {
+            eprintln!("the filler could not be synced, the disk is full: {e}");
+        }
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let done = run(Command::new("umount").args(["-l", text(&self.at)]), LIMIT);
+        if !done.status.success() {
+            eprintln!("{}: {}", self.at.display(), done.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_full_state_disk_refuses_writes_loses_nothing_and_goes_on() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("full-disk");
+    let disk_dir = repo.dir.join("disk");
+    let disk = SmallDisk::new(&repo.dir.join("disk.img"), &disk_dir, 320 * MIB);
+    repo.state = disk_dir.join("state");
+    repo.settings(
+        "log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 64MiB}\ncheckpoint: {interval: 1s}\ncommit: {interval: 2s}\ntimeout: 5s\n",
+    );
+    repo.mount();
+    let name = |i: u64| format!("f{i}");
+    let mut whole: Vec<u64> = Vec::new();
+    for i in 0..20 {
+        fs::write(repo.live().join(name(i)), noise(i, MIB as usize)).expect("there is room");
+        whole.push(i);
+    }
+    let filler = disk.fill();
+    let mut refused = None;
+    for i in 20..400 {
+        match fs::write(repo.live().join(name(i)), noise(i, MIB as usize)) {
+            Ok(()) => whole.push(i),
+            Err(e) => {
+                refused = Some(e);
+                break;
+            }
+        }
+    }
+    let error = refused.expect("380 MiB were written to a mount whose state disk is full");
+    assert_eq!(error.raw_os_error(), Some(28), "writers must get ENOSPC, not {error}");
+    let check = |repo: &TestRepo, whole: &[u64], when: &str| {
+        for i in whole {
+            let have = fs::read(repo.live().join(name(*i))).unwrap_or_else(|e| panic!("{when}: {}: {e}", name(*i)));
+            assert!(have == noise(*i, MIB as usize), "{when}: {} isn't what was acknowledged", name(*i));
+        }
+    };
+    check(&repo, &whole, "while the disk is full");
+    for _ in 0..5 {
+        let i = whole.remove(0);
+        fs::remove_file(repo.live().join(name(i))).unwrap_or_else(|e| panic!("rm on a full disk: {e}"));
+    }
+    // A crash while the disk is full loses nothing either.
+    repo.kill9();
+    repo.try_mount(&[]).unwrap_or_else(|e| panic!("a mount with a full state disk: {e}"));
+    check(&repo, &whole, "after a crash with a full disk");
+    for i in 0..5 {
+        assert!(!repo.live().join(name(i)).exists(), "a removed file came back");
+    }
+    fs::remove_file(&filler).expect("room again");
+    wait_for("writing goes on when there is room", Duration::from_secs(60), || {
+        fs::write(repo.live().join("after"), noise(999, MIB as usize)).is_ok()
+    });
+    for i in 1000..1100 {
+        fs::write(repo.live().join(name(i)), noise(i, MIB as usize)).unwrap_or_else(|e| panic!("with room again: {e}"));
+        whole.push(i);
+    }
+    repo.umount().mount();
+    check(&repo, &whole, "after a remount");
+    assert!(fs::read(repo.live().join("after")).expect("read") == noise(999, MIB as usize));
+    repo.umount();
+    drop(disk);
+}
+
+#[test]
+fn a_full_store_disk_loses_nothing_and_goes_on() {
+    let _slot = alone();
+    let mut repo = TestRepo::without_init("full-store");
+    let disk_dir = repo.dir.join("disk");
+    let disk = SmallDisk::new(&repo.dir.join("disk.img"), &disk_dir, 128 * MIB);
+    repo.store = disk_dir.join("store");
+    let done = repo.axiomfs(&["init", text(&repo.store), "--kdf-memory", "64MiB"]);
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    repo.settings("checkpoint: {interval: 1s}\ncommit: {interval: 2s}\ntimeout: 5s\n").mount();
+    for i in 0..20 {
+        fs::write(repo.live().join(format!("f{i}")), noise(i, MIB as usize)).expect("written");
+    }
+    repo.sync();
+    let filler = disk.fill();
+    for i in 20..60 {
+        fs::write(repo.live().join(format!("f{i}")), noise(i, MIB as usize))
+            .expect("a full store stalls nobody before staging is full");
+    }
+    let done = repo.axiomfs(&["sync", text(&repo.mnt)]);
+    assert_eq!(done.code(), 1, "sync can't have succeeded with a full store: {}{}", done.stdout, done.stderr);
+    let check = |repo: &TestRepo, when: &str| {
+        for i in 0..60 {
+            let have = fs::read(repo.live().join(format!("f{i}"))).unwrap_or_else(|e| panic!("{when}: f{i}: {e}"));
+            assert!(have == noise(i, MIB as usize), "{when}: f{i} isn't what was acknowledged");
+        }
+    };
+    check(&repo, "with a full store");
+    repo.kill9();
+    repo.mount();
+    check(&repo, "after a crash with a full store");
+    fs::remove_file(&filler).expect("room again");
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    repo.mount();
+    check(&repo, "from the store alone");
+    repo.umount();
+    drop(disk);
+}
