@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The plugin host: which plugins there are, the chains built of them, and how a chain is replaced under load.
+//!
+//! A [`Chain`] is immutable. The [`Host`] holds the current ones behind one atomic pointer; who encodes a frame takes a
+//! chain once and keeps it for that frame. A swap builds and tests the new chain beside the old one and then replaces the
+//! pointer, so no frame ever waits for it. What a chain wrote is described by its descriptor bytes, stored beside the
+//! frames; [`Host::decoder`] turns them back into a [`Decoder`], whatever the chains are by then.
+#![forbid(unsafe_code)]
+
+mod build;
+mod chain;
+mod decoder;
+mod error;
+mod events;
+mod host;
+mod pool;
+mod registry;
+mod resolve;
+mod route;
+mod self_test;
+mod spec;
+mod stats;
+mod unit;
+mod wire;
+
+pub use axiomfs_api::TransformFactory;
+pub use chain::{Chain, ChainName, Encoded};
+pub use decoder::Decoder;
+pub use error::HostError;
+pub use events::HostEvent;
+pub use host::{Host, Limits, Replaced};
+pub use registry::Registry;
+pub use route::{Matcher, Route, RouteTable, settled};
+pub use spec::{ChainSpec, OnError, StepSpec};
+pub use stats::{HostMetric, MetricKind};
+pub use wire::{ChainId, ChainRecord, StepRecord};

@@ -1,0 +1,424 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use axiomfs_api::Seal;
+
+use crate::build::Builder;
+use crate::chain::RunLimits;
+use crate::events::Events;
+use crate::pool::{Permits, lock};
+use crate::registry::StepEntry;
+use crate::stats::{HostMetric, MetricKind};
+use crate::{Chain, ChainName, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, self_test};
+
+/// The chain for everything that no route sends elsewhere.
+pub const DEFAULT_CHAIN: &str = "default";
+/// Distinct chains whose decoders are kept; their descriptors come from authenticated packs.
+const MAX_DECODERS: usize = 1024;
+
+/// Bounds of what plugins may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Frames encoded or decoded at once, 1 to 32.
+    pub max_in_flight: usize,
+    /// Most memory one worker of a plugin may need, in bytes.
+    pub plugin_memory: usize,
+    /// A step that takes longer on one frame is counted and reported.
+    pub frame_timeout: Duration,
+    /// Time to set up a plugin that is not proven.
+    pub init_timeout: Duration,
+    /// Time for the frames of a plugin to end before unloading it is refused.
+    pub unload_timeout: Duration,
+    /// Of so many frames of proven plugins one is decoded and compared; 1 for all, 0 for none.
+    pub verify_sample: u32,
+    /// Longest frame in bytes.
+    pub max_frame: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 32,
+            plugin_memory: 10 << 20,
+            frame_timeout: Duration::from_secs(5),
+            init_timeout: Duration::from_millis(100),
+            unload_timeout: Duration::from_millis(50),
+            verify_sample: 16,
+            max_frame: 16 << 20,
+        }
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), HostError> {
+        let bad = |limit, value: String, expected| Err(HostError::BadLimit { limit, value, expected });
+        if !(1..=32).contains(&self.max_in_flight) {
+            return bad("max_in_flight", self.max_in_flight.to_string(), "1 to 32");
+        }
+        if !(1..=64 << 20).contains(&self.max_frame) {
+            return bad("max_frame", self.max_frame.to_string(), "1 byte to 64 MiB");
+        }
+        Ok(())
+    }
+}
+
+/// All that a swap replaces at once.
+pub(crate) struct State {
+    pub generation: u64,
+    pub chains: BTreeMap<ChainName, Arc<Chain>>,
+    pub routes: Arc<RouteTable>,
+    pub limits: Limits,
+    pub require: Vec<String>,
+    /// Names that chains had once: work under way for them goes through the default chain.
+    retired: HashSet<ChainName>,
+}
+
+/// What a change of the chains did.
+#[derive(Debug)]
+pub struct Replaced {
+    /// The generation now.
+    pub generation: u64,
+    /// Requirements that were not there before: frames staged under weaker chains are still to be dealt with.
+    pub tightened: Vec<String>,
+    /// The time the change took.
+    pub took: Duration,
+    retired: Vec<Arc<Chain>>,
+}
+
+impl Replaced {
+    /// Waits until no frame is in a replaced chain any more; `false` if `timeout` passed first.
+    pub fn drained(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        while self.retired.iter().any(|chain| chain.in_flight() > 0) {
+            if start.elapsed() >= timeout {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+/// Keeps the plugins and the current chains.
+pub struct Host {
+    pub(crate) registry: Registry,
+    pub(crate) state: ArcSwap<State>,
+    decoders: ArcSwap<HashMap<Box<[u8]>, Arc<Decoder>>>,
+    permits: Arc<Permits>,
+    verified: Arc<AtomicU64>,
+    swaps: AtomicU64,
+    /// Held while a change is prepared and made. Frames never take it.
+    changing: Mutex<()>,
+    pub(crate) events: Events,
+    confirm: String,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state.load();
+        f.debug_struct("Host")
+            .field("generation", &state.generation)
+            .field("chains", &state.chains)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Builds and tests all chains.
+    ///
+    /// # Errors
+    /// [`HostError`] saying which chain, step, route or limit is not usable.
+    pub fn new(
+        registry: Registry,
+        chains: Vec<ChainSpec>,
+        routes: RouteTable,
+        limits: Limits,
+        require: Vec<String>,
+    ) -> Result<Self, HostError> {
+        let empty = State {
+            generation: 0,
+            chains: BTreeMap::new(),
+            routes: Arc::default(),
+            limits: limits.clone(),
+            require: Vec::new(),
+            retired: HashSet::new(),
+        };
+        let host = Self {
+            registry,
+            state: ArcSwap::from_pointee(empty),
+            decoders: ArcSwap::default(),
+            permits: Arc::new(Permits::new(limits.max_in_flight)),
+            verified: Arc::default(),
+            swaps: AtomicU64::new(0),
+            changing: Mutex::default(),
+            events: Events::default(),
+            confirm: random_token(),
+        };
+        host.change(&chains, Arc::new(routes), limits, require)?;
+        Ok(host)
+    }
+
+    /// The current chain of that name, to be kept for one frame. A name that a chain had once gives the default chain.
+    ///
+    /// # Errors
+    /// [`HostError::UnknownChain`].
+    pub fn chain(&self, name: &str) -> Result<Arc<Chain>, HostError> {
+        let state = self.state.load();
+        let chain = state.chains.get(name).or_else(|| {
+            let name = state.retired.get(name).map(|_| DEFAULT_CHAIN)?;
+            state.chains.get(name)
+        });
+        chain.cloned().ok_or_else(|| unknown(&state, name))
+    }
+
+    /// The name of the chain for a file's settled path from the live root.
+    pub fn route(&self, path: &[u8]) -> ChainName {
+        self.state.load().routes.route(path)
+    }
+
+    /// What undoes the chain with these stored descriptor bytes; built once, then kept.
+    ///
+    /// # Errors
+    /// [`HostError::MissingPlugin`] naming the plugin; [`HostError::BadDescriptor`].
+    pub fn decoder(&self, descriptor: &[u8]) -> Result<Arc<Decoder>, HostError> {
+        if let Some(decoder) = self.decoders.load().get(descriptor) {
+            return Ok(decoder.clone());
+        }
+        let state = self.state.load();
+        let decoder = Arc::new(self.builder(&[], &state.limits).decoder(descriptor)?);
+        self.decoders.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            if known.len() < MAX_DECODERS {
+                known.insert(descriptor.into(), decoder.clone());
+            }
+            known
+        });
+        Ok(decoder)
+    }
+
+    /// The seal of that id.
+    pub fn seal(&self, id: &str) -> Option<Arc<dyn Seal>> {
+        match self.registry.loaded(id) {
+            Ok(StepEntry::Seal(seal)) => Some(seal.clone()),
+            _ => None,
+        }
+    }
+
+    /// Counts up with every change of chains, routes, limits or requirements.
+    pub fn generation(&self) -> u64 {
+        self.state.load().generation
+    }
+
+    /// The chains as they are, by name, with all parameters.
+    pub fn chain_specs(&self) -> Vec<ChainSpec> {
+        self.state.load().chains.values().map(|chain| chain.spec().clone()).collect()
+    }
+
+    /// The routes as they are.
+    pub fn routes(&self) -> Arc<RouteTable> {
+        self.state.load().routes.clone()
+    }
+
+    /// The limits as they are.
+    pub fn limits(&self) -> Limits {
+        self.state.load().limits.clone()
+    }
+
+    /// The requirements as they are.
+    pub fn require(&self) -> Vec<String> {
+        self.state.load().require.clone()
+    }
+
+    /// The token that commands which weaken or destroy must carry; random per host.
+    pub fn confirm_token(&self) -> &str {
+        &self.confirm
+    }
+
+    /// Events with a number above `number`, oldest first; the last 256 are kept.
+    pub fn events_after(&self, number: u64) -> Vec<HostEvent> {
+        self.events.after(number)
+    }
+
+    /// Replaces all settings at once, as `chain.yaml` does. `confirm` is needed to relax the requirements or to exempt
+    /// a directory from encryption.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed then.
+    pub fn replace(
+        &self,
+        chains: &[ChainSpec],
+        routes: RouteTable,
+        limits: Limits,
+        require: Vec<String>,
+        confirm: Option<&str>,
+    ) -> Result<Replaced, HostError> {
+        let _changing = self.begin()?;
+        let old = self.state.load_full();
+        let relaxed = old.require.iter().find(|r| !require.contains(r));
+        let exempted = routes.routes().find(|r| r.allow_unencrypted && !old.routes.routes().any(|o| o == *r));
+        if let Some(requirement) = relaxed {
+            self.check_confirmed(confirm, || format!("No longer to require {requirement}"))?;
+        }
+        if let Some(route) = exempted {
+            self.check_confirmed(confirm, || format!("To leave files unencrypted ({route})"))?;
+        }
+        let result = self.change(chains, Arc::new(routes), limits, require);
+        match &result {
+            Ok(done) => self.events.add("routes", format!("Settings replaced, generation {}", done.generation)),
+            Err(error) => self.events.add("refused", format!("Settings not replaced: {error}")),
+        }
+        result
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> Vec<HostMetric> {
+        let gauge =
+            |name, help, value: f64| HostMetric { name, help, kind: MetricKind::Gauge, labels: Vec::new(), value };
+        let counter = |name, help, value: u64| HostMetric {
+            name,
+            help,
+            kind: MetricKind::Counter,
+            labels: Vec::new(),
+            value: value as f64,
+        };
+        let verified = self.verified.load(Ordering::Relaxed);
+        let mut out = vec![
+            gauge("axiomfs_chain_generation", "Generation of the chains", self.generation() as f64),
+            gauge("axiomfs_frames_in_flight", "Frames being encoded or decoded", self.permits.held() as f64),
+            counter("axiomfs_chain_swaps_total", "Chains replaced", self.swaps.load(Ordering::Relaxed)),
+            counter("axiomfs_frames_verified_total", "Frames decoded and compared after encoding", verified),
+        ];
+        for step in self.registry.steps() {
+            if let StepEntry::Transform(entry) = step {
+                entry.stats.metrics(entry.factory.descriptor().id, &mut out);
+            }
+        }
+        out
+    }
+
+    /// Begins a change; only one is made at a time.
+    pub(crate) fn begin(&self) -> Result<std::sync::MutexGuard<'_, ()>, HostError> {
+        match self.changing.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::WouldBlock) => Err(HostError::SwapRunning),
+            Err(TryLockError::Poisoned(_)) => Ok(lock(&self.changing)),
+        }
+    }
+
+    pub(crate) fn check_confirmed(&self, given: Option<&str>, what: impl Fn() -> String) -> Result<(), HostError> {
+        if given == Some(self.confirm.as_str()) { Ok(()) } else { Err(HostError::Unconfirmed { what: what() }) }
+    }
+
+    /// Builds and tests `specs` beside the chains there are, reusing those that stay the same, and swaps them in.
+    pub(crate) fn change(
+        &self,
+        specs: &[ChainSpec],
+        routes: Arc<RouteTable>,
+        limits: Limits,
+        require: Vec<String>,
+    ) -> Result<Replaced, HostError> {
+        let start = Instant::now();
+        limits.check()?;
+        let old = self.state.load_full();
+        let builder = self.builder(specs, &limits);
+        let mut chains: BTreeMap<ChainName, Arc<Chain>> = BTreeMap::new();
+        for spec in specs {
+            if chains.contains_key(spec.name.as_str()) {
+                return Err(HostError::Duplicate { what: "Chain", name: spec.name.clone() });
+            }
+            let mut chain = Arc::new(builder.chain(spec)?);
+            match old.chains.get(spec.name.as_str()) {
+                Some(same) if old.limits == limits && is_same(same, &chain) => chain = same.clone(),
+                _ => drop(self_test::run(&chain)?),
+            }
+            chains.insert(chain.name().clone(), chain);
+        }
+        check_policy(&self.registry, &chains, &routes, &require)?;
+        let retired =
+            old.chains.values().filter(|o| !chains.values().any(|c| Arc::ptr_eq(o, c))).cloned().collect::<Vec<_>>();
+        let mut names = old.retired.clone();
+        names.extend(old.chains.keys().cloned());
+        names.retain(|name| !chains.contains_key(name));
+        let tightened = require.iter().filter(|r| !old.require.contains(r)).cloned().collect();
+        let generation = old.generation + 1;
+        self.permits.set_limit(limits.max_in_flight);
+        self.state.store(Arc::new(State { generation, chains, routes, limits, require, retired: names }));
+        self.swaps.fetch_add(retired.len() as u64, Ordering::Relaxed);
+        Ok(Replaced { generation, tightened, took: start.elapsed(), retired })
+    }
+
+    pub(crate) fn builder<'a>(&'a self, specs: &'a [ChainSpec], limits: &Limits) -> Builder<'a> {
+        Builder {
+            registry: &self.registry,
+            specs,
+            plugin_memory: limits.plugin_memory,
+            init_timeout: limits.init_timeout,
+            run: RunLimits {
+                permits: self.permits.clone(),
+                max_frame: limits.max_frame,
+                slow: limits.frame_timeout,
+                verify_sample: limits.verify_sample,
+                verified: self.verified.clone(),
+            },
+        }
+    }
+
+    /// Whether a decoder that is kept needs `plugin`.
+    pub(crate) fn is_decoder_needed(&self, plugin: &str) -> bool {
+        self.decoders.load().values().any(|decoder| decoder.units.iter().any(|(unit, _)| unit.plugin == plugin))
+    }
+}
+
+/// Whether a new chain would do exactly what the old one does, so that the old one's workers can stay.
+fn is_same(old: &Chain, new: &Chain) -> bool {
+    let units = |chain: &Chain| -> Vec<_> { chain.units.iter().map(|u| (u.plugin, u.transform.params())).collect() };
+    old.spec == new.spec && old.descriptor == new.descriptor && old.plans == new.plans && units(old) == units(new)
+}
+
+/// Every chain that files can reach has what the settings require; encryption may lack only under exempted directories.
+fn check_policy(
+    registry: &Registry,
+    chains: &BTreeMap<ChainName, Arc<Chain>>,
+    routes: &RouteTable,
+    require: &[String],
+) -> Result<(), HostError> {
+    let known = || chains.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
+    if !chains.contains_key(DEFAULT_CHAIN) {
+        return Err(HostError::UnknownChain { name: DEFAULT_CHAIN.into(), known: known() });
+    }
+    for route in routes.routes() {
+        if !chains.contains_key(route.chain.as_str()) {
+            let reason = format!("there is no such chain; there are: {}", known());
+            return Err(HostError::BadRoute { route: route.to_string(), reason });
+        }
+    }
+    for (name, chain) in chains {
+        let mut users = routes.routes().filter(|route| *route.chain == **name).peekable();
+        let exempt = **name != *DEFAULT_CHAIN && users.peek().is_some() && users.all(|route| route.allow_unencrypted);
+        let lacking = require.iter().find(|capability| {
+            !chain.provides(capability) && !(exempt && matches!(capability.as_str(), "encryption" | "authentication"))
+        });
+        if let Some(capability) = lacking {
+            let providers = registry.providers(capability);
+            return Err(HostError::Policy { chain: name.to_string(), capability: capability.clone(), providers });
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn unknown(state: &State, name: &str) -> HostError {
+    let known = state.chains.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
+    HostError::UnknownChain { name: name.into(), known }
+}
+
+fn random_token() -> String {
+    // Without randomness no token is right, so that nothing can be confirmed: safe, and it never happens on Linux.
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+        Err(_) => String::from("\0"),
+    }
+}

@@ -1,0 +1,180 @@
+//! Plugins for tests: two that only change bytes, and one that misbehaves on command.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axiomfs_api::{Applied, BoundedBuf, Descriptor, Hint, Kind, PluginError, Transform, TransformFactory, Worker};
+use axiomfs_host::{ChainSpec, Host, Limits, Registry, RouteTable, StepSpec};
+
+pub fn registry() -> Registry {
+    Registry::new()
+        .transform(axiomfs_compression_zstd::Factory)
+        .seal(axiomfs_encryption_aes_gcm::Aes256Gcm)
+        .transform(Plugin::new("xor").with(|d| d.skippable = false))
+        .transform(Plugin::new("pad").with(|d| d.after = &["compression"]))
+}
+
+pub fn host(chains: Vec<ChainSpec>) -> Host {
+    Host::new(registry(), chains, RouteTable::default(), Limits::default(), vec![]).expect("a host")
+}
+
+pub fn spec(name: &str, steps: Vec<StepSpec>) -> ChainSpec {
+    ChainSpec::new(name, steps)
+}
+
+pub fn zstd(level: i32) -> StepSpec {
+    StepSpec::new("zstd").with("level", level)
+}
+
+pub fn seal() -> StepSpec {
+    StepSpec::new("aes-256-gcm")
+}
+
+/// What goes wrong, changed while the plugin runs.
+#[derive(Default, Clone)]
+pub struct Trouble(Arc<Switches>);
+
+#[derive(Default)]
+struct Switches {
+    fail: AtomicBool,
+    panic: AtomicBool,
+    corrupt: AtomicBool,
+    slow_init_ms: AtomicU64,
+    slow: Mutex<Duration>,
+    running: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Trouble {
+    pub fn fail_encoding(&self, fail: bool, panic: bool) {
+        self.0.fail.store(fail, SeqCst);
+        self.0.panic.store(panic, SeqCst);
+    }
+
+    pub fn corrupt_encoding(&self, corrupt: bool) {
+        self.0.corrupt.store(corrupt, SeqCst);
+    }
+
+    pub fn slow(&self, time: Duration) {
+        *self.0.slow.lock().expect("not poisoned") = time;
+    }
+
+    pub fn slow_init(&self, time: Duration) {
+        self.0.slow_init_ms.store(time.as_millis() as u64, SeqCst);
+    }
+
+    pub fn most_at_once(&self) -> usize {
+        self.0.most.load(SeqCst)
+    }
+}
+
+/// XORs every byte with 0x55 and puts a length-dependent tail behind; misbehaves as its [`Trouble`] says.
+#[derive(Clone)]
+pub struct Plugin {
+    descriptor: &'static Descriptor,
+    trouble: Trouble,
+}
+
+impl Plugin {
+    pub fn new(id: &'static str) -> Self {
+        let descriptor = Descriptor {
+            id,
+            kind: Kind::Transform,
+            version: "0",
+            summary: "A plugin for tests",
+            writes: 1,
+            reads: &[1],
+            provides: &[],
+            requires: &[],
+            before: &[],
+            after: &[],
+            memory: 1000,
+            skippable: true,
+        };
+        Self { descriptor: Box::leak(Box::new(descriptor)), trouble: Trouble::default() }
+    }
+
+    pub fn with(self, change: impl FnOnce(&mut Descriptor)) -> Self {
+        let mut descriptor = self.descriptor.clone();
+        change(&mut descriptor);
+        Self { descriptor: Box::leak(Box::new(descriptor)), ..self }
+    }
+
+    pub fn troubled(mut self, trouble: &Trouble) -> Self {
+        self.trouble = trouble.clone();
+        self
+    }
+}
+
+impl TransformFactory for Plugin {
+    fn descriptor(&self) -> &'static Descriptor {
+        self.descriptor
+    }
+
+    fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
+        std::thread::sleep(Duration::from_millis(self.trouble.0.slow_init_ms.load(SeqCst)));
+        match params.first() {
+            None => Ok(Arc::new(self.clone())),
+            Some((key, _)) => {
+                let plugin = self.descriptor.id;
+                Err(PluginError::UnknownParameter { plugin, key: key.clone(), known: "none" })
+            }
+        }
+    }
+
+    fn decoder(&self, _: u16, _: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl Transform for Plugin {
+    fn descriptor(&self) -> &'static Descriptor {
+        self.descriptor
+    }
+
+    fn decode_params(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn params(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Worker for Plugin {
+    fn encode(&mut self, _: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
+        let switches = &self.trouble.0;
+        let running = switches.running.fetch_add(1, SeqCst) + 1;
+        switches.most.fetch_max(running, SeqCst);
+        std::thread::sleep(*switches.slow.lock().expect("not poisoned"));
+        switches.running.fetch_sub(1, SeqCst);
+        assert!(!switches.panic.load(SeqCst), "told to panic");
+        if switches.fail.load(SeqCst) {
+            return Err(PluginError::Failed { plugin: self.descriptor.id, reason: "told to".into() });
+        }
+        let tail = vec![0xee; src.len() % 7];
+        let mut bytes: Vec<u8> = src.iter().map(|b| b ^ 0x55).chain(tail).collect();
+        if switches.corrupt.load(SeqCst)
+            && let Some(first) = bytes.first_mut()
+        {
+            *first ^= 1;
+        }
+        out.extend(&bytes)?;
+        bytes.clear();
+        Ok(Applied::Yes)
+    }
+
+    fn decode(&mut self, _: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
+        if src.len() != raw_len + raw_len % 7 {
+            return Err(PluginError::LengthMismatch { expected: raw_len, actual: src.len() });
+        }
+        let bytes: Vec<u8> = src[..raw_len].iter().map(|b| b ^ 0x55).collect();
+        out.extend(&bytes)
+    }
+}
