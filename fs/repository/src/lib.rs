@@ -1,6 +1,46 @@
 //! What is stored: chunks, frames, packs, index, metadata tree, heads, keys. The format stands in `fs/doc/format.md`.
+//!
+//! [`Repository`] is what the live tree works with. Below it, downwards: the packer forms frames of new chunks and writes packs into a
+//! staging directory; a commit brings them into the store with an index segment, and a head makes that count; the reader
+//! fetches frames and gives out chunks whose ids it has checked.
 #![forbid(unsafe_code)]
 
+mod bytes;
+mod codec;
+mod commit;
+mod config;
+mod crypto;
+mod error;
+mod frame;
+mod head;
+mod heads;
 pub mod ids;
+mod index;
+mod keys;
+mod lease;
+mod limits;
+mod lru_bytes;
+mod names;
+mod pack;
+mod packer;
+mod reader;
 pub mod record;
+mod repository;
+mod snapshot;
+mod staged;
+mod stats;
 pub mod tree;
+
+pub use bytes::Bytes;
+pub use commit::CommitSet;
+pub use error::RepositoryError;
+pub use frame::FrameKind;
+pub use head::{Head, PutHead};
+pub use index::SegmentRef;
+pub use keys::KdfParams;
+pub use lease::Lease;
+pub use packer::{Added, FrameClass};
+pub use repository::{Adopted, InitOptions, OpenOptions, Repository};
+pub use snapshot::{SnapshotRecord, check_snapshot_name};
+pub use staged::StagedPack;
+pub use stats::RepositoryStats;

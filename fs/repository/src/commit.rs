@@ -1,0 +1,423 @@
+//! Bringing staged packs into the store (design: packs, index, head; deletions after).
+
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axiomfs_api::{Body, Hint, Store, StoreErrorKind};
+
+use crate::error::RepositoryError;
+use crate::frame::{FrameKind, FrameRecord, Member, put_directory};
+use crate::ids::{ChunkId, PackId};
+use crate::index::{NewPack, PackEntry, SegmentRef, write_segment};
+use crate::names;
+use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
+use crate::packer::{Packer, SHARED_FRAME, encode_frame};
+use crate::repository::Repository;
+use crate::staged::{Staged, StagedPack, StoredPack};
+use crate::stats::count;
+use crate::tree::{Root, walk_new};
+
+/// What a commit uploaded; the head that names `segments` makes it count.
+#[derive(Debug)]
+pub struct CommitSet {
+    /// All live index segments, newest first, for the head.
+    pub segments: Vec<SegmentRef>,
+    /// Packs that were uploaded.
+    pub packs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Staged packs that it supersedes.
+    slots: HashSet<u32>,
+    /// Completed flushes when it began.
+    generation: u32,
+}
+
+/// What was uploaded since the last finished commit. A commit that failed half-way is continued from it.
+#[derive(Default)]
+pub(crate) struct Progress {
+    done: Vec<Uploaded>,
+    slots: HashSet<u32>,
+    nodes: HashSet<ChunkId>,
+}
+
+struct Uploaded {
+    entry: PackEntry,
+    table: Table,
+}
+
+/// One pack to upload.
+enum Task {
+    /// A staged pack as it is.
+    AsIs(Arc<Staged>),
+    /// Small staged packs, put together.
+    Merge(Vec<Arc<Staged>>),
+    /// A pack of reachable tree nodes, made for this commit.
+    Made(FinishedPack, Arc<PackSeal>),
+}
+
+impl Repository {
+    /// Uploads what was staged and flushed, then writes the index segment for it.
+    ///
+    /// Of staged tree nodes only those reachable from `roots` are uploaded: `roots` must name every tree that is still needed and was
+    /// built before the last flush returned. (Nodes added since the flush before that are kept for later commits in any case.)
+    ///
+    /// # Errors
+    /// [`RepositoryError::CommitRunning`], or what store, staging directory or chain met; then what was uploaded is kept and the next
+    /// call goes on from there.
+    pub fn commit_packs(&self, roots: &[Option<Root>]) -> Result<CommitSet, RepositoryError> {
+        let packer = self.packer()?;
+        let _running = Running::begin(&self.committing)?;
+        let (packs, generation) = packer.finished();
+        let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind == FrameKind::Data);
+        let mut tasks = VecDeque::new();
+        for (finished, seal) in self.pack_nodes(packer, roots)? {
+            tasks.push_back(Task::Made(finished, seal));
+        }
+        let data: Vec<_> = data.into_iter().filter(|p| !self.progress().slots.contains(&p.slot)).collect();
+        plan(data, self.pack_bytes, &mut tasks);
+        self.upload_all(packer, tasks)?;
+
+        let mut slots: HashSet<u32> = metadata.iter().map(|pack| pack.slot).collect();
+        let (segments, packs, bytes) = self.write_index(packer)?;
+        slots.extend(&self.progress().slots);
+        Ok(CommitSet { segments, packs, bytes, slots, generation })
+    }
+
+    /// To be called once the head is created: the index switches over and staged files that the commit superseded are removed.
+    ///
+    /// # Errors
+    /// If a segment's reference is not possible, or a file can't be removed (which leaves rubbish, nothing worse).
+    pub fn finish_commit(&self, set: CommitSet) -> Result<(), RepositoryError> {
+        let packer = self.packer()?;
+        self.index.set_segments(&set.segments)?;
+        let progress = std::mem::take(&mut *self.progress());
+        let data = &progress.slots;
+        // A node that is not in the store may be needed by a tree that was not in `roots`, if it was added lately.
+        let kept_from = set.generation.saturating_sub(1);
+        let gone = packer.forget(&set.slots, |id, chunk| {
+            data.contains(&chunk.slot) || progress.nodes.contains(id) || chunk.touched < kept_from
+        });
+        for pack in gone {
+            if let Some((info, _)) = pack.info() {
+                remove_if_there(&info.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Packs the reachable staged nodes in key order, so that neighbours in the tree share frames.
+    fn pack_nodes(
+        &self,
+        packer: &Packer,
+        roots: &[Option<Root>],
+    ) -> Result<Vec<(FinishedPack, Arc<PackSeal>)>, RepositoryError> {
+        let uploaded = self.progress().nodes.clone();
+        let mut seen = HashSet::new();
+        let mut nodes = NodePacks::new(self, packer);
+        for root in roots {
+            let mut is_new = |id: &ChunkId| !uploaded.contains(id) && packer.find(id).is_some() && seen.insert(*id);
+            walk_new(self, *root, &mut is_new, &mut |id, node| nodes.add(id, node.bytes()))?;
+        }
+        nodes.finish()
+    }
+
+    /// Runs the tasks on several threads; the first failure ends all.
+    fn upload_all(&self, packer: &Packer, tasks: VecDeque<Task>) -> Result<(), RepositoryError> {
+        let threads = self.uploads.min(tasks.len());
+        let tasks = Mutex::new(tasks);
+        let failed: Mutex<Option<RepositoryError>> = Mutex::new(None);
+        let work = || {
+            loop {
+                if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                    return;
+                }
+                let Some(task) = tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
+                if let Err(error) = self.run(packer, task) {
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        for task in tasks.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if let Task::Made(finished, _) = task {
+                remove_if_there(&finished.path)?;
+            }
+        }
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn run(&self, packer: &Packer, task: Task) -> Result<(), RepositoryError> {
+        match task {
+            Task::AsIs(staged) => {
+                let Some((info, uploaded)) = staged.info() else { return Ok(()) };
+                let (_, table) = self.table_of(&info, uploaded)?;
+                if !table.frames.is_empty() {
+                    if !uploaded {
+                        self.upload(&info.id, &info.path, info.len)?;
+                        staged.uploaded();
+                    }
+                    self.note(entry(&staged.seal, info.id, info.len), table, &[]);
+                }
+                self.progress().slots.insert(staged.slot);
+            }
+            Task::Merge(packs) => {
+                let (finished, seal) = self.merge(packer, &packs)?;
+                self.upload_made(finished, &seal, &packs)?;
+            }
+            Task::Made(finished, seal) => self.upload_made(finished, &seal, &[])?,
+        }
+        Ok(())
+    }
+
+    /// Uploads a pack made for this commit. Its file is removed in any case: a later try makes another one.
+    fn upload_made(
+        &self,
+        finished: FinishedPack,
+        seal: &PackSeal,
+        sources: &[Arc<Staged>],
+    ) -> Result<(), RepositoryError> {
+        let uploaded = self.upload(&finished.id, &finished.path, finished.len);
+        remove_if_there(&finished.path)?;
+        uploaded?;
+        self.note(entry(seal, finished.id, finished.len), finished.table, sources);
+        Ok(())
+    }
+
+    fn note(&self, entry: PackEntry, table: Table, sources: &[Arc<Staged>]) {
+        let mut progress = self.progress();
+        if entry.kind == FrameKind::Metadata {
+            let nodes = table.frames.iter().flat_map(|(_, members)| members).map(|(id, _)| *id);
+            progress.nodes.extend(nodes);
+        }
+        progress.slots.extend(sources.iter().map(|pack| pack.slot));
+        progress.done.push(Uploaded { entry, table });
+    }
+
+    fn upload(&self, id: &PackId, path: &Path, len: u64) -> Result<(), RepositoryError> {
+        self.put_object(&names::pack(id), path, len)
+    }
+
+    fn put_object(&self, name: &str, path: &Path, len: u64) -> Result<(), RepositoryError> {
+        match self.store().put_new(&names::key(name)?, Body::File(path)) {
+            Ok(()) => {}
+            // Its name is its hash, or random: an earlier attempt was carried out after all.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error.into()),
+        }
+        count(&self.counters.objects_uploaded, 1);
+        count(&self.counters.bytes_uploaded, len);
+        Ok(())
+    }
+
+    fn table_of(&self, info: &StagedPack, uploaded: bool) -> Result<(PackSeal, Table), RepositoryError> {
+        let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
+        read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)
+    }
+
+    /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
+    fn merge(&self, packer: &Packer, packs: &[Arc<Staged>]) -> Result<(FinishedPack, Arc<PackSeal>), RepositoryError> {
+        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), FrameKind::Data)?);
+        let writer = PackWriter::create(packer.dir(), seal.clone())?;
+        for staged in packs {
+            let Some((info, uploaded)) = staged.info() else { continue };
+            let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
+            let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
+            for (record, members) in table.frames {
+                let chain = &table.chains[usize::from(record.chain)];
+                let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
+                let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
+                writer.write(chain, lengths, padded, members)?;
+            }
+        }
+        let finished = writer.finish()?;
+        writer.sync()?;
+        Ok((finished, seal))
+    }
+
+    /// Writes and uploads the segment for all that was uploaded; with nothing new the live segments stay.
+    fn write_index(&self, packer: &Packer) -> Result<(Vec<SegmentRef>, usize, u64), RepositoryError> {
+        let done = std::mem::take(&mut self.progress().done);
+        let result = if done.is_empty() {
+            Ok(self.index.refs())
+        } else {
+            let packs: Vec<NewPack<'_>> = done
+                .iter()
+                .map(|d| NewPack { entry: d.entry, chains: &d.table.chains, frames: &d.table.frames })
+                .collect();
+            write_segment(&self.index, packer.dir(), &packs).and_then(|(path, reference, refs)| {
+                let name = names::segment(self.index.volume(), reference.id);
+                let uploaded = self.put_object(&name, &path, reference.len);
+                remove_if_there(&path)?;
+                uploaded.map(|()| refs)
+            })
+        };
+        let (packs, bytes) = (done.len(), done.iter().map(|d| d.entry.len).sum());
+        // Until the head is there a later commit has to index these again.
+        self.progress().done.extend(done);
+        result.map(|refs| (refs, packs, bytes))
+    }
+}
+
+/// Full packs go as they are, small ones together.
+fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
+    let mut group: Vec<Arc<Staged>> = Vec::new();
+    let mut bytes = 0;
+    let mut end = |group: &mut Vec<Arc<Staged>>, bytes: &mut u64| {
+        *bytes = 0;
+        match group.len() {
+            0 => {}
+            1 => tasks.extend(group.drain(..).map(Task::AsIs)),
+            _ => tasks.push_back(Task::Merge(std::mem::take(group))),
+        }
+    };
+    let mut whole = Vec::new();
+    for pack in packs {
+        let Some((info, uploaded)) = pack.info() else { continue };
+        if uploaded || info.len >= pack_bytes / 2 {
+            whole.push(pack);
+            continue;
+        }
+        if bytes + info.len > pack_bytes {
+            end(&mut group, &mut bytes);
+        }
+        bytes += info.len;
+        group.push(pack);
+    }
+    end(&mut group, &mut bytes);
+    tasks.extend(whole.into_iter().map(Task::AsIs));
+}
+
+fn entry(seal: &PackSeal, id: PackId, len: u64) -> PackEntry {
+    PackEntry { id, len, epoch: seal.epoch, salt: seal.salt, kind: seal.kind }
+}
+
+/// A frame's encoded and padded bytes, authenticated.
+fn open_padded(
+    source: &dyn PackSource,
+    seal: &PackSeal,
+    record: &FrameRecord,
+    chain: &Chain,
+    name: &str,
+) -> Result<Vec<u8>, RepositoryError> {
+    let mut bytes = source.read(record.offset.into(), record.stored.into())?;
+    seal.frame()
+        .open(record, &chain.id, &mut bytes)
+        .map_err(|e| RepositoryError::corrupt(format_args!("Frame {} of {name}", record.number), e.0))?;
+    crate::codec::pad(&mut bytes);
+    Ok(bytes)
+}
+
+/// A staged pack, from its file or, where a store took the file, from the store.
+pub(crate) fn open_pack<'a>(
+    store: &'a dyn Store,
+    id: &PackId,
+    path: &Path,
+    len: u64,
+    uploaded: bool,
+) -> Result<(Box<dyn PackSource + 'a>, String), RepositoryError> {
+    if !uploaded {
+        match PackFile::open(path) {
+            Ok(file) => return Ok((Box::new(file), path.display().to_string())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(RepositoryError::staging("open", path, e)),
+        }
+    }
+    Ok((Box::new(StoredPack { store, id: *id, len }), names::pack(id)))
+}
+
+/// A store on the same filesystem has moved the file away, any other has not.
+fn remove_if_there(path: &Path) -> Result<(), RepositoryError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RepositoryError::staging("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Forms frames and packs of nodes.
+struct NodePacks<'a> {
+    repository: &'a Repository,
+    packer: &'a Packer,
+    raw: Vec<u8>,
+    members: Vec<Member>,
+    writer: Option<PackWriter>,
+    done: Vec<(FinishedPack, Arc<PackSeal>)>,
+}
+
+impl<'a> NodePacks<'a> {
+    fn new(repository: &'a Repository, packer: &'a Packer) -> Self {
+        Self { repository, packer, raw: Vec::new(), members: Vec::new(), writer: None, done: Vec::new() }
+    }
+
+    fn add(&mut self, id: ChunkId, node: &[u8]) -> Result<(), RepositoryError> {
+        if self.raw.len() + node.len() > SHARED_FRAME {
+            self.end_frame()?;
+        }
+        self.raw.extend_from_slice(node);
+        self.members.push((id, u32::try_from(node.len()).expect("nodes are bounded")));
+        Ok(())
+    }
+
+    fn end_frame(&mut self) -> Result<(), RepositoryError> {
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        let (mut raw, members) = (std::mem::take(&mut self.raw), std::mem::take(&mut self.members));
+        put_directory(&mut raw, &members);
+        let repository = self.repository;
+        let frame = encode_frame(&repository.host, &repository.metadata_chain, Hint::Metadata, &raw)?;
+        let stored = frame.padded.len() + axiomfs_api::TAG_LEN;
+        if self.writer.as_ref().is_some_and(|w| w.is_full_for(stored, repository.pack_bytes)) {
+            self.end_pack()?;
+        }
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                let seal = PackSeal::fresh(&repository.keyring, repository.seal.as_ref(), FrameKind::Metadata)?;
+                none.insert(PackWriter::create(self.packer.dir(), Arc::new(seal))?)
+            }
+        };
+        writer.write(&frame.chain, frame.lengths, frame.padded, members)?;
+        Ok(())
+    }
+
+    fn end_pack(&mut self) -> Result<(), RepositoryError> {
+        if let Some(writer) = self.writer.take() {
+            let finished = writer.finish()?;
+            writer.sync()?;
+            self.done.push((finished, writer.seal.clone()));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<(FinishedPack, Arc<PackSeal>)>, RepositoryError> {
+        self.end_frame()?;
+        self.end_pack()?;
+        Ok(self.done)
+    }
+}
+
+/// One commit at a time.
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn begin(flag: &'a AtomicBool) -> Result<Self, RepositoryError> {
+        if flag.swap(true, Ordering::Acquire) { Err(RepositoryError::CommitRunning) } else { Ok(Self(flag)) }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,160 @@
+//! Frames: what goes through the chain as one piece (format.md §5).
+
+use axiomfs_api::Sealer;
+
+use crate::codec::{Malformed, Put, Reader, padme};
+use crate::crypto::{SALT, nonce};
+use crate::ids::{ChunkId, RepositoryId};
+use crate::limits;
+
+const NONCE_FRAME: u8 = 1;
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrameKind {
+    /// Chunks of files.
+    Data,
+    /// Nodes of the metadata tree.
+    Metadata,
+}
+
+impl FrameKind {
+    pub(crate) fn to_byte(self) -> u8 {
+        match self {
+            Self::Data => 1,
+            Self::Metadata => 2,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            1 => Ok(Self::Data),
+            2 => Ok(Self::Metadata),
+            3 => Err(Malformed("it holds clear data, which this version does not read")),
+            _ => Err(Malformed("a frame is of unknown kind")),
+        }
+    }
+}
+
+/// Where a frame lies in its pack and how to decode it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameRecord {
+    pub(crate) number: u32,
+    pub(crate) kind: FrameKind,
+    /// Place of its chain in the list beside it.
+    pub(crate) chain: u16,
+    pub(crate) applied: u32,
+    pub(crate) offset: u32,
+    pub(crate) stored: u32,
+    pub(crate) encoded: u32,
+    pub(crate) raw: u32,
+}
+
+/// A record's length in bytes.
+pub(crate) const RECORD: usize = 28;
+const FLAG_SEALED: u8 = 1;
+
+impl FrameRecord {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.number);
+        out.put_u8(self.kind.to_byte());
+        out.put_u8(FLAG_SEALED);
+        out.put_u16(self.chain);
+        out.put_u32(self.applied);
+        for field in [self.offset, self.stored, self.encoded, self.raw] {
+            out.put_u32(field);
+        }
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let number = r.u32()?;
+        let kind = FrameKind::from_byte(r.u8()?)?;
+        if r.u8()? != FLAG_SEALED {
+            return Err(Malformed("a frame has unknown flags"));
+        }
+        let (chain, applied) = (r.u16()?, r.u32()?);
+        let record =
+            Self { number, kind, chain, applied, offset: r.u32()?, stored: r.u32()?, encoded: r.u32()?, raw: r.u32()? };
+        let sealed = padme(record.encoded as usize) + axiomfs_api::TAG_LEN;
+        if record.stored as usize != sealed
+            || sealed > limits::FRAME_STORED
+            || record.encoded as usize > limits::FRAME_ENCODED
+            || record.raw as usize > limits::FRAME_RAW
+        {
+            return Err(Malformed("a frame's lengths are not possible"));
+        }
+        Ok(record)
+    }
+
+    fn aad(&self, repository: RepositoryId, salt: &[u8; SALT], chain: &[u8; 32]) -> Vec<u8> {
+        let mut aad = Vec::with_capacity(13 + 16 + SALT + 17 + 32);
+        aad.put(b"axiomfs frame");
+        aad.put(&repository.0);
+        aad.put(salt);
+        aad.put_u32(self.number);
+        aad.put_u8(self.kind.to_byte());
+        aad.put_u32(self.applied);
+        aad.put_u32(self.encoded);
+        aad.put_u32(self.raw);
+        aad.put(chain);
+        aad
+    }
+}
+
+/// The pack that a frame's seal is bound to.
+#[derive(Clone, Copy)]
+pub(crate) struct FrameSeal<'a> {
+    pub(crate) repository: RepositoryId,
+    pub(crate) salt: &'a [u8; SALT],
+    pub(crate) sealer: &'a dyn Sealer,
+}
+
+impl FrameSeal<'_> {
+    /// Seals padded bytes in place.
+    pub(crate) fn seal(&self, record: &FrameRecord, chain: &[u8; 32], padded: &mut Vec<u8>) {
+        let aad = record.aad(self.repository, self.salt, chain);
+        self.sealer.seal(&nonce(NONCE_FRAME, record.number.into()), &aad, padded);
+        debug_assert_eq!(padded.len(), record.stored as usize);
+    }
+
+    /// Opens in place and cuts the padding off.
+    pub(crate) fn open(&self, record: &FrameRecord, chain: &[u8; 32], stored: &mut Vec<u8>) -> Result<(), Malformed> {
+        let aad = record.aad(self.repository, self.salt, chain);
+        self.sealer
+            .open(&nonce(NONCE_FRAME, record.number.into()), &aad, stored)
+            .map_err(|_| Malformed("its seal does not fit"))?;
+        let (_, padding) = stored.split_at_checked(record.encoded as usize).ok_or(Malformed("it ends too early"))?;
+        Reader::new(padding).padding()?;
+        stored.truncate(record.encoded as usize);
+        Ok(())
+    }
+}
+
+/// A chunk's id and length; its offset is the sum of the lengths before it.
+pub(crate) type Member = (ChunkId, u32);
+
+/// Appends the directory that ends a metadata frame.
+pub(crate) fn put_directory(raw: &mut Vec<u8>, members: &[Member]) {
+    for (_, len) in members {
+        raw.put_u32(*len);
+    }
+    raw.put_len32(members.len());
+}
+
+/// The places of a metadata frame's nodes.
+pub(crate) fn directory(raw: &[u8]) -> Result<Vec<std::ops::Range<usize>>, Malformed> {
+    let bad = Malformed("its directory of nodes is not possible");
+    let (rest, count) = raw.split_last_chunk::<4>().ok_or(bad)?;
+    let count = u32::from_le_bytes(*count) as usize;
+    let table = count.checked_mul(4).and_then(|len| rest.len().checked_sub(len)).ok_or(bad)?;
+    let (nodes, lengths) = rest.split_at(table);
+    let mut ranges = Vec::with_capacity(count);
+    let mut start = 0usize;
+    for len in lengths.chunks_exact(4) {
+        let len = u32::from_le_bytes([len[0], len[1], len[2], len[3]]) as usize;
+        let end = start.checked_add(len).filter(|end| *end <= nodes.len()).ok_or(bad)?;
+        ranges.push(start..end);
+        start = end;
+    }
+    if start == nodes.len() { Ok(ranges) } else { Err(bad) }
+}

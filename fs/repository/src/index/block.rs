@@ -1,0 +1,199 @@
+//! Blocks of an index segment, decoded in place (format.md §6).
+
+use crate::codec::{Malformed, Put, Reader};
+use crate::crypto::SALT;
+use crate::frame::{FrameKind, FrameRecord, RECORD};
+use crate::ids::{ChunkId, PackId};
+use crate::limits;
+
+/// Length of a chunk's row in bytes.
+pub(crate) const ROW: usize = 44;
+/// Rows in a chunk block.
+pub(crate) const ROWS: usize = 512;
+/// Chunk blocks under one filter.
+pub(crate) const FILTERED: usize = 64;
+const BITS_PER_ROW: usize = 12;
+const PROBES: u64 = 8;
+
+/// Where a chunk is, within a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) id: ChunkId,
+    /// Counted through the whole segment.
+    pub(crate) frame: u32,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
+impl Row {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put(&self.id.0);
+        out.put_u32(self.frame);
+        out.put_u32(self.offset);
+        out.put_u32(self.len);
+    }
+
+    fn decode(bytes: &[u8; ROW]) -> Self {
+        let mut id = [0; 32];
+        id.copy_from_slice(&bytes[..32]);
+        let field = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Self { id: ChunkId(id), frame: field(32), offset: field(36), len: field(40) }
+    }
+}
+
+/// Rows, ascending by id.
+pub(crate) struct ChunkBlock(Vec<[u8; ROW]>);
+
+impl ChunkBlock {
+    pub(crate) fn parse(bytes: &[u8], rows: usize) -> Result<Self, Malformed> {
+        let (list, rest) = bytes.as_chunks::<ROW>();
+        if !rest.is_empty() || list.len() != rows || rows == 0 {
+            return Err(Malformed("it has another number of rows than the root says"));
+        }
+        if list.windows(2).any(|w| w[0][..32] > w[1][..32]) {
+            return Err(Malformed("its rows do not ascend"));
+        }
+        Ok(Self(list.to_vec()))
+    }
+
+    /// All rows of `id`.
+    pub(crate) fn find(&self, id: &ChunkId) -> impl Iterator<Item = Row> {
+        let start = self.0.partition_point(|row| row[..32] < id.0[..]);
+        self.0[start..].iter().take_while(|row| row[..32] == id.0[..]).map(Row::decode)
+    }
+
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row> {
+        self.0.iter().map(Row::decode)
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.0.len() * ROW
+    }
+}
+
+/// A Bloom filter.
+pub(crate) struct Filter(Vec<u8>);
+
+impl Filter {
+    /// An empty one, for `rows` ids.
+    pub(crate) fn for_rows(rows: usize) -> Self {
+        let bits = (rows * BITS_PER_ROW).next_multiple_of(64).max(64);
+        Self(vec![0; bits / 8])
+    }
+
+    pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self, Malformed> {
+        if bytes.is_empty() || bytes.len() % 8 != 0 {
+            return Err(Malformed("a filter's length is not possible"));
+        }
+        Ok(Self(bytes))
+    }
+
+    pub(crate) fn insert(&mut self, id: &ChunkId) {
+        for bit in probes(id, self.0.len()) {
+            self.0[bit / 8] |= 1 << (bit % 8);
+        }
+    }
+
+    /// Whether `id` may be there; no means no.
+    pub(crate) fn may_contain(&self, id: &ChunkId) -> bool {
+        probes(id, self.0.len()).all(|bit| self.0[bit / 8] & (1 << (bit % 8)) != 0)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn probes(id: &ChunkId, bytes: usize) -> impl Iterator<Item = usize> {
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&id.0[at..at + 8]);
+        u64::from_le_bytes(word)
+    };
+    let (h1, h2, bits) = (word(8), word(16) | 1, bytes as u128 * 8);
+    (0..PROBES).map(move |j| {
+        let h = h1.wrapping_add(j.wrapping_mul(h2));
+        // Less than `bits`, so it fits.
+        ((u128::from(h) * bits) >> 64) as usize
+    })
+}
+
+/// A pack as a segment knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackEntry {
+    pub(crate) id: PackId,
+    pub(crate) len: u64,
+    pub(crate) epoch: u32,
+    pub(crate) salt: [u8; SALT],
+    pub(crate) kind: FrameKind,
+}
+
+const PACK_ENTRY: usize = 32 + 8 + 4 + SALT + 1 + 4;
+
+pub(crate) fn encode_pack(entry: &PackEntry, frames: &[FrameRecord], out: &mut Vec<u8>) {
+    out.put(&entry.id.0);
+    out.put_u64(entry.len);
+    out.put_u32(entry.epoch);
+    out.put(&entry.salt);
+    out.put_u8(entry.kind.to_byte());
+    out.put_len32(frames.len());
+    for frame in frames {
+        frame.encode(out);
+    }
+}
+
+/// Packs with their frames.
+pub(crate) struct PackBlock {
+    /// With the number, through the segment, of the pack's first frame.
+    packs: Vec<(u32, PackEntry, Vec<FrameRecord>)>,
+    frames: usize,
+}
+
+impl PackBlock {
+    pub(crate) fn parse(bytes: &[u8], first_frame: u32, chains: usize) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let count = r.count16(PACK_ENTRY, usize::MAX)?;
+        let (mut packs, mut next) = (Vec::with_capacity(count), first_frame);
+        for _ in 0..count {
+            let (id, len, epoch) = (r.array()?.into(), r.u64()?, r.u32()?);
+            let entry = PackEntry { id, len, epoch, salt: r.array()?, kind: FrameKind::from_byte(r.u8()?)? };
+            if len > limits::PACK {
+                return Err(Malformed("a pack's length is not possible"));
+            }
+            let mut frames = Vec::new();
+            for _ in 0..r.count(RECORD, limits::FRAMES)? {
+                let frame = FrameRecord::decode(&mut r)?;
+                if usize::from(frame.chain) >= chains
+                    || frame.kind != entry.kind
+                    || u64::from(frame.offset) + u64::from(frame.stored) > len
+                {
+                    return Err(Malformed("a frame does not fit its pack"));
+                }
+                frames.push(frame);
+            }
+            let first = next;
+            next = u32::try_from(frames.len())
+                .ok()
+                .and_then(|n| next.checked_add(n))
+                .ok_or(Malformed("it counts too many frames"))?;
+            packs.push((first, entry, frames));
+        }
+        r.end()?;
+        Ok(Self { packs, frames: (next - first_frame) as usize })
+    }
+
+    /// The frame with that number through the segment, and its pack.
+    pub(crate) fn frame(&self, number: u32) -> Option<(&PackEntry, &FrameRecord)> {
+        let place = self.packs.partition_point(|(first, _, _)| *first <= number).checked_sub(1)?;
+        let (first, entry, frames) = &self.packs[place];
+        frames.get((number - first) as usize).map(|frame| (entry, frame))
+    }
+
+    pub(crate) fn packs(&self) -> impl Iterator<Item = (&PackEntry, &[FrameRecord])> {
+        self.packs.iter().map(|(_, entry, frames)| (entry, frames.as_slice()))
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.packs.len() * size_of::<(u32, PackEntry, Vec<FrameRecord>)>() + self.frames * size_of::<FrameRecord>()
+    }
+}

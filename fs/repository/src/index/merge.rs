@@ -1,0 +1,191 @@
+//! Which segments are put together, and how (format.md §6).
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::block::{ChunkBlock, PackBlock};
+use super::segment::{BlockKind, Root, Segment};
+use super::writer::SegmentWriter;
+use super::{Index, PackEntry, Row, SegmentRef};
+use crate::error::{InObject, RepositoryError};
+use crate::frame::{FrameRecord, Member};
+use crate::pack::Chain;
+
+/// More live segments than this are merged.
+const MOST_SEGMENTS: usize = 8;
+
+/// An uploaded pack that the new segment is to locate.
+pub(crate) struct NewPack<'a> {
+    pub(crate) entry: PackEntry,
+    pub(crate) chains: &'a [Chain],
+    pub(crate) frames: &'a [(FrameRecord, Vec<Member>)],
+}
+
+/// Writes the segment for `packs` into `dir`, merged with small live ones if there are too many. Returns the file, its reference
+/// and the list of live segments with it, newest first.
+pub(crate) fn write_segment(
+    index: &Index,
+    dir: &Path,
+    packs: &[NewPack<'_>],
+) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
+    let live = index.segments();
+    let new_rows: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
+    let merged = choose(&live.iter().map(|s| s.reference).collect::<Vec<_>>(), new_rows);
+    let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
+
+    let mut writer = SegmentWriter::create(dir, &index.keyring, index.seal.as_ref(), index.volume)?;
+    let mut rows = Vec::with_capacity(usize::try_from(new_rows).unwrap_or(0));
+    for pack in packs {
+        let records: Vec<FrameRecord> = pack.frames.iter().map(|(record, _)| *record).collect();
+        let first = writer.pack(&pack.entry, pack.chains, &records)?;
+        for (frame, (_, members)) in (first..).zip(pack.frames) {
+            let mut offset = 0;
+            for (id, len) in members {
+                rows.push(Row { id: *id, frame, offset, len: *len });
+                offset += len;
+            }
+        }
+    }
+    rows.sort_unstable_by_key(|row| (row.id, row.frame));
+    let mut streams = vec![Stream::new(rows)];
+    for segment in sources {
+        streams.push(copy_packs(index, segment, &mut writer)?);
+    }
+    merge_rows(index, streams, &mut writer)?;
+    let (reference, path) = writer.finish()?;
+    let kept = live.iter().enumerate().filter(|(place, _)| !merged.contains(place)).map(|(_, s)| s.reference);
+    let refs = std::iter::once(reference).chain(kept).collect();
+    Ok((path, reference, refs))
+}
+
+/// Places of the segments to merge with `new_rows` new ones: none while there are few; else the smallest, and more while
+/// the next is not much larger than what is merged already. So a row is copied O(log n) times.
+fn choose(live: &[SegmentRef], new_rows: u64) -> Vec<usize> {
+    let Some(least) = (live.len() + 1).checked_sub(MOST_SEGMENTS).filter(|n| *n > 0) else { return Vec::new() };
+    let mut by_size: Vec<usize> = (0..live.len()).collect();
+    by_size.sort_by_key(|place| live[*place].rows);
+    let (mut taken, mut sum) = (0, new_rows);
+    for place in &by_size {
+        let rows = live[*place].rows;
+        if taken >= least && rows > sum.saturating_mul(2) {
+            break;
+        }
+        sum = sum.saturating_add(rows);
+        taken += 1;
+    }
+    by_size.truncate(taken);
+    by_size.sort_unstable();
+    by_size
+}
+
+/// Rows of one source, block after block.
+struct Stream {
+    rows: std::vec::IntoIter<Row>,
+    rest: Option<Rest>,
+}
+
+struct Rest {
+    segment: Arc<Segment>,
+    root: Arc<Root>,
+    next_block: usize,
+    first_frame: u32,
+}
+
+impl Stream {
+    fn new(rows: Vec<Row>) -> Self {
+        Self { rows: rows.into_iter(), rest: None }
+    }
+
+    fn next(&mut self, index: &Index) -> Result<Option<Row>, RepositoryError> {
+        loop {
+            if let Some(row) = self.rows.next() {
+                return Ok(Some(row));
+            }
+            let Some(rest) = &mut self.rest else { return Ok(None) };
+            let Some((_, count, place)) = rest.root.chunks.get(rest.next_block).copied() else { return Ok(None) };
+            let number = u32::try_from(rest.next_block).expect("a root has fewer blocks, being bounded in bytes");
+            rest.next_block += 1;
+            let bytes = rest.segment.read(index.store.as_ref(), BlockKind::Chunks, number, place)?;
+            let object = rest.segment.block_name(BlockKind::Chunks, number);
+            let block = ChunkBlock::parse(&bytes, count.into()).in_object(&object)?;
+            let mut rows: Vec<Row> = block.rows().collect();
+            for row in &mut rows {
+                if row.frame >= rest.root.frames {
+                    return Err(RepositoryError::corrupt(&object, super::ROW_WITHOUT_FRAME.0));
+                }
+                row.frame += rest.first_frame;
+            }
+            self.rows = rows.into_iter();
+        }
+    }
+}
+
+/// Copies a segment's packs and returns its rows, renumbered.
+fn copy_packs(index: &Index, segment: &Arc<Segment>, writer: &mut SegmentWriter) -> Result<Stream, RepositoryError> {
+    let root = segment.root(index.store.as_ref())?.clone();
+    let mut first_frame = None;
+    let mut copied = 0u64;
+    for (number, (first, place)) in (0u32..).zip(&root.pack_blocks) {
+        let bytes = segment.read(index.store.as_ref(), BlockKind::Packs, number, *place)?;
+        let block = PackBlock::parse(&bytes, *first, root.chains.len())
+            .in_object(segment.block_name(BlockKind::Packs, number))?;
+        for (entry, frames) in block.packs() {
+            let first = writer.pack(entry, &root.chains, frames)?;
+            first_frame.get_or_insert(first);
+            copied += frames.len() as u64;
+        }
+    }
+    if copied != u64::from(root.frames) {
+        return Err(RepositoryError::corrupt(&segment.name, "it has another number of frames than its root says"));
+    }
+    let rest = Rest { segment: segment.clone(), root, next_block: 0, first_frame: first_frame.unwrap_or(0) };
+    Ok(Stream { rows: Vec::new().into_iter(), rest: Some(rest) })
+}
+
+/// Ascending by id; of equal ids the one of the newer source first.
+fn merge_rows(index: &Index, mut streams: Vec<Stream>, writer: &mut SegmentWriter) -> Result<(), RepositoryError> {
+    let mut heads: Vec<Option<Row>> = Vec::with_capacity(streams.len());
+    let mut heap = BinaryHeap::new();
+    for (place, stream) in streams.iter_mut().enumerate() {
+        let row = stream.next(index)?;
+        heap.extend(row.map(|row| Reverse((row.id, place))));
+        heads.push(row);
+    }
+    while let Some(Reverse((_, place))) = heap.pop() {
+        let row = heads[place].take().expect("a source in the heap has a row");
+        writer.row(&row)?;
+        heads[place] = streams[place].next(index)?;
+        heap.extend(heads[place].map(|row| Reverse((row.id, place))));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SegmentId;
+
+    fn segment(rows: u64) -> SegmentRef {
+        SegmentRef { id: SegmentId([0; 16]), len: 0, root_offset: 0, root_len: 0, epoch: 1, salt: [0; 32], rows }
+    }
+
+    #[test]
+    fn many_commits_leave_few_segments_and_copy_each_row_seldom() {
+        let (mut live, mut copied): (Vec<SegmentRef>, u64) = (Vec::new(), 0);
+        for _ in 0..10_000 {
+            let merged = choose(&live, 100);
+            let rows: u64 = merged.iter().map(|p| live[*p].rows).sum();
+            copied += rows;
+            let mut place = 0;
+            live.retain(|_| {
+                place += 1;
+                !merged.contains(&(place - 1))
+            });
+            live.insert(0, segment(100 + rows));
+            assert!(live.len() <= MOST_SEGMENTS);
+        }
+        assert!(copied < 10_000 * 100 * 14, "each row was copied {} times", copied / 1_000_000);
+    }
+}

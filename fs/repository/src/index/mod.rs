@@ -1,0 +1,248 @@
+//! Finds chunks: the live index segments of a volume, and a cache of their blocks.
+
+mod block;
+mod merge;
+mod segment;
+mod writer;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axiomfs_api::{Seal, Store};
+
+use block::{ChunkBlock, FILTERED, Filter, PackBlock};
+pub(crate) use block::{PackEntry, Row};
+pub(crate) use merge::{NewPack, write_segment};
+pub use segment::SegmentRef;
+use segment::{BlockKind, Root, Segment};
+use writer::ROW_WITHOUT_FRAME;
+#[cfg(test)]
+pub(crate) use writer::SegmentWriter;
+
+use crate::error::{InObject, RepositoryError};
+use crate::frame::FrameRecord;
+use crate::ids::{ChunkId, SegmentId, VolumeId};
+use crate::keys::Keyring;
+use crate::lru_bytes::ByteLru;
+use crate::pack::Chain;
+
+/// One place of a chunk, with all that reading it takes.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    pub(crate) pack: PackEntry,
+    pub(crate) frame: FrameRecord,
+    pub(crate) chain: Chain,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
+#[derive(Clone)]
+enum Block {
+    Chunks(Arc<ChunkBlock>),
+    Packs(Arc<PackBlock>),
+    Filter(Arc<Filter>),
+}
+
+/// The live segments, newest first.
+pub(crate) struct Index {
+    store: Arc<dyn Store>,
+    seal: Arc<dyn Seal>,
+    keyring: Arc<Keyring>,
+    volume: VolumeId,
+    segments: RwLock<Arc<[Arc<Segment>]>>,
+    cache: ByteLru<(SegmentId, BlockKind, u32), Block>,
+}
+
+/// Whether a lookup may ask the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Io {
+    Allowed,
+    Never,
+}
+
+impl Index {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        seal: Arc<dyn Seal>,
+        keyring: Arc<Keyring>,
+        volume: VolumeId,
+        cache_bytes: usize,
+    ) -> Self {
+        let segments = RwLock::new(Vec::new().into());
+        Self { store, seal, keyring, volume, segments, cache: ByteLru::new(cache_bytes) }
+    }
+
+    /// Makes `refs` (newest first) the live segments; those known already keep what they have loaded.
+    pub(crate) fn set_segments(&self, refs: &[SegmentRef]) -> Result<(), RepositoryError> {
+        let old = self.segments();
+        let new: Vec<Arc<Segment>> = refs
+            .iter()
+            .map(|reference| match old.iter().find(|s| s.reference == *reference) {
+                Some(known) => Ok(known.clone()),
+                None => Segment::new(&self.keyring, self.seal.as_ref(), self.volume, *reference).map(Arc::new),
+            })
+            .collect::<Result<_, _>>()?;
+        *self.segments.write().unwrap_or_else(PoisonError::into_inner) = new.into();
+        Ok(())
+    }
+
+    pub(crate) fn refs(&self) -> Vec<SegmentRef> {
+        self.segments().iter().map(|s| s.reference).collect()
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        self.segments().iter().map(|s| s.reference.rows).sum()
+    }
+
+    pub(crate) fn cached_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// All places of `id`, the preferred first. With [`Io::Never`] `None` if that is not known without asking the store.
+    /// A damaged segment hides only what nothing else locates.
+    pub(crate) fn locate(&self, id: &ChunkId, io: Io) -> Result<Option<Vec<Located>>, RepositoryError> {
+        let (mut found, mut failed, mut unknown) = (Vec::new(), None, false);
+        for segment in self.segments().iter() {
+            match self.locate_in(segment, id, io, &mut found) {
+                Ok(true) => {}
+                Ok(false) => unknown = true,
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            _ if found.is_empty() && unknown => Ok(None),
+            _ => Ok(Some(found)),
+        }
+    }
+
+    /// False if the answer would need the store and may not.
+    fn locate_in(
+        &self,
+        segment: &Segment,
+        id: &ChunkId,
+        io: Io,
+        found: &mut Vec<Located>,
+    ) -> Result<bool, RepositoryError> {
+        let root = match (segment.root_cached(), io) {
+            (Some(root), _) => root,
+            (None, Io::Allowed) => segment.root(self.store.as_ref())?,
+            (None, Io::Never) => return Ok(false),
+        };
+        // Equal ids may run over several blocks.
+        let mut number = root.chunks.partition_point(|(first, _, _)| first < id).saturating_sub(1);
+        while root.chunks.get(number).is_some_and(|(first, _, _)| first <= id) {
+            let Some(filter) = self.filter(segment, root, number / FILTERED, io)? else { return Ok(false) };
+            if !filter.may_contain(id) {
+                return Ok(true);
+            }
+            let Some(block) = self.chunks(segment, root, number, io)? else { return Ok(false) };
+            for row in block.find(id) {
+                match self.frame(segment, root, &row, io)? {
+                    Some(located) => found.push(located),
+                    None => return Ok(false),
+                }
+            }
+            number += 1;
+        }
+        Ok(true)
+    }
+
+    fn filter(
+        &self,
+        segment: &Segment,
+        root: &Root,
+        number: usize,
+        io: Io,
+    ) -> Result<Option<Arc<Filter>>, RepositoryError> {
+        let parse = |bytes: Vec<u8>| {
+            let size = bytes.len();
+            Ok((Block::Filter(Arc::new(Filter::parse(bytes)?)), size))
+        };
+        Ok(match self.block(segment, BlockKind::Filter, number, root.filters[number], io, parse)? {
+            Some(Block::Filter(filter)) => Some(filter),
+            _ => None,
+        })
+    }
+
+    fn chunks(
+        &self,
+        segment: &Segment,
+        root: &Root,
+        number: usize,
+        io: Io,
+    ) -> Result<Option<Arc<ChunkBlock>>, RepositoryError> {
+        let (_, rows, place) = root.chunks[number];
+        let parse = |bytes: Vec<u8>| {
+            let block = ChunkBlock::parse(&bytes, rows.into())?;
+            let size = block.heap_bytes();
+            Ok((Block::Chunks(Arc::new(block)), size))
+        };
+        Ok(match self.block(segment, BlockKind::Chunks, number, place, io, parse)? {
+            Some(Block::Chunks(block)) => Some(block),
+            _ => None,
+        })
+    }
+
+    fn packs(
+        &self,
+        segment: &Segment,
+        root: &Root,
+        number: usize,
+        io: Io,
+    ) -> Result<Option<Arc<PackBlock>>, RepositoryError> {
+        let (first, place) = root.pack_blocks[number];
+        let parse = |bytes: Vec<u8>| {
+            let block = PackBlock::parse(&bytes, first, root.chains.len())?;
+            let size = block.heap_bytes();
+            Ok((Block::Packs(Arc::new(block)), size))
+        };
+        Ok(match self.block(segment, BlockKind::Packs, number, place, io, parse)? {
+            Some(Block::Packs(block)) => Some(block),
+            _ => None,
+        })
+    }
+
+    fn frame(&self, segment: &Segment, root: &Root, row: &Row, io: Io) -> Result<Option<Located>, RepositoryError> {
+        let place = root.pack_blocks.partition_point(|(first, _)| *first <= row.frame).checked_sub(1);
+        let place = place.ok_or(ROW_WITHOUT_FRAME).in_object(&segment.name)?;
+        let Some(block) = self.packs(segment, root, place, io)? else { return Ok(None) };
+        let (pack, frame) = block.frame(row.frame).ok_or(ROW_WITHOUT_FRAME).in_object(&segment.name)?;
+        if row.offset.checked_add(row.len).is_none_or(|end| end > frame.raw) {
+            return Err(RepositoryError::corrupt(&segment.name, "a row passes the end of its frame"));
+        }
+        let chain = root.chains[usize::from(frame.chain)].clone();
+        Ok(Some(Located { pack: *pack, frame: *frame, chain, offset: row.offset, len: row.len }))
+    }
+
+    /// A block from the cache, or read, parsed and cached.
+    fn block(
+        &self,
+        segment: &Segment,
+        kind: BlockKind,
+        number: usize,
+        place: segment::Place,
+        io: Io,
+        parse: impl FnOnce(Vec<u8>) -> Result<(Block, usize), crate::codec::Malformed>,
+    ) -> Result<Option<Block>, RepositoryError> {
+        let number = u32::try_from(number).expect("a root has fewer blocks, being bounded in bytes");
+        let key = (segment.reference.id, kind, number);
+        if let Some(block) = self.cache.get(&key) {
+            return Ok(Some(block));
+        }
+        if io == Io::Never {
+            return Ok(None);
+        }
+        let bytes = segment.read(self.store.as_ref(), kind, number, place)?;
+        let (block, size) = parse(bytes).in_object(segment.block_name(kind, number))?;
+        self.cache.put(key, block.clone(), size + 128);
+        Ok(Some(block))
+    }
+
+    pub(crate) fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    fn segments(&self) -> Arc<[Arc<Segment>]> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

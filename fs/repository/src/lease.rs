@@ -1,0 +1,70 @@
+//! The lease: a hint that names who writes a volume (format.md §8).
+
+use axiomfs_api::{Body, Seal, Store, StoreErrorKind};
+
+use crate::codec::{Malformed, Put, Reader};
+use crate::crypto::Envelope;
+use crate::error::{InObject, RepositoryError};
+use crate::ids::VolumeId;
+use crate::keys::Keyring;
+use crate::{limits, names};
+
+/// Who writes a volume, for people; nothing depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The machine.
+    pub host: String,
+    /// The process.
+    pub pid: u32,
+    /// Since when, in nanoseconds since 1970.
+    pub since_ns: i64,
+}
+
+impl Lease {
+    pub(crate) fn store(
+        &self,
+        store: &dyn Store,
+        keyring: &Keyring,
+        seal: &dyn Seal,
+        volume: VolumeId,
+    ) -> Result<(), RepositoryError> {
+        let mut plain = Vec::new();
+        plain.put_bytes16(self.host.as_bytes().get(..255).unwrap_or(self.host.as_bytes()));
+        plain.put_u32(self.pid);
+        plain.put_i64(self.since_ns);
+        let epoch = keyring.current_epoch();
+        let sealed = envelope(keyring, &volume.0).seal(seal, epoch.number, &epoch.key, &plain)?;
+        Ok(store.put(&names::key(&names::lease(volume))?, Body::Bytes(&sealed))?)
+    }
+
+    pub(crate) fn load(
+        store: &dyn Store,
+        keyring: &Keyring,
+        seal: &dyn Seal,
+        volume: VolumeId,
+    ) -> Result<Option<Self>, RepositoryError> {
+        let object = names::lease(volume);
+        let bytes = match store.get(&names::key(&object)?, limits::LEASE) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let envelope = envelope(keyring, &volume.0);
+        let epoch = envelope.key_number(&bytes, &object)?;
+        let Some(key) = keyring.epoch(epoch) else { return Err(RepositoryError::UnknownEpoch { object, epoch }) };
+        let plain = envelope.open(seal, &key.key, bytes, &object)?;
+        Self::decode(&plain).in_object(object).map(Some)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let host = String::from_utf8_lossy(r.bytes16()?).into_owned();
+        let lease = Self { host, pid: r.u32()?, since_ns: r.i64()? };
+        r.end()?;
+        Ok(lease)
+    }
+}
+
+fn envelope<'a>(keyring: &Keyring, names: &'a [u8]) -> Envelope<'a> {
+    Envelope { magic: b"AXLE", label: "axiomfs lease", repository: keyring.repository, names }
+}

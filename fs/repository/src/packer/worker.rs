@@ -1,0 +1,215 @@
+//! The packer's threads: encoding frames and finishing packs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use axiomfs_api::Hint;
+
+use super::{Job, OpenPack, Shared, StagedChunk, State};
+use crate::codec::pad;
+use crate::error::RepositoryError;
+use crate::frame::{FrameKind, FrameRecord};
+use crate::limits;
+use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackWriter};
+use crate::staged::{Staged, StagedPack};
+
+/// Encoding yields to whoever waits for an answer.
+const NICENESS: i32 = 5;
+
+pub(super) fn encode_loop(shared: &Shared) {
+    be_nice();
+    loop {
+        let Some(job) = shared.next(|state| state.queue.pop_front()) else { return };
+        // A plugin that panics must not leave everybody waiting for its frame.
+        let result = catch_unwind(AssertUnwindSafe(|| encode(shared, &job)));
+        let mut state = shared.lock();
+        match result {
+            Err(_) => state.fatal = Some(RepositoryError::Stopped { reason: "encoding a frame panicked" }),
+            Ok(Ok((pack, record))) => {
+                state.encoded(&job, pack.slot, &record);
+                shared.setup.counters.frame(record.raw, record.stored);
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "could not stage a frame");
+                state.error = Some((error, Instant::now()));
+                state.failed.push(job);
+            }
+        }
+        drop(state);
+        shared.progress.notify_all();
+    }
+}
+
+pub(super) fn finish_loop(shared: &Shared) {
+    be_nice();
+    loop {
+        let Some(pack) = shared.next(|state| state.finish.pop_front()) else { return };
+        let finished = pack.writer.finish();
+        // A failed fsync leaves it open what is on the disk, so there is no second try after it.
+        let synced = finished.as_ref().map_or(Ok(()), |_| pack.writer.sync());
+        let mut state = shared.lock();
+        match (finished, synced) {
+            (Ok(finished), Ok(())) => state.finished(&pack.staged, finished),
+            (Ok(_), Err(error)) => {
+                tracing::error!(%error, "could not make a staged pack durable");
+                state.fatal = Some(error);
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, "could not finish a staged pack");
+                state.error = Some((error, Instant::now()));
+                state.failed_finish.push(pack);
+            }
+        }
+        drop(state);
+        shared.progress.notify_all();
+    }
+}
+
+fn be_nice() {
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        tracing::debug!(%error, "could not lower a thread's priority");
+    }
+}
+
+/// Transforms, pads, seals and writes one frame.
+fn encode(shared: &Shared, job: &Job) -> Result<(Arc<Staged>, FrameRecord), RepositoryError> {
+    let setup = &shared.setup;
+    let hint = match job.class.kind {
+        FrameKind::Data => Hint::Data,
+        FrameKind::Metadata => Hint::Metadata,
+    };
+    let frame = encode_frame(&setup.host, &job.class.route, hint, &job.raw)?;
+    let pack = shared.acquire(job.class.kind, frame.padded.len() + axiomfs_api::TAG_LEN)?;
+    let written = pack.writer.write(&frame.chain, frame.lengths, frame.padded, job.members.clone());
+    if let Ok(record) = &written {
+        pack.staged.add(*record, &frame.chain);
+    }
+    shared.release(&pack);
+    Ok((pack.staged.clone(), written?))
+}
+
+/// A frame that went through its chain and is padded, but not sealed.
+pub(crate) struct EncodedFrame {
+    pub(crate) chain: Chain,
+    pub(crate) lengths: NewFrame,
+    pub(crate) padded: Vec<u8>,
+}
+
+/// Takes the chain once and runs `raw` through it.
+pub(crate) fn encode_frame(
+    host: &axiomfs_host::Host,
+    route: &axiomfs_host::ChainName,
+    hint: Hint,
+    raw: &[u8],
+) -> Result<EncodedFrame, RepositoryError> {
+    let named = |e| RepositoryError::host(format_args!("chain {route}"), e);
+    let chain = host.chain(route).map_err(named)?;
+    let encoded = chain.encode(hint, raw).map_err(named)?;
+    let descriptor = chain.descriptor_bytes();
+    if host.decoder(descriptor).map_err(named)?.seal_id().is_none() {
+        return Err(RepositoryError::NotSealed { chain: route.to_string() });
+    }
+    let bounds =
+        [("Frame", raw.len(), limits::FRAME_RAW), ("Encoded frame", encoded.bytes.len(), limits::FRAME_ENCODED)];
+    for (what, len, limit) in bounds {
+        if len > limit {
+            return Err(RepositoryError::TooLarge { what, len: len as u64, limit: limit as u64 });
+        }
+    }
+    let lengths =
+        NewFrame { applied: encoded.applied, encoded: super::len32(encoded.bytes.len()), raw: super::len32(raw.len()) };
+    let mut padded = encoded.bytes;
+    padded.reserve_exact(crate::codec::padme(padded.len()) - padded.len() + axiomfs_api::TAG_LEN);
+    pad(&mut padded);
+    Ok(EncodedFrame { chain: Chain::new(descriptor), lengths, padded })
+}
+
+impl Shared {
+    /// The next piece of work; `None` when the packer stops.
+    fn next<T>(&self, take: impl Fn(&mut State) -> Option<T>) -> Option<T> {
+        let mut state: MutexGuard<'_, State> = self.lock();
+        loop {
+            if state.stop {
+                return None;
+            }
+            if let Some(work) = take(&mut state) {
+                return Some(work);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The pack for a frame of `stored` bytes; give it back with [`release`](Self::release).
+    fn acquire(&self, kind: FrameKind, stored: usize) -> Result<Arc<OpenPack>, RepositoryError> {
+        let setup = &self.setup;
+        let mut current = self.current[place(kind)].lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|pack| pack.writer.is_full_for(stored, setup.pack_bytes)) {
+            if let Some(full) = current.take() {
+                self.release(&full);
+            }
+        }
+        let pack = match &*current {
+            Some(pack) => pack.clone(),
+            None => {
+                let seal = PackSeal::fresh(&setup.keyring, setup.seal.as_ref(), kind)?;
+                let writer = Arc::new(PackWriter::create(&setup.dir, Arc::new(seal))?);
+                let mut state = self.lock();
+                let staged = Arc::new(Staged::open(state.next_slot, writer.clone()));
+                state.next_slot += 1;
+                state.unfinished.insert(staged.slot, staged.clone());
+                state.packs.insert(staged.slot, staged.clone());
+                drop(state);
+                current.insert(Arc::new(OpenPack { staged, writer, users: AtomicUsize::new(1) })).clone()
+            }
+        };
+        pack.users.fetch_add(1, Ordering::Relaxed);
+        Ok(pack)
+    }
+
+    fn release(&self, pack: &Arc<OpenPack>) {
+        // The last user sees all that the others wrote.
+        if pack.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.lock().finish.push_back(pack.clone());
+            self.work.notify_all();
+        }
+    }
+
+    /// Lets no more frames into the current packs.
+    pub(super) fn close_packs(&self) {
+        for current in &self.current {
+            let pack = current.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(pack) = pack {
+                self.release(&pack);
+            }
+        }
+    }
+}
+
+impl State {
+    fn encoded(&mut self, job: &Job, slot: u32, record: &FrameRecord) {
+        let mut offset = 0;
+        for (id, len) in &job.members {
+            let touched = self.pending.remove(id).map_or(self.generation, |pending| pending.touched);
+            let chunk = StagedChunk { slot, frame: record.number, offset, len: *len, touched };
+            self.staged.insert(*id, chunk);
+            offset += len;
+        }
+        self.jobs.remove(&job.number);
+        self.queued_bytes -= job.raw.len();
+    }
+
+    fn finished(&mut self, staged: &Arc<Staged>, pack: FinishedPack) {
+        let info = StagedPack { id: pack.id, kind: staged.seal.kind, len: pack.len, path: pack.path };
+        staged.finished(info);
+        self.unfinished.remove(&staged.slot);
+    }
+}
+
+fn place(kind: FrameKind) -> usize {
+    match kind {
+        FrameKind::Data => 0,
+        FrameKind::Metadata => 1,
+    }
+}

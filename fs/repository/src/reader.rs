@@ -1,0 +1,369 @@
+//! The read path: frames fetched once, opened, decoded, and kept; chunk ids checked before a byte is given out.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use axiomfs_api::{Seal, Store};
+use axiomfs_host::Host;
+
+use crate::bytes::Bytes;
+use crate::crypto::SALT;
+use crate::error::{InObject, RepositoryError};
+use crate::frame::{FrameKind, FrameRecord, directory};
+use crate::ids::ChunkId;
+use crate::index::Located;
+use crate::keys::Keyring;
+use crate::lru_bytes::ByteLru;
+use crate::names;
+use crate::pack::{Chain, PackSeal};
+use crate::packer::StagedChunk;
+use crate::staged::Staged;
+use crate::stats::{Counters, count};
+use crate::tree::Node;
+
+/// Ranges asked of the store begin and end at multiples of this, so that they don't tell where frames begin.
+const ALIGN: u64 = 64 << 10;
+/// Quarantined frames remembered; beyond that the store is broken as a whole.
+const MOST_QUARANTINED: usize = 100_000;
+
+/// Names a frame wherever its pack is: a salt belongs to one pack.
+pub(crate) type FrameKey = ([u8; SALT], u32);
+
+/// A chunk's place, staged or stored.
+pub(crate) struct ChunkPlace {
+    frame: FramePlace,
+    offset: u32,
+    len: u32,
+}
+
+struct FramePlace {
+    record: FrameRecord,
+    chain: Chain,
+    pack: PackPlace,
+}
+
+enum PackPlace {
+    Staged(Arc<Staged>),
+    Stored(Located),
+}
+
+impl ChunkPlace {
+    /// `None` if the packer has forgotten the frame meanwhile.
+    pub(crate) fn staged(pack: Arc<Staged>, chunk: &StagedChunk) -> Option<Self> {
+        let (record, chain) = pack.frame(chunk.frame)?;
+        let frame = FramePlace { record, chain, pack: PackPlace::Staged(pack) };
+        Some(Self { frame, offset: chunk.offset, len: chunk.len })
+    }
+
+    pub(crate) fn stored(located: Located) -> Self {
+        let (record, chain, offset, len) = (located.frame, located.chain.clone(), located.offset, located.len);
+        Self { frame: FramePlace { record, chain, pack: PackPlace::Stored(located) }, offset, len }
+    }
+
+    pub(crate) fn key(&self) -> FrameKey {
+        self.frame.key()
+    }
+}
+
+impl FramePlace {
+    fn key(&self) -> FrameKey {
+        let salt = match &self.pack {
+            PackPlace::Staged(pack) => pack.seal.salt,
+            PackPlace::Stored(located) => located.pack.salt,
+        };
+        (salt, self.record.number)
+    }
+
+    /// For messages.
+    fn name(&self) -> String {
+        let pack = match &self.pack {
+            PackPlace::Staged(pack) => pack.name(),
+            PackPlace::Stored(located) => names::pack(&located.pack.id),
+        };
+        format!("Frame {} of {pack}", self.record.number)
+    }
+}
+
+/// A decoded frame.
+#[derive(Clone)]
+enum Decoded {
+    Data(Arc<DataFrame>),
+    Nodes(Arc<HashMap<ChunkId, Arc<Node>>>),
+}
+
+struct DataFrame {
+    raw: Arc<Vec<u8>>,
+    /// Chunks whose ids were checked, by offset.
+    verified: Mutex<HashMap<u32, (u32, ChunkId)>>,
+}
+
+/// A frame that one thread fetches and others wait for.
+#[derive(Default)]
+struct Flight {
+    landed: Mutex<Option<Result<Decoded, RepositoryError>>>,
+    changed: Condvar,
+}
+
+/// Fetches, decodes and caches.
+pub(crate) struct Reader {
+    store: Arc<dyn Store>,
+    host: Arc<Host>,
+    seal: Arc<dyn Seal>,
+    keyring: Arc<Keyring>,
+    counters: Arc<Counters>,
+    frames: ByteLru<FrameKey, Arc<DataFrame>>,
+    nodes: ByteLru<ChunkId, Arc<Node>>,
+    flights: Mutex<HashMap<FrameKey, Arc<Flight>>>,
+    quarantine: Mutex<HashSet<FrameKey>>,
+    any_quarantined: AtomicBool,
+}
+
+impl Reader {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        host: Arc<Host>,
+        seal: Arc<dyn Seal>,
+        keyring: Arc<Keyring>,
+        counters: Arc<Counters>,
+        frame_bytes: usize,
+        node_bytes: usize,
+    ) -> Self {
+        Self {
+            store,
+            host,
+            seal,
+            keyring,
+            counters,
+            frames: ByteLru::new(frame_bytes),
+            nodes: ByteLru::new(node_bytes),
+            flights: Mutex::default(),
+            quarantine: Mutex::default(),
+            any_quarantined: AtomicBool::new(false),
+        }
+    }
+
+    /// The chunk `id` at `place`, checked.
+    pub(crate) fn chunk(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Bytes, RepositoryError> {
+        let decoded = match self.cached(place) {
+            Some(frame) => Decoded::Data(frame),
+            None => self.fetch(&place.frame)?,
+        };
+        match decoded {
+            Decoded::Data(frame) => self.verified(&frame, id, place),
+            Decoded::Nodes(nodes) => match nodes.get(id) {
+                Some(node) => Ok(node.bytes().to_vec().into()),
+                None => Err(self.damaged(place, "it does not hold the node that the index promises")),
+            },
+        }
+    }
+
+    /// The chunk if its frame is decoded in memory.
+    pub(crate) fn chunk_cached(&self, id: &ChunkId, place: &ChunkPlace) -> Option<Bytes> {
+        let frame = self.cached(place)?;
+        self.verified(&frame, id, place).ok()
+    }
+
+    /// The node `id` at `place`; its neighbours in the frame come into the cache with it.
+    pub(crate) fn node(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Arc<Node>, RepositoryError> {
+        match self.fetch(&place.frame)? {
+            Decoded::Nodes(nodes) => match nodes.get(id) {
+                Some(node) => Ok(node.clone()),
+                None => Err(self.damaged(place, "it does not hold the node that the index promises")),
+            },
+            Decoded::Data(_) => {
+                Err(RepositoryError::corrupt(place.frame.name(), "a tree names a data chunk as its node"))
+            }
+        }
+    }
+
+    pub(crate) fn node_cached(&self, id: &ChunkId) -> Option<Arc<Node>> {
+        let node = self.nodes.get(id);
+        count(&self.counters.cache_hits, node.is_some().into());
+        node
+    }
+
+    pub(crate) fn has_node(&self, id: &ChunkId) -> bool {
+        self.nodes.contains(id)
+    }
+
+    pub(crate) fn put_node(&self, id: ChunkId, node: Arc<Node>) {
+        let bytes = node.heap_bytes() + 128;
+        self.nodes.put(id, node, bytes);
+    }
+
+    /// Whether the frame was found damaged or missing.
+    pub(crate) fn is_quarantined(&self, key: &FrameKey) -> bool {
+        self.any_quarantined.load(Ordering::Relaxed)
+            && self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
+    pub(crate) fn frame_bytes(&self) -> usize {
+        self.frames.bytes()
+    }
+
+    pub(crate) fn node_bytes(&self) -> usize {
+        self.nodes.bytes()
+    }
+
+    fn cached(&self, place: &ChunkPlace) -> Option<Arc<DataFrame>> {
+        let frame = self.frames.get(&place.key());
+        count(&self.counters.cache_hits, frame.is_some().into());
+        frame
+    }
+
+    fn verified(&self, frame: &DataFrame, id: &ChunkId, place: &ChunkPlace) -> Result<Bytes, RepositoryError> {
+        let Some(bytes) = Bytes::slice_of(&frame.raw, place.offset, place.len) else {
+            return Err(self.damaged(place, "a chunk passes its end"));
+        };
+        let known = (place.len, *id);
+        let lock = || frame.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().get(&place.offset) == Some(&known) {
+            return Ok(bytes);
+        }
+        if self.keyring.data_id(&bytes) != *id {
+            self.frames.remove(&place.key());
+            return Err(self.damaged(place, "a chunk in it has another id"));
+        }
+        lock().insert(place.offset, known);
+        Ok(bytes)
+    }
+
+    fn damaged(&self, place: &ChunkPlace, reason: &'static str) -> RepositoryError {
+        self.put_into_quarantine(place.key());
+        RepositoryError::corrupt(place.frame.name(), reason)
+    }
+
+    fn put_into_quarantine(&self, key: FrameKey) {
+        let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        if quarantine.len() < MOST_QUARANTINED {
+            quarantine.insert(key);
+            self.any_quarantined.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The decoded frame; of several threads that want it one does the work.
+    fn fetch(&self, place: &FramePlace) -> Result<Decoded, RepositoryError> {
+        let key = place.key();
+        let (flight, leads) = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            match flights.get(&key) {
+                Some(flight) => (flight.clone(), false),
+                None => {
+                    // Whoever led the last flight put the frame into the cache before taking it off the list.
+                    if let Some(frame) = self.frames.get(&key) {
+                        return Ok(Decoded::Data(frame));
+                    }
+                    let flight = Arc::new(Flight::default());
+                    flights.insert(key, flight.clone());
+                    (flight, true)
+                }
+            }
+        };
+        if !leads {
+            let mut landed = flight.landed.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                if let Some(result) = &*landed {
+                    return result.clone();
+                }
+                landed = flight.changed.wait(landed).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        let mut landing = Landing { reader: self, key, flight, result: None };
+        let result = self.load(place);
+        if let Err(RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. }) = &result {
+            self.put_into_quarantine(key);
+        }
+        landing.result = Some(result.clone());
+        result
+    }
+
+    fn load(&self, place: &FramePlace) -> Result<Decoded, RepositoryError> {
+        let mut bytes = self.read_sealed(place)?;
+        count(&self.counters.frames_read, 1);
+        count(&self.counters.frame_bytes_read, bytes.len() as u64);
+        let opened = match &place.pack {
+            PackPlace::Staged(pack) => pack.seal.frame().open(&place.record, &place.chain.id, &mut bytes),
+            PackPlace::Stored(located) => {
+                let pack = &located.pack;
+                let object = names::pack(&pack.id);
+                PackSeal::of(&self.keyring, self.seal.as_ref(), pack.kind, pack.epoch, pack.salt, &object)?
+                    .frame()
+                    .open(&place.record, &place.chain.id, &mut bytes)
+            }
+        };
+        opened.in_object(place.name())?;
+        let raw = self
+            .host
+            .decoder(&place.chain.descriptor)
+            .and_then(|decoder| decoder.decode(place.record.applied, &bytes, place.record.raw as usize))
+            .map_err(|e| RepositoryError::host(place.name(), e))?;
+        if raw.len() != place.record.raw as usize {
+            return Err(RepositoryError::corrupt(place.name(), "it decodes to another length"));
+        }
+        match place.record.kind {
+            FrameKind::Data => {
+                let frame = Arc::new(DataFrame { raw: Arc::new(raw), verified: Mutex::default() });
+                self.frames.put(place.key(), frame.clone(), frame.raw.len() + 512);
+                Ok(Decoded::Data(frame))
+            }
+            FrameKind::Metadata => self.parse_nodes(&raw).in_object(place.name()),
+        }
+    }
+
+    /// Parses all nodes of a frame into the cache. One that does not parse is left out: whoever asks for it gets the error.
+    fn parse_nodes(&self, raw: &[u8]) -> Result<Decoded, crate::codec::Malformed> {
+        let mut nodes = HashMap::new();
+        for range in directory(raw)? {
+            let bytes: Arc<[u8]> = raw[range].into();
+            let id = self.keyring.node_id(&bytes);
+            if let Ok(node) = Node::parse(bytes) {
+                let node = Arc::new(node);
+                self.put_node(id, node.clone());
+                nodes.insert(id, node);
+            }
+        }
+        Ok(Decoded::Nodes(Arc::new(nodes)))
+    }
+
+    fn read_sealed(&self, place: &FramePlace) -> Result<Vec<u8>, RepositoryError> {
+        let located = match &place.pack {
+            PackPlace::Staged(pack) => return pack.read(&place.record, self.store.as_ref()),
+            PackPlace::Stored(located) => located,
+        };
+        let key = names::key(&names::pack(&located.pack.id))?;
+        let (offset, stored) = (u64::from(place.record.offset), u64::from(place.record.stored));
+        let start = offset / ALIGN * ALIGN;
+        let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
+        let mut bytes = self.store.get_range(&key, start, end - start)?;
+        let skip = usize::try_from(offset - start).unwrap_or(usize::MAX);
+        if bytes.len() as u64 != end - start {
+            return Err(RepositoryError::corrupt(key.as_str(), "the store returned another length than was asked for"));
+        }
+        bytes.truncate(skip + place.record.stored as usize);
+        bytes.drain(..skip);
+        Ok(bytes)
+    }
+}
+
+/// Ends a flight, also when its leader panics.
+struct Landing<'a> {
+    reader: &'a Reader,
+    key: FrameKey,
+    flight: Arc<Flight>,
+    result: Option<Result<Decoded, RepositoryError>>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let result =
+            self.result.take().unwrap_or(Err(RepositoryError::Stopped { reason: "decoding a frame panicked" }));
+        *self.flight.landed.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.flight.changed.notify_all();
+        self.reader.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}

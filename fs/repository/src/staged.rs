@@ -1,0 +1,174 @@
+//! Packs in the staging directory: open, finished, or on their way into the store.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axiomfs_api::Store;
+
+use crate::error::RepositoryError;
+use crate::frame::{FrameKind, FrameRecord};
+use crate::ids::PackId;
+use crate::names;
+use crate::pack::{Chain, PackFile, PackSeal, PackSource, PackWriter, Table};
+
+/// A pack that is complete, fsynced and named in no head yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagedPack {
+    /// Its id, under which the manifest names it.
+    pub id: PackId,
+    /// What it holds.
+    pub kind: FrameKind,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Its file; it may have been moved into the store already.
+    pub path: PathBuf,
+}
+
+/// A staged pack as the repository knows it.
+pub(crate) struct Staged {
+    /// Counts up while the repository is open.
+    pub(crate) slot: u32,
+    pub(crate) seal: Arc<PackSeal>,
+    state: Mutex<State>,
+}
+
+struct State {
+    place: Place,
+    /// By frame number; a number whose frame failed has none.
+    frames: Vec<Option<FrameRecord>>,
+    chains: Vec<Chain>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Open(Arc<PackWriter>),
+    Finished { info: StagedPack, uploaded: bool },
+}
+
+impl Staged {
+    /// A pack that is being written.
+    pub(crate) fn open(slot: u32, writer: Arc<PackWriter>) -> Self {
+        let seal = writer.seal.clone();
+        let state = State { place: Place::Open(writer), frames: Vec::new(), chains: Vec::new() };
+        Self { slot, seal, state: Mutex::new(state) }
+    }
+
+    /// A finished pack that was found again.
+    pub(crate) fn adopted(slot: u32, seal: Arc<PackSeal>, info: StagedPack, uploaded: bool, table: &Table) -> Self {
+        let mut state =
+            State { place: Place::Finished { info, uploaded }, frames: Vec::new(), chains: table.chains.clone() };
+        for (record, _) in &table.frames {
+            state.put(*record);
+        }
+        Self { slot, seal, state: Mutex::new(state) }
+    }
+
+    /// Notes a written frame.
+    pub(crate) fn add(&self, record: FrameRecord, chain: &Chain) {
+        let mut state = self.lock();
+        let place = usize::from(record.chain);
+        if place >= state.chains.len() {
+            // Frames may be noted in another order than their chains were numbered; gaps are filled by their owners.
+            state.chains.resize(place + 1, chain.clone());
+        }
+        state.chains[place] = chain.clone();
+        state.put(record);
+    }
+
+    pub(crate) fn frame(&self, number: u32) -> Option<(FrameRecord, Chain)> {
+        let state = self.lock();
+        let record = (*state.frames.get(number as usize)?)?;
+        Some((record, state.chains.get(usize::from(record.chain))?.clone()))
+    }
+
+    pub(crate) fn finished(&self, info: StagedPack) {
+        self.lock().place = Place::Finished { info, uploaded: false };
+    }
+
+    pub(crate) fn uploaded(&self) {
+        if let Place::Finished { uploaded, .. } = &mut self.lock().place {
+            *uploaded = true;
+        }
+    }
+
+    /// If the pack is finished: what it is, and whether the store has it.
+    pub(crate) fn info(&self) -> Option<(StagedPack, bool)> {
+        match &self.lock().place {
+            Place::Open(_) => None,
+            Place::Finished { info, uploaded } => Some((info.clone(), *uploaded)),
+        }
+    }
+
+    /// Bytes it takes in the staging directory; 0 once the store has it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let state = self.lock();
+        match &state.place {
+            Place::Open(_) => {
+                state.frames.iter().flatten().map(|f| u64::from(f.offset) + u64::from(f.stored)).max().unwrap_or(0)
+            }
+            Place::Finished { uploaded: true, .. } => 0,
+            Place::Finished { info, .. } => info.len,
+        }
+    }
+
+    /// For messages.
+    pub(crate) fn name(&self) -> String {
+        match self.info() {
+            Some((info, true)) => names::pack(&info.id),
+            Some((info, false)) => info.path.display().to_string(),
+            None => "The pack being written".to_owned(),
+        }
+    }
+
+    /// The sealed bytes of a frame, wherever the pack is now.
+    pub(crate) fn read(&self, record: &FrameRecord, store: &dyn Store) -> Result<Vec<u8>, RepositoryError> {
+        let (offset, len) = (u64::from(record.offset), u64::from(record.stored));
+        let place = self.lock().place.clone();
+        match place {
+            Place::Open(writer) => writer.read(offset, len),
+            Place::Finished { info, uploaded: true } => read_stored(store, &info.id, offset, len),
+            Place::Finished { info, uploaded: false } => match PackFile::open(&info.path) {
+                Ok(file) => file.read(offset, len),
+                // A store may have moved the file into place just now.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => read_stored(store, &info.id, offset, len),
+                Err(e) => Err(RepositoryError::staging("open", &info.path, e)),
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn put(&mut self, record: FrameRecord) {
+        let place = record.number as usize;
+        if place >= self.frames.len() {
+            self.frames.resize(place + 1, None);
+        }
+        self.frames[place] = Some(record);
+    }
+}
+
+fn read_stored(store: &dyn Store, id: &PackId, offset: u64, len: u64) -> Result<Vec<u8>, RepositoryError> {
+    Ok(store.get_range(&names::key(&names::pack(id))?, offset, len)?)
+}
+
+/// A pack in the store.
+pub(crate) struct StoredPack<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) id: PackId,
+    pub(crate) len: u64,
+}
+
+impl PackSource for StoredPack<'_> {
+    fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, RepositoryError> {
+        read_stored(self.store, &self.id, offset, len)
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
