@@ -444,6 +444,7 @@ fn holes_stay_holes() {
         let blocks = fs::metadata(repo.live().join("punched")).expect("metadata").blocks() * 512;
         assert!(blocks <= 5 << 20, "{when}: a punched file still occupies {blocks}");
     };
+    drop((file, punched));
     check(&repo, "at once");
     repo.sync();
     check(&repo, "after sync");

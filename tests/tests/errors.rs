@@ -66,7 +66,8 @@ fn what_is_not_a_repository_is_refused() {
     fs::create_dir(at("other")).expect("made");
     fs::write(at("other/notes.txt"), b"mine").expect("written");
     for name in ["empty", "other", "missing"] {
-        let args = ["mount", text(&at(name)), text(&repo.mnt), "--cache", text(&repo.cache)];
+        let store = at(name);
+        let args = ["mount", text(&store), text(&repo.mnt), "--cache", text(&repo.cache)];
         refused(
             &with_file(&repo, &args, RIGHT),
             &[text(&at(name)), "not an axiomfs repository|does not exist|no such"],
@@ -109,8 +110,9 @@ fn a_mount_point_that_is_missing_full_or_a_file_is_refused() {
     fs::write(at("full/x"), b"x").expect("written");
     fs::write(at("file"), b"x").expect("written");
     for (name, word) in [("missing", "does not exist|no such"), ("full", "not empty"), ("file", "not a directory")] {
-        let args = [text(&repo.store), text(&at(name)), "--cache", text(&repo.cache)];
-        mount_refused(&repo, &args, RIGHT, &[text(&at(name)), word]);
+        let mnt = at(name);
+        let args = [text(&repo.store), text(&mnt), "--cache", text(&repo.cache)];
+        mount_refused(&repo, &args, RIGHT, &[text(&mnt), word]);
     }
     assert!(!at("missing").exists());
 }
