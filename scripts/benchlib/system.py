@@ -62,11 +62,13 @@ def is_mounted(path):
 
 
 def peak_memory(pid):
-    """The most memory a process that still runs has held, in bytes."""
+    """The most memory that a running process, or the biggest of its children, has held, in bytes."""
+    here = 0
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+            here = int(line.split()[1]) * 1024
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return max([here, *(peak_memory(int(child)) for child in children)])
 
 
 def disk_usage(path):
