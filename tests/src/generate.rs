@@ -68,10 +68,11 @@ impl Generator {
         if tree.all.len() > self.limits.nodes || model.bytes() > self.limits.bytes {
             return self.removal(&tree);
         }
-        if self.limits.compound && self.rng.one_in(8) {
-            if let Some(op) = self.held(model, &tree) {
-                return op;
-            }
+        if self.limits.compound
+            && self.rng.one_in(8)
+            && let Some(op) = self.held(model, &tree)
+        {
+            return op;
         }
         match self.rng.below(100) {
             0..=15 => Op::Create { path: self.new_path(&tree), mode: self.mode() },

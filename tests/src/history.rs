@@ -107,10 +107,10 @@ impl Worker {
                 self.in_flight = Some((op, after, started));
                 return;
             }
-            if want.is_ok() {
-                if let Err(e) = performer.adopt_times(&mut after) {
-                    assert!(killed.load(Ordering::SeqCst), "{}: after {op:?}: {e}", self.name);
-                }
+            if want.is_ok()
+                && let Err(e) = performer.adopt_times(&mut after)
+            {
+                assert!(killed.load(Ordering::SeqCst), "{}: after {op:?}: {e}", self.name);
             }
             self.steps.push(Step { op: Some(op), model: Some(after), started, acknowledged });
             self.progress.acknowledged.store(self.state(), Ordering::SeqCst);

@@ -361,10 +361,10 @@ impl Drop for TestRepo {
         let hung = self.hung();
         self.kill9();
         lazy_unmount(&self.mnt);
-        if std::env::var_os("AXIOMFS_KEEP").is_some() {
-            if let Some(scratch) = self._scratch.take() {
-                eprintln!("kept {}", scratch.keep().display());
-            }
+        if std::env::var_os("AXIOMFS_KEEP").is_some()
+            && let Some(scratch) = self._scratch.take()
+        {
+            eprintln!("kept {}", scratch.keep().display());
         }
         if hung {
             eprintln!("the daemon was killed because the test hung");
@@ -410,10 +410,10 @@ fn watch(pid: i32, mnt: PathBuf) -> Arc<Watchdog> {
         }
         shared.fired.store(true, Ordering::SeqCst);
         eprintln!("the mount at {} has been up for {limit} s: its test hangs, the daemon is killed", mnt.display());
-        if let Some(pid) = Pid::from_raw(shared.pid.load(Ordering::SeqCst)) {
-            if let Err(e) = kill_process(pid, Signal::KILL) {
-                eprintln!("it can't be killed: {e}");
-            }
+        if let Some(pid) = Pid::from_raw(shared.pid.load(Ordering::SeqCst))
+            && let Err(e) = kill_process(pid, Signal::KILL)
+        {
+            eprintln!("it can't be killed: {e}");
         }
         lazy_unmount(&mnt);
     });

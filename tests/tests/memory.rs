@@ -70,5 +70,5 @@ fn name(i: u64) -> String {
 
 fn content(i: u64) -> Vec<u8> {
     let len = (i * 7919 % 9001) as usize;
-    if i % 3 == 0 { noise(i, len) } else { prose(i, len) }
+    if i.is_multiple_of(3) { noise(i, len) } else { prose(i, len) }
 }
