@@ -146,7 +146,10 @@ where
             return Ok(());
         }
         let node = load(self.writer.src, &id, level)?;
-        if node.key(0) < lower || upper.is_some_and(|upper| node.last_key() >= upper) {
+        // A branch's first key is left out and stands for `lower`.
+        let first = usize::from(level > 0);
+        let too_small = first < node.len() && node.key(first) < lower;
+        if too_small || upper.is_some_and(|upper| node.last_key() >= upper) {
             return Err(TreeError::OutOfRange { node: id }.into());
         }
         if level == 0 {
@@ -356,8 +359,7 @@ where
     fn write_ready(&mut self, level: u8) -> Result<(), E> {
         let Some(buffer) = self.level(level)?.ready.take() else { return Ok(()) };
         let id = self.sink.put_node(buffer.encode(level))?;
-        let separator = if level == 0 { &buffer.lower } else { buffer.key(0) };
-        self.push(level + 1, separator, id.as_bytes())?;
+        self.push(level + 1, buffer.separator(level), id.as_bytes())?;
         if let Some((_, freed)) = self.level(level)?.last.replace((id, buffer)) {
             self.recycle(freed);
         }
@@ -406,11 +408,13 @@ where
         }
         while above > level {
             let state = self.level(above)?;
-            let buffer = if state.open.is_empty() { state.ready.as_mut() } else { Some(&mut state.open) };
-            let (separator, id) = buffer.and_then(NodeBuffer::pop_child).expect("a level that isn't empty has entries");
-            if state.ready.as_ref().is_some_and(NodeBuffer::is_empty) {
-                state.ready = None;
+            // What is ready would be too small without its last child.
+            if state.open.is_empty()
+                && let Some(ready) = state.ready.take()
+            {
+                state.open = ready;
             }
+            let (separator, id) = state.open.pop_child().expect("a level that isn't empty has entries");
             above -= 1;
             let buffer = self.reopen(id, above, separator)?;
             let state = self.level(above)?;
@@ -425,8 +429,13 @@ where
         }
         let node = load(self.src, &id, level)?;
         let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.extend_from_node(&node, 0..node.len());
-        buffer.lower = separator;
+        if level == 0 {
+            buffer.lower = separator;
+            buffer.extend_from_node(&node, 0..node.len());
+        } else {
+            buffer.push(&separator, node.value(0));
+            buffer.extend_from_node(&node, 1..node.len());
+        }
         Ok(buffer)
     }
 }

@@ -8,7 +8,7 @@ use crate::ids::ChunkId;
 /// Entries of one level in key order, to become one or more nodes.
 #[derive(Default)]
 pub(super) struct NodeBuffer {
-    /// For leaves: the separator of the first node made from this. A branch's is its first key.
+    /// For leaves: the separator of the first node made from this. A branch's is its first key, which is left out of the node itself.
     pub lower: Vec<u8>,
     heap: Vec<u8>,
     /// Each entry's end in the heap, and its key's length.
@@ -120,19 +120,26 @@ impl NodeBuffer {
         self.slots.truncate(at);
     }
 
+    /// The separator for the parent.
+    pub fn separator(&self, level: u8) -> &[u8] {
+        if level == 0 { &self.lower } else { self.key(0) }
+    }
+
     /// The node's bytes. The caller keeps the size within what the format allows.
     pub fn encode(&self, level: u8) -> Vec<u8> {
         let count = u16::try_from(self.len()).expect("a node within its size has fewer entries");
         let mut out = Vec::with_capacity(self.size());
         out.extend_from_slice(&[MAGIC, VERSION, level, 0, 0, 0]);
         out.extend_from_slice(&count.to_le_bytes());
-        for &(end, key_len) in &self.slots {
-            let end = u16::try_from(end).expect("a node within its size has a smaller heap");
+        let left_out = if level == 0 { 0 } else { self.slots[0].1 };
+        for (i, &(end, key_len)) in self.slots.iter().enumerate() {
+            let end = u16::try_from(end - u32::from(left_out)).expect("a node within its size has a smaller heap");
+            let key_len = if i == 0 { key_len - left_out } else { key_len };
             let [a, b] = end.to_le_bytes();
             let [c, d] = key_len.to_le_bytes();
             out.extend_from_slice(&[a, b, c, d]);
         }
-        out.extend_from_slice(&self.heap);
+        out.extend_from_slice(&self.heap[usize::from(left_out)..]);
         out
     }
 }

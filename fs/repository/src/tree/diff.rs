@@ -1,6 +1,7 @@
 //! What differs between two trees, without reading what they share.
 
 use std::cmp::Ordering;
+use std::iter;
 use std::sync::Arc;
 
 use super::{KeyRef, Node, NodeSource, Root, ValueRef, load};
@@ -54,8 +55,15 @@ impl<S: NodeSource> Side<'_, S> {
         }
         Ok(self.stack.last().map(|(node, next)| match node.level() {
             0 => Item::Entry { node, index: *next },
-            level => Item::Subtree { id: node.child(*next), level: level - 1, lower: node.key(*next) },
+            level => Item::Subtree { id: node.child(*next), level: level - 1, lower: self.lower() },
         }))
+    }
+
+    /// The separator of what comes next. That of a first child stands further up, where what is being visited is one behind.
+    fn lower(&self) -> &[u8] {
+        let mut indexes = self.stack.iter().rev().zip(iter::once(0).chain(iter::repeat(1)));
+        let found = indexes.find_map(|((node, next), behind)| (*next > behind).then(|| node.key(next - behind)));
+        found.unwrap_or_default()
     }
 
     fn skip(&mut self) {

@@ -98,6 +98,9 @@ pub enum Damage {
     /// A key or a value is over the limit, or a child's id isn't 32 bytes long.
     #[error("an entry's length is impossible")]
     Entry,
+    /// The first separator of a branch isn't empty.
+    #[error("its first separator is not empty")]
+    Separator,
     /// Keys don't ascend.
     #[error("its keys don't ascend")]
     Order,

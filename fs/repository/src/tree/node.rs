@@ -83,6 +83,9 @@ impl Node {
             if key_len > KEY_MAX || value_len > VALUE_MAX || (self.level > 0 && value_len != ChunkId::LEN) {
                 return Err(Damage::Entry);
             }
+            if self.level > 0 && i == 0 && key_len > 0 {
+                return Err(Damage::Separator);
+            }
             let key = &self.bytes[self.heap() + start..][..key_len];
             if previous.is_some_and(|previous| previous >= key) {
                 return Err(Damage::Order);
@@ -114,7 +117,7 @@ impl Node {
         u32::from_be_bytes(self.positions.map(|at| key.get(usize::from(at)).copied().unwrap_or(0)))
     }
 
-    /// A branch's first separator says nothing: what is below the second belongs to the first child.
+    /// A branch's first separator is left out: what is below the second belongs to the first child.
     fn first_searched(&self) -> usize {
         usize::from(self.level > 0)
     }

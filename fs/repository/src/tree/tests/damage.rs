@@ -110,6 +110,7 @@ fn each_kind_of_damage_is_named() {
     assert_eq!(damage(&|b| b[2] = HEIGHT_MAX), Some(Damage::Level));
     assert_eq!(damage(&|b| b[2] = 1), Some(Damage::Entry));
     assert_eq!(damage(&|b| b[6] = 0), Some(Damage::Empty));
+    assert_eq!(damage(&|b| (b[2], b[8], b[10]) = (1, 45, 13)), Some(Damage::Separator));
     assert_eq!(damage(&|b| b.push(0)), Some(Damage::Slots));
     assert_eq!(damage(&|b| b.truncate(b.len() - 1)), Some(Damage::Slots));
     assert_eq!(damage(&|b| b[8] = 0), Some(Damage::Slots));
