@@ -1,0 +1,103 @@
+//! Requests that make, remove and list names.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use axiomfs_live::{Access, FileKind, FsError, FsResult, Make};
+use fuser::{INodeNo, ReplyEmpty, ReplyEntry, Request};
+
+use super::{Adapter, caller, changeable, own};
+use crate::calls;
+use crate::nodes::Place;
+use crate::replies::{ListingReply, send_done, send_entry};
+use crate::service::{Lane, Service};
+
+/// Cookies of the first two entries of each directory.
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
+
+impl Adapter {
+    /// Makes a node in the live tree and answers with it.
+    pub(super) fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, what: NewNode, reply: ReplyEntry) {
+        let parent = match changeable(parent) {
+            Ok(parent) => parent,
+            Err(errno) => return reply.error(errno),
+        };
+        let caller = caller(request);
+        self.service.ask(
+            Lane::Data,
+            name.as_bytes(),
+            move |volume, access, name| {
+                let NewNode { kind, perm, rdev, target } = &what;
+                let make = Make { kind: *kind, perm: *perm, rdev: *rdev, target: target.as_deref() };
+                volume.make(access, caller, parent, name, &make)
+            },
+            move |service, result| send_entry(service, reply, "make", parent, result),
+        );
+    }
+
+    /// Removes a name from the live tree.
+    pub(super) fn remove(&self, request: &Request, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
+        let parent = match changeable(parent) {
+            Ok(parent) => parent,
+            Err(errno) => return reply.error(errno),
+        };
+        let caller = caller(request);
+        self.service.ask(
+            Lane::Data,
+            name.as_bytes(),
+            move |volume, access, name| {
+                if directory {
+                    volume.rmdir(access, caller, parent, name)
+                } else {
+                    volume.unlink(access, caller, parent, name)
+                }
+            },
+            move |_, result| send_done(reply, "remove", result),
+        );
+    }
+
+    pub(super) fn list<R: ListingReply>(&self, directory: INodeNo, cookie: u64, mut reply: R) {
+        let (place, mut cookie) = (Place::of(directory.0), cookie);
+        match fill(&self.service, Access::Cached, place, &mut cookie, &mut reply) {
+            Err(FsError::WouldBlock) => self.service.later(Lane::Metadata, 0, move |service| {
+                let result = fill(service, Access::Wait, place, &mut cookie, &mut reply);
+                reply.finish(result);
+            }),
+            result => reply.finish(result),
+        }
+    }
+}
+
+/// Adds what fits to `reply`. Where it would block, `cookie` stands behind what was added.
+fn fill<R: ListingReply>(
+    service: &Service,
+    access: Access,
+    directory: Place,
+    cookie: &mut u64,
+    reply: &mut R,
+) -> FsResult<()> {
+    // Entries have cookies above those of `.` and `..`.
+    if *cookie < DOT_DOT {
+        let parent = service.parent(access, directory)?;
+        if *cookie < DOT && reply.add_dots(directory.node(), ".", DOT) || reply.add_dots(parent, "..", DOT_DOT) {
+            return Ok(());
+        }
+        *cookie = DOT_DOT;
+    }
+    match directory {
+        Place::Tree(node) => calls::list(&service.volume, access, node, *cookie, reply),
+        place => {
+            own::forget_listing_soon(service, place);
+            service.list_own(access, place, *cookie, reply)
+        }
+    }
+}
+
+/// What is to be made.
+pub(super) struct NewNode {
+    pub(super) kind: FileKind,
+    pub(super) perm: u16,
+    pub(super) rdev: u32,
+    pub(super) target: Option<Vec<u8>>,
+}

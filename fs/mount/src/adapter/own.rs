@@ -1,0 +1,200 @@
+//! Requests for the mount's own nodes: `snapshots/` and `.axiomfs/`.
+
+use std::time::Duration;
+
+use axiomfs_live::{Access, FsError, NodeId, ROOT_INO, RenameMode, SetAttr};
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
+    Request,
+};
+
+use super::Adapter;
+use crate::calls::Opening;
+use crate::convert::file_attr;
+use crate::errno::report;
+use crate::invalidate::VOLATILE;
+use crate::nodes::{ControlFile, ControlNode, Place};
+use crate::replies::{GENERATION, send_done};
+use crate::service::{Lane, Service};
+
+impl Adapter {
+    /// Answers a lookup in one of the mount's own directories.
+    pub(super) fn lookup_own(&self, parent: Place, name: &[u8], reply: ReplyEntry) {
+        let child = match self.service.own_child(parent, name) {
+            Ok(child) => child,
+            Err(errno) => return reply.error(errno),
+        };
+        let keep_name = self.service.keep(parent);
+        if let Some(attr) = self.service.own_attr(child) {
+            let attr = file_attr(child.node(), &attr);
+            return reply.entry_with_ttls(&self.service.keep(child), &keep_name, &attr, GENERATION);
+        }
+        let node = child.node();
+        self.service.ask(
+            Lane::Metadata,
+            &(),
+            move |volume, access, ()| volume.getattr(access, node),
+            move |service, result| match result {
+                Ok(attr) => {
+                    let keep = service.keep(Place::Tree(node));
+                    reply.entry_with_ttls(&keep, &keep_name, &file_attr(node, &attr), GENERATION);
+                }
+                Err(error) => reply.error(report("lookup", &error)),
+            },
+        );
+    }
+
+    /// Answers with the attributes of any node.
+    pub(super) fn attributes(&self, place: Place, reply: ReplyAttr) {
+        let keep = self.service.keep(place);
+        let node = place.node();
+        if let Some(attr) = self.service.own_attr(place) {
+            return reply.attr(&keep, &file_attr(node, &attr));
+        }
+        self.service.ask(
+            Lane::Metadata,
+            &(),
+            move |volume, access, ()| volume.getattr(access, node),
+            move |_, result| match result {
+                Ok(attr) => reply.attr(&keep, &file_attr(node, &attr)),
+                Err(error) => reply.error(report("getattr", &error)),
+            },
+        );
+    }
+
+    /// `mkdir snapshots/NAME`.
+    pub(super) fn take_snapshot(&self, name: &[u8], reply: ReplyEntry) {
+        let Some(name) = snapshot_name(name) else { return reply.error(Errno::EINVAL) };
+        self.service.later(Lane::Command, 0, move |service| {
+            let made = service.volume.snapshot_create(Access::Wait, &name).and_then(|snapshot| {
+                let node = NodeId { ordinal: snapshot.ordinal, ino: ROOT_INO };
+                Ok((node, service.volume.getattr(Access::Wait, node)?))
+            });
+            match made {
+                Ok((node, attr)) => {
+                    service.note_snapshots_changed();
+                    let (keep, keep_name) = (service.keep(Place::Tree(node)), service.keep(Place::Snapshots));
+                    reply.entry_with_ttls(&keep, &keep_name, &file_attr(node, &attr), GENERATION);
+                }
+                Err(error) => reply.error(report("mkdir", &error)),
+            }
+        });
+    }
+
+    /// `rmdir snapshots/NAME`.
+    pub(super) fn forget_snapshot(&self, name: &[u8], reply: ReplyEmpty) {
+        let Some(name) = snapshot_name(name) else { return reply.error(Errno::ENOENT) };
+        self.service.later(Lane::Command, 0, move |service| {
+            let result = service.volume.snapshot_delete(Access::Wait, &name);
+            finish_snapshot_change(service, "rmdir", result, reply);
+        });
+    }
+
+    /// `mv snapshots/A snapshots/B`. Never over an existing one: that would forget it.
+    pub(super) fn rename_snapshot(&self, from: &[u8], to: &[u8], mode: RenameMode, reply: ReplyEmpty) {
+        if mode == RenameMode::Exchange {
+            return reply.error(Errno::EINVAL);
+        }
+        let Some(from) = snapshot_name(from) else { return reply.error(Errno::ENOENT) };
+        let Some(to) = snapshot_name(to) else { return reply.error(Errno::EINVAL) };
+        self.service.later(Lane::Command, 0, move |service| {
+            let result = service.volume.snapshot_rename(Access::Wait, &from, &to, RenameMode::NoReplace);
+            finish_snapshot_change(service, "rename", result, reply);
+        });
+    }
+
+    /// Opens a file of `.axiomfs/`. Its text is made on a worker: it may take a moment.
+    pub(super) fn open_own(&self, request: &Request, node: ControlNode, opening: Opening, reply: ReplyOpen) {
+        if let Err(errno) = self.service.may_control(request) {
+            return reply.error(errno);
+        }
+        if opening.changes() && !matches!(node, ControlNode::File(file) if file.writable()) {
+            return reply.error(Errno::EACCES);
+        }
+        // Only what is applied on close needs to hear of it.
+        let flags = match node {
+            ControlNode::File(ControlFile::ChainYaml) => FopenFlags::FOPEN_DIRECT_IO,
+            _ => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+        };
+        self.service.later(Lane::Text, 0, move |service| match service.files.open(node, opening.truncate) {
+            Ok(handle) => reply.opened(FileHandle(handle), flags),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    pub(super) fn read_own(&self, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        // On a worker: a command may be running on this descriptor.
+        self.service.later(Lane::Command, 0, move |service| {
+            match service.files.read(handle.0, offset, size as usize) {
+                Ok(data) => reply.data(&data),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    pub(super) fn write_own(&self, request: &Request, handle: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
+        let (uid, data) = (request.uid(), data.to_vec());
+        self.service.later(Lane::Command, data.len(), move |service| {
+            match service.files.write(handle.0, offset, &data, uid) {
+                Ok(written) => reply.written(written),
+                Err(errno) => reply.error(errno),
+            }
+            forget_listings(service);
+        });
+    }
+
+    pub(super) fn flush_own(&self, request: &Request, handle: FileHandle, reply: ReplyEmpty) {
+        let uid = request.uid();
+        self.service.later(Lane::Command, 0, move |service| {
+            match service.files.flush(handle.0, uid) {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            }
+            forget_listings(service);
+        });
+    }
+
+    /// `echo > FILE` cuts it off before it writes; nothing else of these files can be changed.
+    pub(super) fn change_own(&self, ino: INodeNo, change: &SetAttr, handle: Option<FileHandle>, reply: ReplyAttr) {
+        if change.mode.is_some() || change.uid.is_some() || change.gid.is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        if let (Some(size), Some(handle)) = (change.size, handle)
+            && let Err(errno) = self.service.files.truncate(handle.0, size)
+        {
+            return reply.error(errno);
+        }
+        self.attributes(Place::of(ino.0), reply);
+    }
+}
+
+/// The kernel keeps listings until it changes a directory itself; these change without it.
+pub(super) fn forget_listing_soon(service: &Service, directory: Place) {
+    if matches!(directory, Place::Snapshots | Place::Control(_)) {
+        service.invalidator.order(directory.node().pack(), VOLATILE);
+    }
+}
+
+/// Snapshots have names in UTF-8.
+fn snapshot_name(name: &[u8]) -> Option<String> {
+    std::str::from_utf8(name).ok().map(str::to_owned)
+}
+
+fn finish_snapshot_change<T>(
+    service: &Service,
+    operation: &'static str,
+    result: Result<T, FsError>,
+    reply: ReplyEmpty,
+) {
+    if result.is_ok() {
+        service.note_snapshots_changed();
+    }
+    send_done(reply, operation, result);
+}
+
+/// A command may have changed what is in these directories.
+fn forget_listings(service: &Service) {
+    for place in [Place::Snapshots, Place::Control(ControlNode::Plugins)] {
+        service.invalidator.order(place.node().pack(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,192 @@
+//! What all requests share: the volume, the control files, the worker threads, and the way a request takes: at once
+//! from memory, or on a worker.
+
+use std::borrow::Borrow;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axiomfs_live::{Access, FsError, FsResult, SnapshotInfo, Time, Volume};
+use fuser::{Errno, Request};
+
+use crate::control::Control;
+use crate::control_files::ControlFiles;
+use crate::convert;
+use crate::invalidate::Invalidator;
+use crate::nodes::Place;
+use crate::pacer::Pacer;
+use crate::panics;
+use crate::pool::Pool;
+
+/// How long the kernel may keep names and attributes of trees nobody else changes.
+const FOR_LONG: Duration = Duration::from_secs(86_400);
+/// How long it may keep those that change without it.
+const FOR_SHORT: Duration = Duration::from_secs(1);
+/// Threads for lookups and listings that aren't in memory: of their own, so that reads waiting for data never stand
+/// before them.
+const METADATA_THREADS: usize = 4;
+/// Threads for commands; several, because one may be a `sync` that takes minutes.
+const COMMAND_THREADS: usize = 4;
+/// Threads that make the text of control files.
+const TEXT_THREADS: usize = 2;
+/// What requests waiting for a worker may carry, in bytes.
+const MAX_WAITING_BYTES: usize = 16 << 20;
+
+/// Which workers a request that has to wait goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Contents of files, and changes, which may wait for room.
+    Data,
+    /// Names and attributes.
+    Metadata,
+    /// Commands and snapshots.
+    Command,
+    /// Text of control files.
+    Text,
+}
+
+/// Shared by all requests of a mount.
+pub(crate) struct Service {
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) files: ControlFiles,
+    pub(crate) pacer: Pacer,
+    pub(crate) invalidator: Invalidator,
+    pub(crate) owner: Owner,
+    read_only: bool,
+    mounted_at: Time,
+    /// When `snapshots/` was last changed through this mount.
+    snapshots_changed: Mutex<Time>,
+    data: Pool,
+    metadata: Pool,
+    commands: Pool,
+    texts: Pool,
+}
+
+/// Who mounted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl Service {
+    pub(crate) fn new(
+        volume: Arc<Volume>,
+        control: Arc<dyn Control>,
+        workers: usize,
+        poll: Duration,
+        read_only: bool,
+    ) -> io::Result<Self> {
+        let mounted_at = convert::now();
+        Ok(Self {
+            volume,
+            files: ControlFiles::new(control),
+            pacer: Pacer::new(poll),
+            invalidator: Invalidator::default(),
+            owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
+            read_only,
+            mounted_at,
+            snapshots_changed: Mutex::new(mounted_at),
+            data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES)?,
+            metadata: Pool::new("axiomfs-meta", METADATA_THREADS, MAX_WAITING_BYTES)?,
+            commands: Pool::new("axiomfs-command", COMMAND_THREADS, MAX_WAITING_BYTES)?,
+            texts: Pool::new("axiomfs-text", TEXT_THREADS, MAX_WAITING_BYTES)?,
+        })
+    }
+
+    /// Serves one request in the thread that read it.
+    pub(crate) fn serve(&self, operation: &'static str, request: impl FnOnce()) {
+        self.pacer.begin();
+        panics::guard(operation, request);
+        self.pacer.end();
+    }
+
+    /// Asks the volume for what it has in memory, with the arguments where they are; if it has to wait, copies them
+    /// and asks again on a worker. `call` may be made twice and must not do half of its work before it says that it
+    /// would block, unless doing it again changes nothing. `send` gets the result, and owns the reply.
+    pub(crate) fn ask<B, T>(
+        self: &Arc<Self>,
+        lane: Lane,
+        arguments: &B,
+        call: impl Fn(&Volume, Access, &B) -> FsResult<T> + Send + 'static,
+        send: impl FnOnce(&Arc<Self>, FsResult<T>) + Send + 'static,
+    ) where
+        B: ToOwned + ?Sized,
+        B::Owned: Send + 'static,
+    {
+        match call(&self.volume, Access::Cached, arguments) {
+            Err(FsError::WouldBlock) => {
+                let arguments_copy = arguments.to_owned();
+                self.later(lane, size_of_val(arguments), move |service| {
+                    let result = call(&service.volume, Access::Wait, arguments_copy.borrow());
+                    send(service, result);
+                });
+            }
+            result => send(self, result),
+        }
+    }
+
+    /// Runs `job`, which carries `bytes`, on a worker.
+    pub(crate) fn later(self: &Arc<Self>, lane: Lane, bytes: usize, job: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let service = self.clone();
+        self.pool(lane).submit(bytes, move || job(&service));
+    }
+
+    /// How long the kernel may keep attributes and names below `parent`.
+    pub(crate) fn keep(&self, place: Place) -> Duration {
+        match place {
+            Place::Tree(node) if node.ordinal != 0 => FOR_LONG,
+            Place::Tree(_) if self.read_only => FOR_SHORT,
+            Place::Tree(_) | Place::Root => FOR_LONG,
+            Place::Snapshots | Place::Control(_) => FOR_SHORT,
+        }
+    }
+
+    /// Whether the mount only follows.
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// When the mount was made: the times of its own nodes.
+    pub(crate) fn mounted_at(&self) -> Time {
+        self.mounted_at
+    }
+
+    /// When `snapshots/` last changed, given the snapshots there are.
+    pub(crate) fn snapshots_changed(&self, snapshots: &[SnapshotInfo]) -> Time {
+        let newest = snapshots.iter().map(|snapshot| snapshot.created).max().unwrap_or_default();
+        newest.max(*lock(&self.snapshots_changed))
+    }
+
+    /// Notes that a snapshot was made, renamed or forgotten through this mount.
+    pub(crate) fn note_snapshots_changed(&self) {
+        *lock(&self.snapshots_changed) = convert::now();
+    }
+
+    /// `.axiomfs/` is for root and for who mounted.
+    pub(crate) fn may_control(&self, request: &Request) -> Result<(), Errno> {
+        if request.uid() == 0 || request.uid() == self.owner.uid { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Ends all threads, in the order in which they give each other work.
+    pub(crate) fn stop(&self) {
+        self.pacer.stop();
+        for pool in [&self.data, &self.metadata, &self.commands, &self.texts] {
+            pool.close();
+        }
+        self.invalidator.stop();
+    }
+
+    fn pool(&self, lane: Lane) -> &Pool {
+        match lane {
+            Lane::Data => &self.data,
+            Lane::Metadata => &self.metadata,
+            Lane::Command => &self.commands,
+            Lane::Text => &self.texts,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
