@@ -263,11 +263,16 @@ impl Volume {
                 return Err(FsError::Stale);
             }
             if started.elapsed() > deadline {
-                return Err(FsError::TimedOut("The store did not take everything in time; it goes on in the background".into()));
+                return Err(FsError::TimedOut(
+                    "The store did not take everything in time; it goes on in the background".into(),
+                ));
             }
             orders = shared.work.wait(orders, REPORT);
             let done = shared.ingested.load(Ordering::Relaxed);
-            progress(Progress { bytes_total: total.saturating_sub(from), bytes_done: done.saturating_sub(from).min(total) });
+            progress(Progress {
+                bytes_total: total.saturating_sub(from),
+                bytes_done: done.saturating_sub(from).min(total),
+            });
         }
     }
 

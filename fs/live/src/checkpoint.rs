@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use axiomfs_host::HostError;
 use axiomfs_repository::ids::{ChunkId, Ordinal};
-use axiomfs_repository::{RepositoryError, SnapshotRecord};
 use axiomfs_repository::record::{self, Inode, Xattr};
 use axiomfs_repository::tree::{self, Root, TreeError};
+use axiomfs_repository::{RepositoryError, SnapshotRecord};
 use thiserror::Error;
 
 use crate::edit::Edit;
@@ -50,7 +50,9 @@ pub enum CheckpointError {
         chunk: ChunkId,
     },
     /// Another writer committed.
-    #[error("Another writer has committed head {sequence} of this volume; live is read-only now and local state is kept")]
+    #[error(
+        "Another writer has committed head {sequence} of this volume; live is read-only now and local state is kept"
+    )]
     Fenced {
         /// Number of the other's head.
         sequence: u64,
@@ -175,10 +177,7 @@ fn change_table(table: &mut BTreeMap<String, SnapshotRecord>, layer: &Layer, roo
     }
 }
 
-fn write_table(
-    shared: &Shared,
-    table: &BTreeMap<String, SnapshotRecord>,
-) -> Result<Option<Root>, CheckpointError> {
+fn write_table(shared: &Shared, table: &BTreeMap<String, SnapshotRecord>) -> Result<Option<Root>, CheckpointError> {
     let edits = table.iter().map(|(name, record)| (name.as_bytes().to_vec(), Some(record.encode())));
     let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
     tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), None, edits)
@@ -353,7 +352,9 @@ fn record_of(run: &Run) -> record::Extent {
             record::Source::Inline(Arc::from(&bytes[skip..skip + run.len as usize]))
         }
         RunSource::Chunk { id, skip } => record::Source::Chunk { id: *id, skip: *skip },
-        RunSource::Log(_) | RunSource::Hole => unreachable!("ingest made chunks of what the log held, and holes aren't stored"),
+        RunSource::Log(_) | RunSource::Hole => {
+            unreachable!("ingest made chunks of what the log held, and holes aren't stored")
+        }
     };
     record::Extent { len: run.len, source }
 }

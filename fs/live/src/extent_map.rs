@@ -122,11 +122,7 @@ impl ExtentMap {
             .next_back()
             .filter(move |(start, (len, _))| **start + len > from)
             .map(|(&start, (len, source))| (start, *len, source));
-        let rest = if from < to {
-            Some(self.runs.range((Bound::Included(from), Bound::Excluded(to))))
-        } else {
-            None
-        };
+        let rest = if from < to { Some(self.runs.range((Bound::Included(from), Bound::Excluded(to)))) } else { None };
         first
             .into_iter()
             .filter(move |_| from < to)

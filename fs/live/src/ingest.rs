@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use axiomfs_repository::{FrameClass, FrameKind};
 use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::{INLINE_MAX, Inode};
+use axiomfs_repository::{FrameClass, FrameKind};
 
 use crate::checkpoint::CheckpointError;
 use crate::extent_map::{ExtentMap, Run, RunSource};

@@ -212,11 +212,7 @@ impl Layer {
         } else {
             entries.by_name.insert(name.clone(), None);
         }
-        self.heap = if was_here {
-            self.heap.saturating_sub(ENTRY_COST)
-        } else {
-            self.heap + ENTRY_COST + name.len()
-        };
+        self.heap = if was_here { self.heap.saturating_sub(ENTRY_COST) } else { self.heap + ENTRY_COST + name.len() };
     }
 }
 

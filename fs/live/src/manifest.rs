@@ -93,7 +93,8 @@ impl Manifest {
         for root in [&self.root, &self.snapshots_root] {
             out.extend_from_slice(&Root::encode_option(*root));
         }
-        for n in [self.last_op, self.first_segment, self.next_ino, u64::from(self.next_ordinal), u64::from(self.dirty)] {
+        for n in [self.last_op, self.first_segment, self.next_ino, u64::from(self.next_ordinal), u64::from(self.dirty)]
+        {
             put_varint(&mut out, n);
         }
         put_varint(&mut out, self.staged.len() as u64);
@@ -192,9 +193,7 @@ impl Manifest {
 }
 
 fn open(repository: &Repository, bytes: &[u8]) -> Result<Manifest, String> {
-    let plain = repository
-        .open_record(PURPOSE, &aad(repository), bytes)
-        .map_err(|e: RepositoryError| e.to_string())?;
+    let plain = repository.open_record(PURPOSE, &aad(repository), bytes).map_err(|e: RepositoryError| e.to_string())?;
     Manifest::decode(&plain).map_err(|e| e.to_string())
 }
 

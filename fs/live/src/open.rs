@@ -110,8 +110,7 @@ impl Volume {
         }
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
         let log_options = log_options(&options);
-        let identity =
-            LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
+        let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
         let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
         if options.read_only {

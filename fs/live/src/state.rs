@@ -154,7 +154,7 @@ impl State {
     fn delete_snapshot(&mut self, ordinal: u32) {
         if let Some(name) = self.names.remove(&ordinal) {
             self.snapshots.remove(&name);
-            }
+        }
     }
 
     /// One snapshot for people.

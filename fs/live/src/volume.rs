@@ -16,8 +16,8 @@ use crate::background::Work;
 use crate::edit::{self, Edit};
 use crate::events::Events;
 use crate::handles::Handles;
-use crate::read_ahead::ReadAhead;
 use crate::log::{Appended, Log, LogError, Urgency};
+use crate::read_ahead::ReadAhead;
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, Time};
 use crate::view::{LookError, Nodes, View};
@@ -276,12 +276,7 @@ impl Shared {
     }
 
     /// Runs `f` on the tree that `ordinal` stands for, fetching what is missing where the caller may wait.
-    pub fn look<T>(
-        &self,
-        access: Access,
-        ordinal: u32,
-        mut f: impl FnMut(&View<'_>) -> OpResult<T>,
-    ) -> FsResult<T> {
+    pub fn look<T>(&self, access: Access, ordinal: u32, mut f: impl FnMut(&View<'_>) -> OpResult<T>) -> FsResult<T> {
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         loop {
             let missing = {
@@ -473,7 +468,8 @@ impl Shared {
         let mut meta = Vec::with_capacity(256);
         edit::encode(op, edits, &mut meta);
         let urgency = if need == Need::Reserve { Urgency::Reserve } else { Urgency::Normal };
-        let Appended { segment, data: at, .. } = log.append(&meta, data, urgency).map_err(|e| self.log_failed(state, e))?;
+        let Appended { segment, data: at, .. } =
+            log.append(&meta, data, urgency).map_err(|e| self.log_failed(state, e))?;
         state.apply(op, edits, segment, at);
         self.written.fetch_add(data.map_or(0, <[u8]>::len) as u64, Ordering::Relaxed);
         Ok(())
@@ -493,7 +489,8 @@ impl Shared {
     }
 
     fn after_change(&self, state: &mut State) {
-        let full = state.active.data_bytes() >= self.options.checkpoint_bytes || state.active.heap() >= self.layer_max();
+        let full =
+            state.active.data_bytes() >= self.options.checkpoint_bytes || state.active.heap() >= self.layer_max();
         if full && state.frozen.len() < FROZEN_MAX {
             state.freeze();
         }

@@ -222,7 +222,9 @@ impl Volume {
         let mut done = 0;
         while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
             let at = source_offset + done;
-            let runs = self.shared.look(access, source.ordinal, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
+            let runs = self
+                .shared
+                .look(access, source.ordinal, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
             let shared: Vec<Run> = runs
                 .iter()
                 .take_while(|run| !matches!(run.source, RunSource::Log(_)))

@@ -1,0 +1,80 @@
+//! A repository in memory and volumes opened on it, each on the state directory that the one before left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axiomfs_api::{ChunkSizes, Store};
+use axiomfs_chunker_fastcdc::FastCdc;
+use axiomfs_encryption_aes_gcm::Aes256Gcm;
+use axiomfs_host::{ChainSpec, Host, Limits, Registry, RouteTable, StepSpec};
+use axiomfs_live::{Volume, VolumeOptions};
+use axiomfs_repository::{InitOptions, KdfParams, OpenOptions, Repository};
+use axiomfs_storage_memory::MemoryStore;
+use tempfile::TempDir;
+
+const PASSPHRASE: &[u8] = b"correct horse";
+
+/// How many cases a property runs: as many as `PROPTEST_CASES` says.
+pub fn cases(default: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// What is left when a mount ends.
+pub struct Bench {
+    store: Arc<dyn Store>,
+    state: TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let store = Arc::new(MemoryStore::new());
+        let init = InitOptions { kdf: KdfParams::insecure_for_tests(), ..InitOptions::default() };
+        Repository::init(store.as_ref(), &Aes256Gcm, PASSPHRASE, &init).expect("init");
+        Self { store, state: tempfile::tempdir().expect("a directory") }
+    }
+
+    /// Opens the volume on what is there.
+    pub fn open(&self) -> Arc<Volume> {
+        let registry = Registry::new().transform(axiomfs_compression_zstd::Factory).seal(Aes256Gcm);
+        let steps = vec![StepSpec::new("zstd").with("level", 1), StepSpec::new("aes-256-gcm")];
+        let chains = vec![ChainSpec { name: "default".into(), steps }];
+        let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec!["encryption".into()]);
+        let host = Arc::new(host.expect("host"));
+        let options = OpenOptions {
+            staging: Some(self.state.path().join("staging")),
+            pack_bytes: 1 << 20,
+            cache_bytes: 8 << 20,
+            ..OpenOptions::default()
+        };
+        let repository =
+            Repository::open(self.store.clone(), host.clone(), Arc::new(Aes256Gcm), PASSPHRASE, options).expect("open");
+        // Small chunks, so that small files have several.
+        let sizes = ChunkSizes { min: 16 << 10, avg: 64 << 10, max: 256 << 10 };
+        let chunker = Arc::new(FastCdc::new(repository.chunker_seed(), sizes));
+        let volume = VolumeOptions {
+            state_dir: self.state.path().to_path_buf(),
+            volume: repository.volume("main").expect("volume"),
+            log_max: 64 << 20,
+            log_segment: 4 << 20,
+            staging_max: 1 << 30,
+            encrypt_log: true,
+            checkpoint_interval: Duration::from_secs(3600),
+            checkpoint_bytes: 4 << 20,
+            commit_interval: Duration::from_secs(3600),
+            commit_bytes: 64 << 20,
+            timeout: Duration::from_secs(20),
+            memory: 64 << 20,
+            read_only: false,
+            durability_remote: false,
+            faults: Arc::new(|_| {}),
+            takeover: false,
+            accept_rollback: false,
+        };
+        Volume::start(repository, host, chunker, volume).expect("volume opens")
+    }
+
+    /// Removes all local state, so that only the store is left.
+    pub fn lose_state(&mut self) {
+        self.state = tempfile::tempdir().expect("a directory");
+    }
+}
