@@ -103,7 +103,12 @@ impl Worker {
             let have = performer.perform(&op).map_err(|e| e.raw_os_error().unwrap_or(-1));
             let acknowledged = Instant::now();
             if have != want {
-                assert!(killed.load(Ordering::SeqCst), "{}: {op:?} gave {have:?}, should be {want:?}", self.name);
+                assert!(
+                    killed.load(Ordering::SeqCst),
+                    "{}: {} gave {have:?}, should be {want:?}",
+                    self.name,
+                    op.describe()
+                );
                 self.in_flight = Some((op, after, started));
                 return;
             }
@@ -134,12 +139,19 @@ impl Worker {
                 self.steps.push(Step { op: Some(op), model: Some(after), started, acknowledged: Instant::now() });
                 return self.adopt(&root);
             }
-            message = format!("and with the operation in flight, {op:?}:\n{}\n", with.join("\n"));
+            message = format!("and with the operation in flight, {}:\n{}\n", op.describe(), with.join("\n"));
         }
         if without.is_empty() {
             return self.adopt(&root);
         }
-        let last: Vec<String> = self.steps.iter().rev().take(6).map(|s| format!("  {:?}", s.op)).collect();
+        let last: Vec<String> = self
+            .steps
+            .iter()
+            .rev()
+            .take(6)
+            .filter_map(|s| s.op.as_ref())
+            .map(|op| format!("  {}", op.describe()))
+            .collect();
         Err(format!(
             "{}: differs from the acknowledged state {}:\n{}\n{message}the last operations, newest first:\n{}",
             self.name,
@@ -217,4 +229,92 @@ fn shape_model(model: &Model) -> Shape {
 pub fn seen_in(top: &FsPath, worker: &Worker) -> Result<Observed, String> {
     let root: PathBuf = top.join(&worker.name);
     observe(&root, Bytes::Keep).map_err(|e| format!("{}: can't be read: {e}", root.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn worked(live: &FsPath) -> Worker {
+        let mut worker = Worker::new("w", 4711);
+        fs::create_dir(live.join("w")).expect("a directory to work in");
+        fs::set_permissions(live.join("w"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+        let (killed, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| worker.work(live, &killed, &stop));
+            std::thread::sleep(Duration::from_millis(300));
+            stop.store(true, Ordering::SeqCst);
+        });
+        assert!(worker.state() > 50, "only {} operations were done", worker.state());
+        worker
+    }
+
+    #[test]
+    fn the_acknowledged_state_is_recognised_and_any_change_to_it_is_not() {
+        let live = tempfile::tempdir().expect("a temporary directory");
+        let mut worker = worked(live.path());
+        worker.recovered(live.path()).expect("nothing was lost");
+        let seen = seen_in(live.path(), &worker).expect("read");
+        assert!(worker.states_like(&seen, 0..=worker.state()).contains(&worker.state()));
+        let file = seen.contents.iter().find(|(_, bytes)| bytes.len() > 10).expect("a file with something in it").0;
+        let path = live.path().join("w").join(std::ffi::OsStr::from_bytes(file));
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[5] ^= 1;
+        fs::write(&path, &bytes).expect("one bit changed");
+        let error = worker.recovered(live.path()).expect_err("a changed bit must be noticed");
+        assert!(error.contains("byte 5 is"), "{error}");
+        bytes[5] ^= 1;
+        fs::write(&path, &bytes).expect("changed back");
+        let error = worker.recovered(live.path()).expect_err("the time isn't what it was");
+        assert!(error.contains("mtime"), "{error}");
+        fs::remove_file(&path).expect("removed");
+        let error = worker.recovered(live.path()).expect_err("a lost file must be noticed");
+        assert!(error.contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn an_operation_in_flight_may_be_done_or_not() {
+        for done in [false, true] {
+            let live = tempfile::tempdir().expect("a temporary directory");
+            let mut worker = worked(live.path());
+            let op = Op::Mkdir { path: b"in flight".to_vec(), mode: 0o755 };
+            let mut after = worker.model().clone();
+            after.apply(&op).expect("it can be made");
+            worker.in_flight = Some((op, after, Instant::now()));
+            if done {
+                let path = live.path().join("w/in flight");
+                fs::create_dir(&path).expect("made");
+                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+            }
+            let before = worker.state();
+            worker.recovered(live.path()).expect("both are right");
+            assert_eq!(worker.state(), before + usize::from(done));
+        }
+    }
+
+    #[test]
+    fn states_of_two_moments_do_not_fit_together() {
+        let steps = |at: &[(u64, u64)]| {
+            let zero = Instant::now();
+            let mut worker = Worker::new("w", 1);
+            for (started, acknowledged) in at {
+                let time = |ms: &u64| zero + Duration::from_millis(*ms);
+                let model = Some(Model::new());
+                worker.steps.push(Step { op: None, model, started: time(started), acknowledged: time(acknowledged) });
+            }
+            worker
+        };
+        let one = steps(&[(10, 20), (30, 40), (1000, 1010)]);
+        let two = steps(&[(500, 510), (520, 530)]);
+        assert!(fit_together(&one, 2, &two, 2), "nothing lies between them");
+        assert!(
+            !fit_together(&one, 1, &two, 1),
+            "the first one's second operation was over before the other's first began"
+        );
+        assert!(!fit_together(&one, 3, &two, 0), "the other's first was over before the first one's third began");
+    }
 }

@@ -78,6 +78,22 @@ pub enum Op {
     List { path: Path },
 }
 
+impl Op {
+    /// The operation with its paths readable, for messages.
+    pub fn describe(&self) -> String {
+        let debug = format!("{self:?}");
+        let mut out = String::new();
+        let mut rest = debug.as_str();
+        while let Some((before, list)) = rest.split_once('[') {
+            let (list, after) = list.split_once(']').unwrap_or((list, ""));
+            let bytes: Vec<u8> = list.split(", ").filter_map(|n| n.parse().ok()).collect();
+            out.push_str(&format!("{before}\"{}\"", show(&bytes)));
+            rest = after;
+        }
+        out + rest
+    }
+}
+
 /// What a successful operation gave back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

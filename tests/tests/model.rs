@@ -33,7 +33,7 @@ fn run_steps(
 
 fn recent(done: &[Op]) -> String {
     let from = done.len().saturating_sub(12);
-    done[from..].iter().enumerate().map(|(i, op)| format!("  {}: {op:?}\n", from + i + 1)).collect()
+    done[from..].iter().enumerate().map(|(i, op)| format!("  {}: {}\n", from + i + 1, op.describe())).collect()
 }
 
 fn check(model: &Model, root: &Path, when: &str, done: &[Op]) {
