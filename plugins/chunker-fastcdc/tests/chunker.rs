@@ -70,7 +70,7 @@ fn cuts_as_the_paper_says() {
     let mut noise = Noise::new(8);
     for _ in 0..50 {
         let len = 1 + noise.below(100_000);
-        let data = if len % 2 == 0 { noise.bytes(len) } else { noise.text(len) };
+        let data = if len.is_multiple_of(2) { noise.bytes(len) } else { noise.text(len) };
         assert_eq!(chunker.cut(&data), naive_cut(&gear, masks, SMALL, &data), "length {len}");
     }
 }

@@ -102,7 +102,7 @@ impl Builder<'_> {
         let transform = entry
             .factory
             .decoder(step.format, &step.params)
-            .map_err(|source| HostError::Setup { plugin: step.plugin.clone(), source })?;
+            .map_err(|source| HostError::Setup { plugin: step.plugin.clone(), source: source.into() })?;
         Ok((unit(entry, transform), step.format))
     }
 
@@ -204,12 +204,12 @@ impl Builder<'_> {
     }
 
     /// Sets a step up; one that is not proven gets its time on a thread of its own.
-    fn unit(&self, entry: &Arc<TransformEntry>, step: &StepSpec) -> Result<Unit, HostError> {
+    pub fn unit(&self, entry: &Arc<TransformEntry>, step: &StepSpec) -> Result<Unit, HostError> {
         let mut seen = HashSet::new();
         if let Some((key, _)) = step.params.iter().find(|(key, _)| !seen.insert(key.as_str())) {
             return Err(HostError::Duplicate { what: "Parameter", name: key.clone() });
         }
-        let setup = |source| HostError::Setup { plugin: step.plugin.clone(), source };
+        let setup = |source| HostError::Setup { plugin: step.plugin.clone(), source: Box::new(source) };
         if entry.proven {
             return Ok(unit(entry, entry.factory.build(&step.params).map_err(setup)?));
         }
@@ -267,7 +267,7 @@ fn check_seal(step: &StepSpec) -> Result<(), HostError> {
         Some((key, _)) => {
             let plugin = "seal";
             let source = PluginError::UnknownParameter { plugin, key: key.clone(), known: "none" };
-            Err(HostError::Setup { plugin: step.plugin.clone(), source })
+            Err(HostError::Setup { plugin: step.plugin.clone(), source: source.into() })
         }
     }
 }

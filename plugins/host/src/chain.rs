@@ -192,7 +192,7 @@ impl Chain {
     }
 
     fn failed(&self, unit: &Unit, source: PluginError) -> HostError {
-        HostError::Encode { chain: self.name.to_string(), plugin: unit.plugin.into(), source }
+        HostError::Encode { chain: self.name.to_string(), plugin: unit.plugin.into(), source: source.into() }
     }
 }
 

@@ -74,7 +74,7 @@ impl Decoder {
             return Err(HostError::FrameTooLarge { len: raw_len, max: self.max_frame });
         }
         if applied == 0 && encoded_len != raw_len {
-            let source = PluginError::LengthMismatch { expected: raw_len, actual: encoded_len };
+            let source = Box::new(PluginError::LengthMismatch { expected: raw_len, actual: encoded_len });
             return Err(HostError::Decode { plugin: "none".into(), source });
         }
         Ok(())
@@ -96,7 +96,7 @@ impl Decoder {
             let mut out = BoundedBuf::reuse(buffer, len);
             let src = current.as_deref().unwrap_or(body);
             unit.decode(&mut bench.workers[slot], *format, src, len, &mut out)
-                .map_err(|source| HostError::Decode { plugin: unit.plugin.into(), source })?;
+                .map_err(|source| HostError::Decode { plugin: unit.plugin.into(), source: source.into() })?;
             if let Some(previous) = current.replace(out.into_vec()) {
                 bench.keep(previous);
             }
@@ -109,7 +109,7 @@ impl Decoder {
 fn split_lengths(encoded: &[u8], steps: usize) -> Result<(Vec<usize>, &[u8]), HostError> {
     let len = steps.saturating_sub(1) * 4;
     let Some(at) = encoded.len().checked_sub(len) else {
-        let source = PluginError::LengthMismatch { expected: len, actual: encoded.len() };
+        let source = Box::new(PluginError::LengthMismatch { expected: len, actual: encoded.len() });
         return Err(HostError::Decode { plugin: "none".into(), source });
     };
     let (body, trailer) = encoded.split_at(at);

@@ -68,7 +68,7 @@ pub enum HostError {
         plugin: String,
         /// Its own words.
         #[source]
-        source: PluginError,
+        source: Box<PluginError>,
     },
     /// A plugin did not start in time.
     #[error("Plugin {plugin} did not start within {bound:?}")]
@@ -200,7 +200,7 @@ pub enum HostError {
         plugin: String,
         /// Its own words.
         #[source]
-        source: PluginError,
+        source: Box<PluginError>,
     },
     /// An encoded frame did not decode to what went in.
     #[error("Chain {chain} encoded a frame that does not decode to what went in")]
@@ -215,7 +215,7 @@ pub enum HostError {
         plugin: String,
         /// Its own words.
         #[source]
-        source: PluginError,
+        source: Box<PluginError>,
     },
 }
 
@@ -248,10 +248,10 @@ impl HostError {
             Self::UnknownChain { .. } | Self::UnknownPlugin { .. } | Self::NotInChain { .. } => ("UNKNOWN", "ENOENT"),
             Self::NotLoaded { .. } | Self::MissingPlugin { .. } => ("NOT_LOADED", "ENOENT"),
             Self::BadName { .. } | Self::Duplicate { .. } | Self::Strategy { .. } => ("INVALID", "EINVAL"),
-            Self::Setup { source: PluginError::UnknownParameter { .. } | PluginError::BadParameter { .. }, .. } => {
-                ("PARAMETER", "EINVAL")
-            }
-            Self::Setup { .. } => ("SETUP", "EIO"),
+            Self::Setup { source, .. } => match **source {
+                PluginError::UnknownParameter { .. } | PluginError::BadParameter { .. } => ("PARAMETER", "EINVAL"),
+                _ => ("SETUP", "EIO"),
+            },
             Self::InitTimeout { .. } => ("TIMEOUT", "ETIMEDOUT"),
             Self::Order { .. } => ("ORDER", "EINVAL"),
             Self::Requirement { .. } => ("MISSING", "EINVAL"),

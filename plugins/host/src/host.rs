@@ -399,7 +399,8 @@ fn check_policy(
         let mut users = routes.routes().filter(|route| *route.chain == **name).peekable();
         let exempt = **name != *DEFAULT_CHAIN && users.peek().is_some() && users.all(|route| route.allow_unencrypted);
         let lacking = require.iter().find(|capability| {
-            !chain.provides(capability) && !(exempt && matches!(capability.as_str(), "encryption" | "authentication"))
+            let exempted = exempt && matches!(capability.as_str(), "encryption" | "authentication");
+            !exempted && !chain.provides(capability)
         });
         if let Some(capability) = lacking {
             let providers = registry.providers(capability);

@@ -8,13 +8,17 @@
 
 mod build;
 mod chain;
+mod command;
 mod decoder;
 mod error;
 mod events;
+mod execute;
+mod fault;
 mod host;
 mod pool;
 mod registry;
 mod resolve;
+mod retry;
 mod route;
 mod self_test;
 mod spec;
@@ -24,11 +28,17 @@ mod wire;
 
 pub use axiomfs_api::TransformFactory;
 pub use chain::{Chain, ChainName, Encoded};
+pub use command::{
+    ChainCommand, Command, ControlError, MAX_COMMAND, PluginCommand, Position, RouteCommand, parse_command,
+};
 pub use decoder::Decoder;
 pub use error::HostError;
 pub use events::HostEvent;
+pub use execute::{ChainInfo, PluginInfo, Reply, TestReport};
+pub use fault::{Call, Fault, Faulty, Operation};
 pub use host::{Host, Limits, Replaced};
 pub use registry::Registry;
+pub use retry::{Retry, RetryPolicy};
 pub use route::{Matcher, Route, RouteTable, settled};
 pub use spec::{ChainSpec, OnError, StepSpec};
 pub use stats::{HostMetric, MetricKind};

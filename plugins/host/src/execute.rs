@@ -1,0 +1,430 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use axiomfs_api::Kind;
+
+use crate::command::with_params;
+use crate::host::{DEFAULT_CHAIN, unknown};
+use crate::registry::StepEntry;
+use crate::{
+    Chain, ChainCommand, ChainSpec, Command, ControlError, Host, HostError, PluginCommand, Position, Replaced, Route,
+    RouteCommand, StepSpec, resolve, self_test,
+};
+
+/// A chain as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainInfo {
+    /// Its name.
+    pub name: String,
+    /// Its steps with all parameters, as `chain set` takes them.
+    pub steps: String,
+    /// Its id in hex.
+    pub id: String,
+    /// Frames in it now.
+    pub in_flight: usize,
+}
+
+impl From<&Arc<Chain>> for ChainInfo {
+    fn from(chain: &Arc<Chain>) -> Self {
+        Self {
+            name: chain.name().to_string(),
+            steps: chain.spec().to_string(),
+            id: chain.id().to_string(),
+            in_flight: chain.in_flight(),
+        }
+    }
+}
+
+/// A plugin of this build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginInfo {
+    /// Its id.
+    pub id: &'static str,
+    /// What it does.
+    pub kind: Kind,
+    /// Version of its code.
+    pub version: &'static str,
+    /// One line about it.
+    pub summary: &'static str,
+    /// Whether chains can use it now.
+    pub loaded: bool,
+    /// Whether a sample of its frames is verified instead of all.
+    pub proven: bool,
+    /// The format number it writes.
+    pub writes: u16,
+    /// The format numbers it reads.
+    pub reads: &'static [u16],
+    /// What it provides.
+    pub provides: &'static [&'static str],
+    /// Most memory of one worker in bytes.
+    pub memory: usize,
+    /// The chains that use it.
+    pub chains: Vec<String>,
+    /// Its parameters in the first of them.
+    pub params: Vec<(String, String)>,
+    /// Frames it was asked to encode.
+    pub encoded_frames: u64,
+    /// Frames it was asked to decode.
+    pub decoded_frames: u64,
+    /// Frames it failed on.
+    pub errors: u64,
+}
+
+/// What a self-test measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TestReport {
+    /// Frames sent through and back.
+    pub frames: usize,
+    /// Bytes given.
+    pub raw_bytes: usize,
+    /// Bytes they became.
+    pub encoded_bytes: usize,
+    /// Time to encode and decode them.
+    pub took: Duration,
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// To `chain show`.
+    Chains {
+        /// The generation now.
+        generation: u64,
+        /// The chains by name.
+        chains: Vec<ChainInfo>,
+    },
+    /// To what changes a chain.
+    Swapped {
+        /// The generation now.
+        generation: u64,
+        /// The chain as it is now.
+        chain: ChainInfo,
+        /// The time the change took.
+        took: Duration,
+    },
+    /// To `chain test`.
+    Tested {
+        /// The chain.
+        chain: ChainInfo,
+        /// What was measured.
+        report: TestReport,
+    },
+    /// To `plugin list`.
+    Plugins(Vec<PluginInfo>),
+    /// To `plugin load` and `plugin unload`.
+    Plugin {
+        /// The plugin as it is now.
+        plugin: PluginInfo,
+        /// The time it took.
+        took: Duration,
+    },
+    /// To `route list`, in order.
+    Routes(Vec<Route>),
+    /// To `route explain`.
+    Explained {
+        /// The path asked for.
+        path: String,
+        /// The chain its file would go through.
+        chain: String,
+        /// The rule that decides; none means the default.
+        rule: Option<Route>,
+    },
+}
+
+impl Host {
+    /// Does a command about chains, plugins or routes; `None` for one that is the caller's.
+    pub fn execute(&self, command: &Command) -> Option<Result<Reply, ControlError>> {
+        match command {
+            Command::Chain(command) => Some(self.execute_chain(command)),
+            Command::Plugin(command) => Some(self.execute_plugin(command).map_err(ControlError::from)),
+            Command::Route(command) => Some(Ok(self.execute_route(command))),
+            Command::KeyStatus
+            | Command::KeyRotate { .. }
+            | Command::StoreStatus
+            | Command::Reload { .. }
+            | Command::Sync
+            | Command::Advise
+            | Command::AuditVerify => None,
+        }
+    }
+
+    /// All plugins of this build, by id.
+    pub fn plugins(&self) -> Vec<PluginInfo> {
+        self.registry.steps().map(|step| self.plugin_info(step)).collect()
+    }
+
+    fn execute_chain(&self, command: &ChainCommand) -> Result<Reply, ControlError> {
+        match command {
+            ChainCommand::Show { name } => Ok(self.show(name.as_deref())?),
+            ChainCommand::Set { name, steps, confirm } => {
+                Ok(self.edit(name, confirm.as_deref(), |_| Ok(steps.clone()))?)
+            }
+            ChainCommand::Add { name, step, position } => {
+                Ok(self.edit(name, None, |spec| self.added(spec, step, position.as_ref()))?)
+            }
+            ChainCommand::Remove { name, plugin, confirm } => {
+                Ok(self.edit(name, confirm.as_deref(), |spec| removed(spec, plugin))?)
+            }
+            ChainCommand::Test { name } => Ok(self.test(name)?),
+            ChainCommand::Configure { chain, plugin, params } => {
+                let name = match chain {
+                    Some(name) => name.clone(),
+                    None => self.chain_with(plugin)?,
+                };
+                let changed = with_params(plugin, params.clone())?;
+                let strategy = params.iter().any(|(key, _)| key == "on_error");
+                Ok(self.edit(&name, None, |spec| configured(spec, &changed, strategy))?)
+            }
+        }
+    }
+
+    fn show(&self, name: Option<&str>) -> Result<Reply, HostError> {
+        let state = self.state.load();
+        let chains = match name {
+            Some(name) => vec![state.chains.get(name).ok_or_else(|| unknown(&state, name))?.into()],
+            None => state.chains.values().map(ChainInfo::from).collect(),
+        };
+        Ok(Reply::Chains { generation: state.generation, chains })
+    }
+
+    /// Swaps one chain for what `edit` makes of it.
+    fn edit(
+        &self,
+        name: &str,
+        confirm: Option<&str>,
+        edit: impl FnOnce(&ChainSpec) -> Result<Vec<StepSpec>, HostError>,
+    ) -> Result<Reply, HostError> {
+        let start = Instant::now();
+        let _changing = self.begin()?;
+        let result = self.swap(name, confirm, edit);
+        match &result {
+            Ok((done, info)) => {
+                let text = format!("Chain {name} is now {}, generation {}", info.steps, done.generation);
+                self.events.add("chain", text);
+            }
+            Err(error) => self.events.add("refused", format!("Chain {name} not changed: {error}")),
+        }
+        result.map(|(done, chain)| Reply::Swapped { generation: done.generation, chain, took: start.elapsed() })
+    }
+
+    fn swap(
+        &self,
+        name: &str,
+        confirm: Option<&str>,
+        edit: impl FnOnce(&ChainSpec) -> Result<Vec<StepSpec>, HostError>,
+    ) -> Result<(Replaced, ChainInfo), HostError> {
+        let state = self.state.load_full();
+        let old = state.chains.get(name).ok_or_else(|| unknown(&state, name))?;
+        let steps = edit(old.spec())?;
+        let mut specs = self.chain_specs();
+        for spec in specs.iter_mut().filter(|spec| spec.name == name) {
+            spec.steps.clone_from(&steps);
+        }
+        // Before the swap, so that nothing is ever sealed less than somebody confirmed.
+        let provided = |capability: &str| {
+            let provides = |step: &StepSpec| {
+                self.registry.step(&step.plugin).is_ok_and(|s| s.descriptor().provides.contains(&capability))
+            };
+            steps.iter().any(provides)
+        };
+        let lost = ["encryption", "authentication"].into_iter().find(|c| old.provides(c) && !provided(c));
+        if let Some(capability) = lost
+            && !state.require.iter().any(|required| required == capability)
+        {
+            self.check_confirmed(confirm, || format!("To take {capability} from chain {name}"))?;
+        }
+        let (routes, limits) = (state.routes.clone(), state.limits.clone());
+        let done = self.change(&specs, routes, limits, state.require.clone())?;
+        let chain = self.chain(name)?;
+        Ok((done, ChainInfo::from(&chain)))
+    }
+
+    /// The steps with `step` where it was asked for, or else where the descriptors want it.
+    fn added(
+        &self,
+        spec: &ChainSpec,
+        step: &StepSpec,
+        position: Option<&Position>,
+    ) -> Result<Vec<StepSpec>, HostError> {
+        let new = self.registry.loaded(&step.plugin)?.descriptor();
+        if spec.steps.iter().any(|s| s.plugin == step.plugin) {
+            return Err(HostError::Duplicate { what: "Plugin", name: step.plugin.clone() });
+        }
+        let at = match position {
+            Some(Position::Before(id)) => index_of(spec, id)?,
+            Some(Position::After(id)) => index_of(spec, id)? + 1,
+            None => {
+                let descriptor = |s: &StepSpec| self.registry.step(&s.plugin).map(StepEntry::descriptor);
+                resolve::place(&spec.steps.iter().map(descriptor).collect::<Result<Vec<_>, _>>()?, new)?
+            }
+        };
+        let mut steps = spec.steps.clone();
+        steps.insert(at, step.clone());
+        Ok(steps)
+    }
+
+    /// The chain that `set ID` means.
+    fn chain_with(&self, plugin: &str) -> Result<String, HostError> {
+        self.registry.step(plugin)?;
+        let state = self.state.load();
+        let has = |chain: &&Arc<Chain>| chain.spec().steps.iter().any(|step| step.plugin == plugin);
+        let with: Vec<&str> = state.chains.values().filter(has).map(|chain| &**chain.name()).collect();
+        match with[..] {
+            _ if with.contains(&DEFAULT_CHAIN) => Ok(DEFAULT_CHAIN.into()),
+            [only] => Ok(only.into()),
+            [] => {
+                let steps = state.chains.get(DEFAULT_CHAIN).map(|c| c.spec().to_string()).unwrap_or_default();
+                Err(HostError::NotInChain { chain: DEFAULT_CHAIN.into(), plugin: plugin.into(), steps })
+            }
+            _ => Err(HostError::Order {
+                reason: format!("Plugin {plugin} stands in the chains {}", with.join(", ")),
+                hint: format!("Say which one: set {}/{plugin} key=value", with[0]),
+            }),
+        }
+    }
+
+    fn test(&self, name: &str) -> Result<Reply, HostError> {
+        let state = self.state.load_full();
+        let chain = state.chains.get(name).ok_or_else(|| unknown(&state, name))?;
+        let seen = self_test::run(chain)?;
+        let report =
+            TestReport { frames: seen.frames, raw_bytes: seen.raw, encoded_bytes: seen.encoded, took: seen.took };
+        Ok(Reply::Tested { chain: chain.into(), report })
+    }
+
+    fn execute_route(&self, command: &RouteCommand) -> Reply {
+        let routes = self.routes();
+        match command {
+            RouteCommand::List => Reply::Routes(routes.routes().cloned().collect()),
+            RouteCommand::Explain(path) => {
+                let (rule, chain) = routes.explain(path.as_bytes());
+                Reply::Explained { path: path.clone(), chain: chain.to_string(), rule: rule.cloned() }
+            }
+        }
+    }
+
+    fn execute_plugin(&self, command: &PluginCommand) -> Result<Reply, HostError> {
+        let (id, load) = match command {
+            PluginCommand::List => return Ok(Reply::Plugins(self.plugins())),
+            PluginCommand::Load(id) => (id, true),
+            PluginCommand::Unload(id) => (id, false),
+        };
+        let start = Instant::now();
+        let _changing = self.begin()?;
+        if load {
+            self.load(id)?;
+        } else {
+            self.unload(id)?;
+        }
+        self.events.add("plugin", format!("Plugin {id} {}", if load { "loaded" } else { "unloaded" }));
+        Ok(Reply::Plugin { plugin: self.plugin_info(self.registry.step(id)?), took: start.elapsed() })
+    }
+
+    fn load(&self, id: &str) -> Result<(), HostError> {
+        let StepEntry::Transform(entry) = self.registry.step(id)? else { return Ok(()) };
+        if entry.is_loaded() {
+            return Ok(());
+        }
+        let limits = self.limits();
+        self.builder(&[], &limits).unit(entry, &StepSpec::new(id))?;
+        entry.set_loaded(true);
+        Ok(())
+    }
+
+    fn unload(&self, id: &str) -> Result<(), HostError> {
+        let in_use = |reason: String| Err(HostError::InUse { plugin: id.into(), reason });
+        let StepEntry::Transform(entry) = self.registry.step(id)? else {
+            return in_use("a seal stays for as long as the mount".into());
+        };
+        let state = self.state.load();
+        let user = state.chains.values().find(|chain| chain.units.iter().any(|unit| unit.plugin == id));
+        if let Some(chain) = user {
+            return in_use(format!("chain {} has it", chain.name()));
+        }
+        entry.set_loaded(false);
+        // From here on no new chain or decoder gets it; what began before shows in one of the two checks.
+        let reason = if self.is_decoder_needed(id) {
+            "stored frames need it for decoding"
+        } else if !self.is_idle(&entry.stats.running) {
+            "frames are still in it"
+        } else {
+            return Ok(());
+        };
+        entry.set_loaded(true);
+        in_use(reason.into())
+    }
+
+    /// Whether `running` falls to none within the time an unload may take.
+    fn is_idle(&self, running: &std::sync::atomic::AtomicU64) -> bool {
+        let (start, bound) = (Instant::now(), self.limits().unload_timeout);
+        while running.load(Ordering::Acquire) > 0 {
+            if start.elapsed() >= bound {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    fn plugin_info(&self, step: &StepEntry) -> PluginInfo {
+        let d = step.descriptor();
+        let (loaded, proven, stats) = match step {
+            StepEntry::Transform(entry) => (entry.is_loaded(), entry.proven, Some(&entry.stats)),
+            StepEntry::Seal(_) => (true, true, None),
+        };
+        let specs = self.chain_specs();
+        let has = |spec: &&ChainSpec| spec.steps.iter().any(|s| s.plugin == d.id);
+        let first = specs.iter().find(has).and_then(|spec| spec.steps.iter().find(|s| s.plugin == d.id));
+        let errors = |s: &crate::stats::PluginStats| {
+            s.encode_errors.load(Ordering::Relaxed) + s.decode_errors.load(Ordering::Relaxed)
+        };
+        PluginInfo {
+            id: d.id,
+            kind: d.kind,
+            version: d.version,
+            summary: d.summary,
+            loaded,
+            proven,
+            writes: d.writes,
+            reads: d.reads,
+            provides: d.provides,
+            memory: d.memory,
+            params: first.map(|step| step.params.clone()).unwrap_or_default(),
+            chains: specs.iter().filter(has).map(|spec| spec.name.clone()).collect(),
+            encoded_frames: stats.map_or(0, |s| s.encode_time.count()),
+            decoded_frames: stats.map_or(0, |s| s.decode_time.count()),
+            errors: stats.map_or(0, |s| errors(s)),
+        }
+    }
+}
+
+fn index_of(spec: &ChainSpec, plugin: &str) -> Result<usize, HostError> {
+    spec.steps.iter().position(|step| step.plugin == plugin).ok_or_else(|| HostError::NotInChain {
+        chain: spec.name.clone(),
+        plugin: plugin.into(),
+        steps: spec.to_string(),
+    })
+}
+
+fn removed(spec: &ChainSpec, plugin: &str) -> Result<Vec<StepSpec>, HostError> {
+    let mut steps = spec.steps.clone();
+    steps.remove(index_of(spec, plugin)?);
+    Ok(steps)
+}
+
+/// The steps with the parameters of `changed` over those there are, and its strategy if one was given.
+fn configured(spec: &ChainSpec, changed: &StepSpec, strategy: bool) -> Result<Vec<StepSpec>, HostError> {
+    let mut steps = spec.steps.clone();
+    let step = &mut steps[index_of(spec, &changed.plugin)?];
+    for (key, value) in &changed.params {
+        match step.params.iter_mut().find(|(known, _)| known == key) {
+            Some((_, old)) => old.clone_from(value),
+            None => step.params.push((key.clone(), value.clone())),
+        }
+    }
+    if strategy {
+        step.on_error.clone_from(&changed.on_error);
+    }
+    Ok(steps)
+}
