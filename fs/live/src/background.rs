@@ -89,7 +89,8 @@ pub(crate) fn serve(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
             Err(e) => {
                 let error = describe(&e);
                 shared.events.add("error", error.clone());
-                report(shared, asked, Err(FsError::Io(error)));
+                let fenced = matches!(e, CheckpointError::Fenced { .. });
+                report(shared, asked, Err(if fenced { FsError::Fenced } else { FsError::Io(error) }));
                 // Between tries somebody may stop the volume; nobody else is kept waiting by this pause.
                 let until = Instant::now() + retry;
                 while Instant::now() < until && !shared.stopped.load(Ordering::Relaxed) {
@@ -181,10 +182,16 @@ fn report(shared: &Shared, asked: Option<u64>, result: Result<Option<Committed>,
 
 /// The ticker's life: what `write` accepted is durable a second later, and files without a name are reclaimed.
 pub(crate) fn tick(shared: &Shared) {
+    shared.ticker.get_or_init(std::thread::current);
+    let mut last = Instant::now();
     while !shared.stopped.load(Ordering::Relaxed) {
-        std::thread::sleep(TICK);
-        if let Some(log) = &shared.log {
+        std::thread::park_timeout(TICK);
+        let Some(log) = &shared.log else { return };
+        if last.elapsed() >= TICK {
             log.tick();
+            last = Instant::now();
+        } else if let Err(e) = log.sync() {
+            shared.events.add("error", describe(&e));
         }
         let reap = std::mem::take(&mut *lock(&shared.reap));
         for ino in reap {

@@ -25,6 +25,9 @@ impl Checkpointer {
         if !self.changed() {
             return Ok(());
         }
+        if let Some(FsError::Fenced) = &shared.state().refused {
+            return Err(CheckpointError::Fenced { sequence: lock(&shared.head).sequence + 1 });
+        }
         let data_bytes = self.data_bytes;
         let set = shared.repository.commit_packs(&self.roots())?;
         shared.fault("commit.packs-uploaded");
@@ -48,7 +51,7 @@ impl Checkpointer {
         self.finished(shared, &head, data_bytes)?;
         shared.repository.finish_commit(set)?;
         shared.fault("commit.finished");
-        if head.sequence.0 % 16 == 0 {
+        if head.sequence.0.is_multiple_of(16) {
             shared.repository.trim_heads(shared.options.volume, HEADS_KEPT)?;
         }
         Ok(())

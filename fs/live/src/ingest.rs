@@ -48,7 +48,7 @@ impl Ingest<'_> {
         for run in map.iter() {
             let joins = span.last().is_none_or(|last| last.end() == run.offset);
             let is_log = matches!(run.source, RunSource::Log(_));
-            if !(is_log && joins) && !span.is_empty() {
+            if !(span.is_empty() || is_log && joins) {
                 self.span(ino, map, &class, &std::mem::take(&mut span), &mut out)?;
             }
             if !is_log {

@@ -23,6 +23,9 @@ pub enum Stand {
     Gone,
 }
 
+/// Extended attributes by name; `None` for one that is removed.
+pub type XattrDelta = BTreeMap<Arc<[u8]>, Option<Arc<[u8]>>>;
+
 /// What a layer says of one inode.
 #[derive(Debug, Clone, Default)]
 pub struct NodeDelta {
@@ -35,7 +38,7 @@ pub struct NodeDelta {
     /// Its bytes, for files.
     pub extents: Option<Box<ExtentMap>>,
     /// Its extended attributes; `None` for one that is removed.
-    pub xattrs: Option<Box<BTreeMap<Arc<[u8]>, Option<Arc<[u8]>>>>>,
+    pub xattrs: Option<Box<XattrDelta>>,
 }
 
 /// What a layer says of a directory's entries.

@@ -63,6 +63,15 @@ pub enum OpenError {
         /// Newest head in the store.
         found: u64,
     },
+    /// The manifest names log segments and there are none.
+    #[error(
+        "The log is gone from the state directory (segment {segment} and all later ones), and what was not yet in the store \
+         with it; move the state directory away to mount what the store has"
+    )]
+    LogLost {
+        /// The first segment that is needed.
+        segment: u64,
+    },
     /// A staged pack is gone.
     #[error("Pack {pack} is neither in {} nor in the store; data that was acknowledged is lost with it", dir.display())]
     MissingPack {
@@ -112,18 +121,22 @@ impl Volume {
         let log_options = log_options(&options);
         let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
-        let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
+        let seen = head.as_ref().map(seen).unwrap_or_default();
+        let replayed = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events);
         if options.read_only {
-            let seen = head.as_ref().map(seen).unwrap_or_default();
-            let log = Log::create(log_options, identity, sealer, next_segment)?;
-            let shared = Shared::new(repository, host, chunker, options, Some(log), state, seen, events);
+            let log = replayed.and_then(|next| Ok(Log::create(log_options, identity, sealer, next)?));
+            if let Err(e) = &log {
+                state = load(&repository, &manifest, snapshots_root)?.0;
+                events.add("error", format!("{e}. Shown is the last checkpoint, without the log's later operations"));
+            }
+            let shared = Shared::new(repository, host, chunker, options, log.ok(), state, seen, events);
             shared.state_mut().refused = Some(crate::types::FsError::ReadOnly);
             return Self::spawn(Arc::new(shared), None);
         }
+        let next_segment = replayed?;
         let log = Log::create(log_options, identity, sealer, next_segment)?;
         state.last_segment = next_segment;
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
-        let seen = head.as_ref().map(seen).unwrap_or_default();
         let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
         let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0 };
         make_root(&shared)?;
@@ -299,6 +312,9 @@ fn replay(
         }
         Ok(())
     })?;
+    if manifest.generation > 0 && replayed.segments == 0 {
+        return Err(OpenError::LogLost { segment: manifest.first_segment });
+    }
     if let Some(cut) = replayed.cut_tail {
         events.add(
             "warning",
@@ -356,7 +372,7 @@ fn reclaim_orphans(shared: &Shared) -> Result<(), OpenError> {
         let from = record::key(0, record::KIND_ORPHAN, &[]);
         let to = record::key(0, record::KIND_ORPHAN + 1, &[]);
         for item in tree::range(&nodes, state.base, Bound::Included(&from), Bound::Excluded(&to)) {
-            orphans.extend(record::trailing_number(&item.map_err(LookError::from)?.0));
+            orphans.extend(record::trailing_number(&item?.0));
         }
         for layer in state.frozen.iter().map(Arc::as_ref).chain([&state.active]) {
             orphans.extend(layer.orphans());

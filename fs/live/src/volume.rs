@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axiomfs_api::Chunker;
@@ -16,7 +16,7 @@ use crate::background::Work;
 use crate::edit::{self, Edit};
 use crate::events::Events;
 use crate::handles::Handles;
-use crate::log::{Appended, Log, LogError, Urgency};
+use crate::log::{Log, LogError, Urgency};
 use crate::read_ahead::ReadAhead;
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, Time};
@@ -68,6 +68,10 @@ pub struct VolumeOptions {
 pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
 const FROZEN_SNAPSHOT_MAX: usize = 64;
+/// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
+const USUAL_META: usize = 4096;
+/// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
+const EARLY_SYNC: u64 = 8 << 20;
 /// Longest a request waits in one go before it looks again whether it may go on.
 const WAIT_SLICE: Duration = Duration::from_millis(200);
 
@@ -96,6 +100,10 @@ pub(crate) struct Shared {
     pub stopped: AtomicBool,
     pub head: Mutex<HeadSeen>,
     pub started: SystemTime,
+    /// Data since the log was last synced early.
+    unsynced: AtomicU64,
+    /// The thread that syncs the log.
+    pub ticker: OnceLock<std::thread::Thread>,
     /// Unlinked files that could not be reclaimed at their last close.
     pub reap: Mutex<Vec<u64>>,
 }
@@ -254,6 +262,8 @@ impl Shared {
             stopped: AtomicBool::new(false),
             head: Mutex::new(head),
             started: SystemTime::now(),
+            unsynced: AtomicU64::new(0),
+            ticker: OnceLock::new(),
             reap: Mutex::default(),
         }
     }
@@ -321,13 +331,14 @@ impl Shared {
     }
 
     fn has_room(&self, state: &State, need: Need) -> bool {
-        let limit = match need {
-            Need::Reserve => return true,
-            Need::Snapshot => FROZEN_SNAPSHOT_MAX,
-            Need::Room => FROZEN_MAX,
+        // Removals make room, and so may go on where others wait; but not without a bound.
+        let (frozen, heap) = match need {
+            Need::Reserve => (FROZEN_MAX, 2 * self.layer_max()),
+            Need::Snapshot => (FROZEN_SNAPSHOT_MAX, self.layer_max()),
+            Need::Room => (FROZEN_MAX, self.layer_max()),
         };
-        let layers = state.frozen.len() < limit || state.active.heap() < self.layer_max();
-        let staged = need == Need::Snapshot || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max;
+        let layers = state.frozen.len() < frozen || state.active.heap() < heap;
+        let staged = need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max;
         layers && staged
     }
 
@@ -342,7 +353,9 @@ impl Shared {
         let log = self.writable()?;
         let started = Instant::now();
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
+        let len = data.map_or(0, <[u8]>::len);
         loop {
+            self.prepare_log(access, log, need, len)?;
             match self.try_change(log, need, data, &pinned, &mut f) {
                 Ok(value) => return Ok(value),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
@@ -407,6 +420,7 @@ impl Shared {
         let log = self.writable()?;
         let started = Instant::now();
         loop {
+            self.prepare_log(access, log, need, 0)?;
             let tried = {
                 let mut guard = self.state_mut();
                 let state = &mut *guard;
@@ -428,6 +442,23 @@ impl Shared {
                 Err(TryError::Op(OpError::Miss(_))) => return Err(FsError::WouldBlock),
                 Err(TryError::NoRoom) => self.wait_or_give_up(access, started)?,
             }
+        }
+    }
+
+    /// Lets the log begin its next segment before the state is locked, so that nobody who only looks waits for a disk.
+    fn prepare_log(&self, access: Access, log: &Log, need: Need, len: usize) -> FsResult<()> {
+        if !log.would_wait(USUAL_META, len) {
+            return Ok(());
+        }
+        if access == Access::Cached {
+            return Err(FsError::WouldBlock);
+        }
+        match log.prepare(USUAL_META, len, urgency(need)) {
+            Ok(()) | Err(LogError::Full { .. }) => Ok(()),
+            Err(e) => match self.log_failed(&mut self.state_mut(), e) {
+                TryError::Op(OpError::Fs(e)) => Err(e),
+                TryError::Op(OpError::Miss(_)) | TryError::NoRoom => Ok(()),
+            },
         }
     }
 
@@ -467,17 +498,23 @@ impl Shared {
         let op = state.next_op;
         let mut meta = Vec::with_capacity(256);
         edit::encode(op, edits, &mut meta);
-        let urgency = if need == Need::Reserve { Urgency::Reserve } else { Urgency::Normal };
-        let Appended { segment, data: at, .. } =
-            log.append(&meta, data, urgency).map_err(|e| self.log_failed(state, e))?;
-        state.apply(op, edits, segment, at);
-        self.written.fetch_add(data.map_or(0, <[u8]>::len) as u64, Ordering::Relaxed);
+        let appended = log.append(&meta, data, urgency(need)).map_err(|e| self.log_failed(state, e))?;
+        state.apply(op, edits, appended.segment, appended.data);
+        let len = data.map_or(0, <[u8]>::len) as u64;
+        self.written.fetch_add(len, Ordering::Relaxed);
+        if self.unsynced.fetch_add(len, Ordering::Relaxed) + len >= EARLY_SYNC
+            && let Some(ticker) = self.ticker.get()
+        {
+            self.unsynced.store(0, Ordering::Relaxed);
+            ticker.unpark();
+        }
         Ok(())
     }
 
     fn log_failed(&self, state: &mut State, e: LogError) -> TryError {
         match e {
             LogError::Full { .. } => TryError::NoRoom,
+            LogError::TooLarge { .. } => OpError::Fs(FsError::AttributeTooLarge).into(),
             LogError::NoSpace { .. } => OpError::Fs(FsError::NoSpace).into(),
             other => {
                 let error = FsError::Io(other.to_string());
@@ -503,6 +540,10 @@ impl Shared {
     pub fn made_room(&self) {
         self.room.1.notify_all();
     }
+}
+
+fn urgency(need: Need) -> Urgency {
+    if need == Need::Reserve { Urgency::Reserve } else { Urgency::Normal }
 }
 
 enum TryError {

@@ -1,5 +1,6 @@
 //! Writing and reading records.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::cache::Clear;
@@ -103,6 +104,24 @@ impl Log {
         Ok(Appended { segment, offset, data: (len > 0).then_some(DataRef { segment, offset, start: 0, len }) })
     }
 
+    /// Whether a record of `meta` and `data` bytes would wait for the next segment to begin, which takes fdatasyncs.
+    /// Only a guess when others append too; never waits.
+    pub fn would_wait(&self, meta: usize, data: usize) -> bool {
+        let stride = (RECORD_HEADER + meta + data) as u64 + super::format::ALIGN;
+        self.left.load(Ordering::Relaxed) < stride
+    }
+
+    /// Begins the next segment if such a record doesn't fit into the active one, so that appending it won't wait.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn prepare(&self, meta: usize, data: usize, urgency: Urgency) -> Result<(), LogError> {
+        let stride = ((RECORD_HEADER + meta + data) as u64).next_multiple_of(super::format::ALIGN);
+        let mut active = self.lock_active();
+        self.syncing.check()?;
+        self.make_room(&mut active, stride, urgency)
+    }
+
     /// Reads `r.len` bytes of data into `out`, which has just that length. Needs no lock against appends.
     ///
     /// # Errors
@@ -167,6 +186,7 @@ impl Log {
         }
         active.clean = active.clean.max(offset + active.scratch.len() as u64);
         active.end = end;
+        self.left.store(active.segment.len - end, Ordering::Relaxed);
         active.noted = kind == Kind::Note;
         Ok(offset)
     }

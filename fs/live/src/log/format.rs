@@ -5,7 +5,7 @@ use axiomfs_api::{NONCE_LEN, Sealer, TAG_LEN};
 use super::{LogIdentity, SealerFactory};
 
 /// Longest meta of a record, in bytes.
-pub const MAX_META: usize = 64 << 10;
+pub const MAX_META: usize = 256 << 10;
 /// Longest data of a record, in bytes.
 pub const MAX_DATA: usize = 4 << 20;
 

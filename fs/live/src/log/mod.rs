@@ -21,6 +21,7 @@ mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -203,6 +204,8 @@ pub struct Log {
     table: RwLock<space::Table>,
     syncing: sync::Syncing,
     cache: cache::ReadCache,
+    /// Bytes left in the active segment; 0 while the next one is begun. Read without the lock, so only a good guess.
+    left: AtomicU64,
 }
 
 impl fmt::Debug for Log {

@@ -1,6 +1,7 @@
 //! Which segments there are, what they may take, and how one follows another.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use super::append::Active;
@@ -97,11 +98,13 @@ impl Log {
         let segment = Arc::new(segment);
         table.segments.insert(next_segment, Arc::clone(&segment));
         keep_reserve(&disk, &options, &mut table);
+        let left = segment.len - FIRST_RECORD;
         Ok(Self {
             active: Active::new(segment, recycled).into(),
             table: table.into(),
             syncing: sync::Syncing::new(Position { segment: next_segment, offset: FIRST_RECORD }),
             cache: cache::ReadCache::new(),
+            left: AtomicU64::new(left),
             options,
             identity,
             sealer,
@@ -202,6 +205,13 @@ impl Log {
     fn begin_next(&self, active: &mut Active, stride: u64, urgency: Urgency) -> Result<(), LogError> {
         let used = self.table().bytes();
         self.check_room(used, FIRST_RECORD + stride, urgency)?;
+        self.left.store(0, Ordering::Relaxed);
+        let begun = self.replace_active(active, urgency);
+        self.left.store(active.segment.len - active.end, Ordering::Relaxed);
+        begun
+    }
+
+    fn replace_active(&self, active: &mut Active, urgency: Urgency) -> Result<(), LogError> {
         let old = Arc::clone(&active.segment);
         let number = old.number() + 1;
         let previous = Position { segment: old.number(), offset: active.end };
