@@ -85,14 +85,15 @@ impl Decoder {
         let (mut lens, body) = split_lengths(encoded, slots.len())?;
         lens.insert(0, raw_len);
         let mut current: Option<Vec<u8>> = None;
+        let last = slots.first().copied();
         for (slot, len) in slots.into_iter().zip(lens).rev() {
             let (unit, format) = &self.units[slot];
             let bound = self.max_frame + self.max_frame / 4;
             if len > bound {
                 return Err(HostError::FrameTooLarge { len, max: bound });
             }
-            // The last step's output is the result and gets a buffer of exactly its size.
-            let buffer = if len == raw_len && current.is_none() { Vec::new() } else { bench.buffer() };
+            // The output of the step undone last is the result: it gets a buffer of exactly its size.
+            let buffer = if last == Some(slot) { Vec::new() } else { bench.buffer() };
             let mut out = BoundedBuf::reuse(buffer, len);
             let src = current.as_deref().unwrap_or(body);
             unit.decode(&mut bench.workers[slot], *format, src, len, &mut out)

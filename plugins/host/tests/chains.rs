@@ -40,6 +40,12 @@ fn frames_come_back_through_one_and_many_steps() {
     assert_eq!(round_trip(&host, "three", &vec![7; 70_000]), 0b111);
 }
 
+/// The contract holds for more than one codec.
+#[test]
+fn the_test_plugin_is_a_proper_transform() {
+    axiomfs_api::conformance::transform(&Plugin::new("xor"));
+}
+
 /// The bytes stored in packs: changing them needs a new version number.
 #[test]
 fn descriptors_are_golden() {

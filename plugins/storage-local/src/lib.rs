@@ -11,7 +11,7 @@ mod staged;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
@@ -27,6 +27,8 @@ const TMP: &str = "tmp";
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
+    /// Device and inode of the directory.
+    identity: (u64, u64),
     directories: Directories,
 }
 
@@ -56,16 +58,40 @@ impl LocalStore {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         let root = absolute(dir.as_ref())?;
         let name = root.display().to_string();
-        if !fs::metadata(&root).map_err(|error| failed("open", &name, error))?.is_dir() {
+        let metadata = fs::metadata(&root).map_err(|error| failed("open", &name, error))?;
+        if !metadata.is_dir() {
             return Err(StoreError::new(StoreErrorKind::Invalid, "open", name).with_source("It is not a directory"));
         }
         staged::clean(&root.join(TMP));
-        Ok(Self { directories: Directories::new(root.clone()), root })
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self { directories: Directories::new(root.clone()), identity, root })
     }
 
     /// The store's directory, absolute.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Fails if the directory is no longer the one that was opened: its disk was unmounted, or it was moved away. What is
+    /// there instead must not be written to, and says nothing about which objects exist.
+    fn check_root(&self, operation: &'static str, object: &str) -> Result<(), StoreError> {
+        match fs::metadata(&self.root) {
+            Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
+            _ => {
+                let reason = format!("{} is gone or another directory now; is its disk mounted?", self.root.display());
+                Err(StoreError::new(StoreErrorKind::Unavailable, operation, object).with_source(reason))
+            }
+        }
+    }
+
+    /// `error`, unless it says that an object is missing when in truth the whole store is.
+    fn explain(&self, error: StoreError) -> StoreError {
+        if error.kind == StoreErrorKind::NotFound
+            && let Err(gone) = self.check_root(error.operation, &error.object)
+        {
+            return gone;
+        }
+        error
     }
 
     fn path(&self, operation: &'static str, key: &ObjectKey) -> Result<PathBuf, StoreError> {
@@ -79,7 +105,7 @@ impl LocalStore {
     /// The object's file and its length.
     fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, u64), StoreError> {
         let path = self.path(operation, key)?;
-        let file = File::open(path).map_err(|error| errors::reading(operation, key, error))?;
+        let file = File::open(path).map_err(|error| self.explain(errors::reading(operation, key, error)))?;
         let metadata = file.metadata().map_err(|error| failed(operation, key.as_str(), error))?;
         if !metadata.is_file() {
             return Err(StoreError::new(StoreErrorKind::NotFound, operation, key.as_str()));
@@ -144,7 +170,8 @@ impl Store for LocalStore {
     }
 
     fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
-        let metadata = fs::metadata(self.path("stat", key)?).map_err(|error| errors::reading("stat", key, error))?;
+        let path = self.path("stat", key)?;
+        let metadata = fs::metadata(path).map_err(|error| self.explain(errors::reading("stat", key, error)))?;
         if !metadata.is_file() {
             return Err(StoreError::new(StoreErrorKind::NotFound, "stat", key.as_str()));
         }
@@ -155,9 +182,10 @@ impl Store for LocalStore {
     /// stays for its owner to remove. Elsewhere it is copied.
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         let path = self.path("put", key)?;
+        self.check_root("put", key.as_str())?;
         let put = || {
             if let Body::File(source) = body
-                && fs::metadata(source)?.is_file()
+                && fs::symlink_metadata(source)?.is_file()
             {
                 staged::make_private(source)?;
                 match self.place(&path, |path| fs::hard_link(source, path)) {
@@ -173,6 +201,7 @@ impl Store for LocalStore {
 
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         let path = self.path("put", key)?;
+        self.check_root("put", key.as_str())?;
         let put = || {
             let staged = self.staged(body)?;
             self.place(&path, |path| staged.replace(path))
@@ -184,12 +213,13 @@ impl Store for LocalStore {
     fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         match fs::remove_file(self.path("delete", key)?) {
             Ok(()) => Ok(()),
-            Err(error) if errors::is_absent(&error) => Ok(()),
+            Err(error) if errors::is_absent(&error) => self.check_root("delete", key.as_str()),
             Err(error) => Err(failed("delete", key.as_str(), error)),
         }
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.check_root("list", prefix)?;
         listing::list(&self.root, prefix, after, limit).map_err(|error| failed("list", prefix, error))
     }
 

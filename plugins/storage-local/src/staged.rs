@@ -28,11 +28,14 @@ impl Staged {
     /// Makes `source`, complete and fsynced, available under a new name: by a link, or by a copy where that can't be.
     pub fn link_or_copy(tmp: &Path, source: &Path) -> io::Result<Self> {
         let path = tmp.join(unused_name());
-        make_private(source)?;
-        match fs::hard_link(source, &path) {
-            Ok(()) => return Ok(Self(path)),
-            Err(error) if needs_copy(&error) => {}
-            Err(error) => return Err(error),
+        // A symbolic link would be linked itself, not its file.
+        if fs::symlink_metadata(source)?.is_file() {
+            make_private(source)?;
+            match fs::hard_link(source, &path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(error) if needs_copy(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
         let mut from = fs::File::open(source)?;
         let mut file = crate::create_private(&path)?;

@@ -104,6 +104,53 @@ fn a_removed_directory_is_made_again() {
 }
 
 #[test]
+fn a_store_whose_disk_is_gone_is_not_an_empty_store() {
+    let dir = temp();
+    let root = dir.path().join("store");
+    let store = LocalStore::create(&root).expect("creates");
+    store.put_new(&key("a/b"), Body::Bytes(b"1")).expect("creates");
+    for replaced in [false, true] {
+        if replaced {
+            fs::create_dir(&root).expect("an empty mount point");
+        } else {
+            fs::rename(&root, dir.path().join("away")).expect("moves it away");
+        }
+        let errors = [
+            store.get(&key("a/b"), 1).map(drop).expect_err("get"),
+            store.get_range(&key("a/b"), 0, 1).map(drop).expect_err("range"),
+            store.stat(&key("a/b")).map(drop).expect_err("stat"),
+            store.put_new(&key("a/c"), Body::Bytes(b"2")).expect_err("put_new"),
+            store.put(&key("a/c"), Body::Bytes(b"2")).expect_err("put"),
+            store.delete(&key("a/b")).expect_err("delete"),
+            store.list("", None, 9).map(drop).expect_err("list"),
+        ];
+        for error in errors {
+            assert_eq!(error.kind, StoreErrorKind::Unavailable, "{error:?}");
+            assert!(error.source.as_ref().is_some_and(|s| s.to_string().contains("mounted")), "{error:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(&root).expect("the mount point").count(), 0, "nothing was written there");
+    fs::remove_dir(&root).expect("removes");
+    fs::rename(dir.path().join("away"), &root).expect("moves it back");
+    assert_eq!(store.get(&key("a/b"), 1).expect("gets"), b"1");
+}
+
+#[test]
+fn a_symbolic_link_is_put_as_its_file() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path().join("store")).expect("creates");
+    fs::write(dir.path().join("file"), b"bytes").expect("writes");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("file", &link).expect("links");
+    store.put_new(&key("a"), Body::File(&link)).expect("creates");
+    store.put(&key("b"), Body::File(&link)).expect("creates");
+    fs::remove_file(&link).expect("removes");
+    let names: Vec<_> =
+        store.list("", None, 9).expect("lists").into_iter().map(|m| (m.key.to_string(), m.len)).collect();
+    assert_eq!(names, [("a".to_owned(), 5), ("b".to_owned(), 5)]);
+}
+
+#[test]
 fn opening_and_creating_say_what_is_wrong() {
     let dir = temp();
     let missing = LocalStore::open(dir.path().join("none")).expect_err("missing");

@@ -170,7 +170,10 @@ impl Worker for Plugin {
         Ok(Applied::Yes)
     }
 
-    fn decode(&mut self, _: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
+    fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
+        if format != 1 {
+            return Err(PluginError::UnknownFormat { plugin: self.descriptor.id, format });
+        }
         if src.len() != raw_len + raw_len % 7 {
             return Err(PluginError::LengthMismatch { expected: raw_len, actual: src.len() });
         }
