@@ -1,1 +1,78 @@
-fn main() {}
+//! The `axiomfs` command: arguments, output, and the one place where the parts are put together.
+#![deny(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod control;
+mod daemon_log;
+mod failure;
+mod faults;
+mod lease;
+mod locks;
+mod output;
+mod passphrase;
+mod places;
+mod progress;
+mod replies;
+mod session;
+mod shutdown;
+mod status;
+mod system;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Verb};
+use crate::failure::Failure;
+use crate::passphrase::Environment;
+
+fn main() -> ExitCode {
+    system::forbid_dumps();
+    let environment = Environment::take();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(&cli, environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure, cli.json);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
+    match &cli.verb {
+        Verb::Init(args) => commands::init::run(args, environment, cli.json),
+        Verb::Mount(args) => commands::mount::run(args, environment, cli.json),
+        Verb::Umount(args) => commands::umount::run(args, cli.json),
+        Verb::Sync(args) => commands::sync::run(args, cli.json),
+        Verb::Status(args) => commands::status::run(args, cli.json),
+        Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, cli.json),
+        Verb::Ctl(args) => commands::ctl::run(args, cli.json),
+        Verb::Config(verb) => commands::config::run(verb, cli.json),
+    }
+}
+
+fn report(failure: &Failure, json: bool) {
+    if json && let Err(unprinted) = output::print(&failure.to_json().to_string()) {
+        eprintln!("axiomfs: {unprinted}");
+    }
+    eprintln!("axiomfs: {failure}");
+}
+
+/// Help goes to standard output and is no failure; wrong use is one, also in JSON where that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let text = error.to_string();
+        let words = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        report(&Failure::usage(words).hint("see axiomfs --help"), true);
+    } else if let Err(unprinted) = error.print() {
+        eprintln!("axiomfs: {unprinted}");
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}

@@ -1,0 +1,292 @@
+//! What can stand on the command line. Help texts live here, so that `--help` and the parser cannot disagree.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  axiomfs init /srv/vault                        make a repository in a directory
+  axiomfs mount /srv/vault /mnt/vault            mount it; goes to the background
+  rsync -a ~/documents /mnt/vault/live/          use it: any program, unchanged
+  mkdir /mnt/vault/snapshots/monday              take a snapshot (rmdir forgets it, mv renames it)
+  ls /mnt/vault/snapshots/monday/documents       browse it
+  axiomfs umount /mnt/vault                      wait until all is in the store, and unmount
+
+Exit codes: 0 done, 1 failed, 2 wrong use.
+The passphrase is asked for, or taken from --passphrase-file, --passphrase-fd or AXIOMFS_PASSPHRASE, in this order.";
+
+/// A backup that is a directory: chunked, deduplicated, compressed, encrypted, with snapshots to browse.
+#[derive(Debug, Parser)]
+#[command(name = "axiomfs", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// Print one JSON object (also for a failure) instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a new, empty repository
+    #[command(after_help = "Examples:
+  axiomfs init /srv/vault                              asks for a passphrase, twice
+  axiomfs init /srv/vault --passphrase-file ~/.vault   takes the first line of a file
+
+The directory must be empty or not exist. Without the passphrase nobody can read the repository, also not you: keep it.")]
+    Init(InitArgs),
+    /// Mount a repository; returns once the mount answers
+    #[command(after_help = "Examples:
+  axiomfs mount /srv/vault /mnt/vault
+  axiomfs mount /srv/vault /mnt/vault --cache /fast/disk/vault --config vault.yaml
+  axiomfs mount /srv/vault /mnt/vault -f               stay in the foreground, log to the terminal
+
+A mount shows three names: live/ to read and write, snapshots/ with a read-only directory per snapshot, and (unlisted)
+.axiomfs/ with status and control. The state directory may hold the only copy of what was written last: keep it until
+`axiomfs umount` or `axiomfs sync` has returned. The cache directory can be deleted whenever nothing is mounted.
+Defaults: ~/.local/state/axiomfs/REPOSITORY-VOLUME and ~/.cache/axiomfs/REPOSITORY-VOLUME (or below XDG_STATE_HOME and
+XDG_CACHE_HOME).")]
+    Mount(Box<MountArgs>),
+    /// Wait until everything is in the store, then unmount
+    #[command(after_help = "Examples:
+  axiomfs umount /mnt/vault
+  axiomfs umount /mnt/vault --now    unmount at once; the daemon goes on draining in the background
+
+Plain `umount` and `fusermount3 -u` are safe as well: the daemon drains after them. What could not reach the store stays
+in the state directory and goes there after the next mount.")]
+    Umount(UmountArgs),
+    /// Wait until all that was written before is in the store; prints SEQUENCE:COMMIT
+    #[command(after_help = "Example:
+  axiomfs sync /mnt/vault && echo safe")]
+    Sync(OnMount),
+    /// Say how a mount is doing
+    #[command(after_help = "Examples:
+  axiomfs status /mnt/vault
+  axiomfs status /mnt/vault --json | jq .pending_bytes")]
+    Status(OnMount),
+    /// Take, list, rename and forget snapshots, on a mount or straight on a store
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  axiomfs snapshot create /mnt/vault monday     the same as: mkdir /mnt/vault/snapshots/monday
+  axiomfs snapshot list /srv/vault              straight on a store, without mounting it
+  axiomfs snapshot rename /mnt/vault monday first
+  axiomfs snapshot delete /mnt/vault first      the same as: rmdir /mnt/vault/snapshots/first"
+    )]
+    Snapshot(SnapshotVerb),
+    /// Send a command to a mount, as writing to .axiomfs/control does
+    #[command(after_help = "Examples:
+  axiomfs ctl /mnt/vault chain show
+  axiomfs ctl /mnt/vault set zstd level=9                            compress harder from now on
+  axiomfs ctl /mnt/vault chain set default 'zstd(level=9)|aes-256-gcm'
+  axiomfs ctl /mnt/vault chain remove default zstd                   no compression from now on
+  axiomfs ctl /mnt/vault route explain /logs/today
+  axiomfs ctl /mnt/vault store status
+
+Commands:
+  chain show | chain set NAME STEPS | chain add NAME STEP [before ID | after ID] | chain remove NAME ID | chain test NAME
+  plugin list | plugin load ID | plugin unload ID | set ID key=value...
+  route list | route explain PATH | key status | key rotate | store status | reload | sync | advise | audit verify
+Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
+    Ctl(CtlArgs),
+    /// Work on settings files
+    #[command(subcommand)]
+    Config(ConfigVerb),
+}
+
+/// Where the passphrase comes from.
+#[derive(Debug, Args, Default, Clone)]
+pub struct PassphraseArgs {
+    /// Read the passphrase from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_fd")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Read the passphrase from this open file descriptor, up to its first line end
+    #[arg(long, value_name = "FD")]
+    pub passphrase_fd: Option<i32>,
+}
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Directory of the new repository
+    pub store: String,
+    /// Name of its first volume
+    #[arg(long, value_name = "NAME", default_value = "main", value_parser = volume_name)]
+    pub volume: String,
+    /// Memory one guess at the passphrase costs, from 64MiB to 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = kdf_memory)]
+    pub kdf_memory: Option<u64>,
+    /// See the options
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+}
+
+/// Which repository, and what is kept where on this machine.
+#[derive(Debug, Args, Clone)]
+pub struct StoreArgs {
+    /// Directory for the log, staged packs and the manifest: may hold the only copy of what was written last
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Directory for what can be fetched again; alone, the state goes into DIR/state
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Settings file (`axiomfs config check` tells whether it is right)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which volume of the repository
+    #[arg(long, value_name = "NAME", default_value = "main", value_parser = volume_name)]
+    pub volume: String,
+    /// Take the volume over from a writer that is gone for good; it is fenced off if it comes back
+    #[arg(long)]
+    pub takeover: bool,
+    /// Accept a store that shows an older state than this machine has seen
+    #[arg(long)]
+    pub accept_rollback: bool,
+    /// See the options
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+}
+
+/// Arguments of `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// Directory of the repository
+    pub store: String,
+    /// An empty directory
+    pub mountpoint: PathBuf,
+    /// See the options
+    #[command(flatten)]
+    pub repository: StoreArgs,
+    /// Change nothing: live/ is read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Stay in the foreground and log to the terminal
+    #[arg(short = 'f', long)]
+    pub foreground: bool,
+    /// Mount options, comma-separated: allow_other (other users may enter, by their permissions), ro, rw
+    #[arg(short = 'o', value_name = "OPTION", value_delimiter = ',', value_parser = ["allow_other", "ro", "rw"])]
+    pub options: Vec<String>,
+}
+
+impl MountArgs {
+    /// Whether other users may enter.
+    pub fn allow_other(&self) -> bool {
+        self.options.iter().any(|option| option == "allow_other")
+    }
+
+    /// Whether `live/` is read-only.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only || self.options.iter().any(|option| option == "ro")
+    }
+}
+
+/// Arguments of `umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// A mounted axiomfs
+    pub mountpoint: PathBuf,
+    /// Do not wait for the store: the daemon goes on draining in the background
+    #[arg(long)]
+    pub now: bool,
+}
+
+/// A mount, and nothing else.
+#[derive(Debug, Args)]
+pub struct OnMount {
+    /// A mounted axiomfs
+    pub mountpoint: PathBuf,
+}
+
+/// Arguments of `ctl`.
+#[derive(Debug, Args)]
+pub struct CtlArgs {
+    /// A mounted axiomfs
+    pub mountpoint: PathBuf,
+    /// The command, as one or as several words
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// What can be done with snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotVerb {
+    /// Take a snapshot of live/
+    Create {
+        /// Where
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Its name: no slash, at most 255 bytes
+        name: String,
+    },
+    /// List all snapshots, the oldest first
+    List {
+        /// Where
+        #[command(flatten)]
+        target: TargetArgs,
+    },
+    /// Give a snapshot another name
+    Rename {
+        /// Where
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Its name now
+        from: String,
+        /// Its new name
+        to: String,
+    },
+    /// Forget a snapshot
+    Delete {
+        /// Where
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Its name
+        name: String,
+    },
+}
+
+/// A mount or a store.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// A mounted axiomfs, or the directory of a repository that is not mounted
+    #[arg(value_name = "MOUNTPOINT|STORE")]
+    pub target: String,
+    /// See the options
+    #[command(flatten)]
+    pub repository: StoreArgs,
+}
+
+/// What can be done with settings files.
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Say whether a settings file is right, or the line, key and remedy of its first mistake
+    #[command(after_help = "Example:
+  axiomfs config check vault.yaml
+
+config/axiomfs.yaml in the source tree is a file with every setting, its default, unit and bounds.")]
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+fn volume_name(name: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(name.to_owned());
+    }
+    Err("a volume's name is 1 to 64 letters, digits, \"-\" or \"_\"".to_owned())
+}
+
+fn kdf_memory(text: &str) -> Result<u64, String> {
+    match axiomfs_config::parse_bytes(text) {
+        Some(bytes) if (64 << 20..=2 << 30).contains(&bytes) => Ok(bytes),
+        _ => Err("give a size from 64MiB to 2GiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! One file per verb.
+
+pub mod config;
+pub mod ctl;
+pub mod init;
+pub mod mount;
+pub mod snapshot;
+pub mod status;
+pub mod sync;
+pub mod umount;

@@ -1,0 +1,67 @@
+//! `axiomfs status`.
+
+use serde_json::Value;
+
+use crate::args::OnMount;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, bytes};
+
+/// Runs the verb.
+///
+/// # Errors
+/// [`Failure`] if no mount answers.
+pub fn run(args: &OnMount, json: bool) -> Result<(), Failure> {
+    let status = Client::connect(&args.mountpoint)?.status()?;
+    output::show(json, &status, &render(&status))
+}
+
+fn render(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let size = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), bytes);
+    let count = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let mut lines = vec![
+        format!("State      {}", text(&status["state"])),
+        format!("Volume     {} of repository {}", text(&status["volume"]), text(&status["repository"])),
+        format!("Store      {}", text(&status["store"])),
+        format!("Mounted    since {} by process {}", text(&status["mounted_since"]), count(&status["pid"])),
+        format!(
+            "Head       {}:{}, {} s old",
+            count(&status["head"]["sequence"]),
+            text(&status["head"]["commit"]),
+            count(&status["head"]["age_s"])
+        ),
+        format!("Pending    {} not yet in the store", size(&status["pending_bytes"])),
+        format!(
+            "Log        {} of {} in {} segments",
+            size(&status["log"]["bytes"]),
+            size(&status["log"]["max"]),
+            count(&status["log"]["segments"])
+        ),
+        format!("Staging    {} in {} packs", size(&status["staging"]["bytes"]), count(&status["staging"]["packs"])),
+        format!("Memory     {} of {}", size(&status["memory"]["rss"]), size(&status["memory"]["limit"])),
+        format!("Snapshots  {}", count(&status["snapshots"])),
+        format!("State dir  {}", text(&status["state_dir"])),
+    ];
+    if let Some(problem) = status["problem"].as_str() {
+        lines.push(format!("Problem    {problem}"));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_shown_and_missing_fields_are_no_panic() {
+        let status = serde_json::json!({"state": "failed", "problem": "log poisoned", "pending_bytes": 2048});
+        let text = render(&status);
+        assert!(
+            text.contains("State      failed")
+                && text.contains("2.0 KiB not yet")
+                && text.ends_with("Problem    log poisoned")
+        );
+        assert!(!render(&Value::Null).contains("Problem"));
+    }
+}

@@ -1,0 +1,281 @@
+//! What stands behind `.axiomfs/`: runs commands and shows what is.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axiomfs_config::{Pipeline, Settings};
+use axiomfs_host::{Command, ControlError, Host, PluginInfo, parse_command};
+use axiomfs_live::{FsError, Volume};
+use axiomfs_mount::{Control, ControlReply, PluginFiles};
+use axiomfs_repository::Repository;
+use serde_json::{Value, json};
+
+use crate::commands::config;
+use crate::replies;
+use crate::session::Session;
+use crate::status::{self, Facts};
+use crate::wiring;
+
+/// Longest wait of one `sync` command. Who wants to wait longer asks again.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The control of one mount.
+pub struct Panel {
+    volume: Arc<Volume>,
+    host: Arc<Host>,
+    repository: Arc<Repository>,
+    facts: Facts,
+    /// Read again by `reload`.
+    settings_file: Option<PathBuf>,
+    /// What the mount was started with; all but the pipeline stays until the next mount.
+    settings: Settings,
+    /// What was last set; the host knows only its own part.
+    pipeline: Mutex<Pipeline>,
+}
+
+impl Panel {
+    /// For a session that is to be mounted on `mountpoint`.
+    pub fn new(session: &Session, mountpoint: &Path) -> Self {
+        let settings = session.settings().clone();
+        Self {
+            volume: Arc::clone(session.volume()),
+            host: Arc::clone(session.host()),
+            repository: Arc::clone(session.repository()),
+            facts: session.facts(mountpoint),
+            settings_file: session.settings_file().map(Path::to_owned),
+            pipeline: Mutex::new(settings.pipeline.clone()),
+            settings,
+        }
+    }
+
+    fn run(&self, line: &str) -> Result<Value, ControlError> {
+        // Not part of the host's grammar: snapshots are directories, only their listing needs more than names.
+        if line.split_whitespace().eq(["snapshot", "list"]) {
+            return Ok(json!({ "ok": true, "snapshots": replies::snapshots(&self.volume.snapshots()) }));
+        }
+        let command = parse_command(line)?;
+        if let Some(reply) = self.host.execute(&command) {
+            return reply.map(|reply| replies::to_json(&reply));
+        }
+        match command {
+            Command::Sync => self.sync(),
+            Command::StoreStatus => self.store_status(),
+            Command::Reload { confirm } => self.reload(confirm.as_deref()),
+            Command::KeyStatus => Ok(json!({
+                "ok": true,
+                "seal": "aes-256-gcm",
+                "keyring_generation": self.repository.keyring_generation(),
+            })),
+            Command::KeyRotate { .. } => Err(not_built("Rotating keys")),
+            Command::Advise => Err(not_built("Advice")),
+            Command::AuditVerify => Err(not_built("The audit chain")),
+            // The host has answered these above.
+            Command::Chain(_) | Command::Plugin(_) | Command::Route(_) => Err(not_built("This command")),
+        }
+    }
+
+    fn sync(&self) -> Result<Value, ControlError> {
+        let begun = Instant::now();
+        let committed = self.volume.sync(SYNC_TIMEOUT, &|_| {}).map_err(|error| fs_error(&error))?;
+        Ok(json!({
+            "ok": true,
+            "sequence": committed.sequence,
+            "commit": status::hex(committed.commit),
+            "took_ms": replies::millis(begun.elapsed()),
+        }))
+    }
+
+    /// Asks the store, so it may take as long as the store does.
+    fn store_status(&self) -> Result<Value, ControlError> {
+        let begun = Instant::now();
+        let store = self.repository.store();
+        let space = store.space().map_err(|error| ControlError {
+            code: "STORE",
+            errno_name: "EIO",
+            msg: crate::failure::chain(&error),
+            hint: "Writes go on locally until staging.max".to_owned(),
+        })?;
+        Ok(json!({
+            "ok": true,
+            "location": store.location(),
+            "free": space.map(|(free, _)| free),
+            "total": space.map(|(_, total)| total),
+            "took_ms": replies::millis(begun.elapsed()),
+        }))
+    }
+
+    fn reload(&self, confirm: Option<&str>) -> Result<Value, ControlError> {
+        let Some(file) = &self.settings_file else {
+            return Err(ControlError {
+                code: "NO_FILE",
+                errno_name: "ENOENT",
+                msg: "This mount was made without a settings file".to_owned(),
+                hint: "Write to .axiomfs/chain.yaml instead, or mount with --config FILE".to_owned(),
+            });
+        };
+        let new = config::load(file).map_err(|failure| yaml_error(failure.to_string()))?;
+        let mut reply = self.apply(&new.pipeline, confirm)?;
+        let rest = Settings { pipeline: self.settings.pipeline.clone(), ..new };
+        reply["remount_needed"] = (rest != self.settings).into();
+        Ok(reply)
+    }
+
+    /// Replaces chains, routes, limits and requirements at once, or nothing.
+    fn apply(&self, pipeline: &Pipeline, confirm: Option<&str>) -> Result<Value, ControlError> {
+        let routes = wiring::routes(pipeline)?;
+        let limits = wiring::limits(pipeline);
+        let wait = limits.frame_timeout;
+        let require = pipeline.require.clone();
+        // One change at a time, so that the file shown is the one in force.
+        let mut current = lock(&self.pipeline);
+        let replaced = self.host.replace(&wiring::chains(pipeline), routes, limits, require, confirm)?;
+        current.clone_from(pipeline);
+        drop(current);
+        // A new requirement holds once no frame is under way that began before it.
+        let drained = replaced.tightened.is_empty() || replaced.drained(wait);
+        Ok(json!({
+            "ok": true,
+            "generation": replaced.generation,
+            "tightened": replaced.tightened,
+            "drained": drained,
+            "took_ms": replies::millis(replaced.took),
+        }))
+    }
+}
+
+impl Control for Panel {
+    fn execute(&self, line: &str, _uid: u32) -> ControlReply {
+        reply(self.run(line))
+    }
+
+    fn status(&self) -> String {
+        status::to_json(&self.facts, &self.volume, &self.host).to_string()
+    }
+
+    fn chain_yaml(&self) -> String {
+        wiring::pipeline_of(&self.host, &lock(&self.pipeline)).render()
+    }
+
+    fn set_chain_yaml(&self, text: &str, _uid: u32) -> ControlReply {
+        let parsed = Pipeline::parse(text).map_err(|error| yaml_error(error.to_string()));
+        reply(parsed.and_then(|pipeline| self.apply(&pipeline, confirmation(text))))
+    }
+
+    fn metrics(&self) -> String {
+        status::metrics(&self.facts, &self.volume, &self.host)
+    }
+
+    fn events(&self) -> String {
+        status::events(&self.volume, &self.host)
+    }
+
+    fn plugins(&self) -> Vec<PluginFiles> {
+        self.host.plugins().iter().map(plugin_files).collect()
+    }
+}
+
+fn plugin_files(plugin: &PluginInfo) -> PluginFiles {
+    let whole = replies::plugin(plugin);
+    let pick = |keys: &[&str]| -> String {
+        let part: serde_json::Map<String, Value> =
+            keys.iter().map(|key| ((*key).to_owned(), whole[*key].clone())).collect();
+        Value::Object(part).to_string()
+    };
+    PluginFiles {
+        id: plugin.id.to_owned(),
+        descriptor: pick(&["id", "kind", "version", "summary", "writes", "reads", "provides", "memory"]),
+        config: pick(&["loaded", "chains", "params"]),
+        stats: pick(&["encoded_frames", "decoded_frames", "errors"]),
+    }
+}
+
+/// The token in a line `# confirm=TOKEN` of `chain.yaml`, which has no other place for one.
+fn confirmation(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.trim().strip_prefix('#')?.trim().strip_prefix("confirm=")).map(str::trim)
+}
+
+fn reply(result: Result<Value, ControlError>) -> ControlReply {
+    match result {
+        Ok(value) => ControlReply { json: value.to_string(), errno: 0 },
+        Err(error) => {
+            let json = json!({
+                "ok": false,
+                "code": error.code,
+                "errno": error.errno_name,
+                "msg": error.msg,
+                "hint": error.hint,
+            });
+            ControlReply { json: json.to_string(), errno: errno(error.errno_name) }
+        }
+    }
+}
+
+/// Numbers of the errno names that commands answer with.
+fn errno(name: &str) -> i32 {
+    match name {
+        "EINVAL" => libc::EINVAL,
+        "ENOENT" => libc::ENOENT,
+        "EPERM" => libc::EPERM,
+        "EACCES" => libc::EACCES,
+        "EBUSY" => libc::EBUSY,
+        "ETIMEDOUT" => libc::ETIMEDOUT,
+        "EILSEQ" => libc::EILSEQ,
+        "ENOMEM" => libc::ENOMEM,
+        "EROFS" => libc::EROFS,
+        "ENOSPC" => libc::ENOSPC,
+        "EOPNOTSUPP" => libc::EOPNOTSUPP,
+        _ => libc::EIO,
+    }
+}
+
+fn fs_error(error: &FsError) -> ControlError {
+    let (code, errno_name, hint) = match error {
+        FsError::TimedOut(_) => ("TIMEOUT", "ETIMEDOUT", "Ask again; nothing is lost"),
+        FsError::Fenced => ("FENCED", "EROFS", "Another machine writes this volume now; the state directory is kept"),
+        FsError::ReadOnly => ("READ_ONLY", "EROFS", ""),
+        FsError::NoSpace => ("NO_SPACE", "ENOSPC", "Make room where the store or the state directory is"),
+        _ => ("STORE", "EIO", "What is missing is safe in the state directory"),
+    };
+    ControlError { code, errno_name, msg: error.to_string(), hint: hint.to_owned() }
+}
+
+fn yaml_error(msg: String) -> ControlError {
+    ControlError { code: "SETTINGS", errno_name: "EINVAL", msg, hint: "Nothing was changed".to_owned() }
+}
+
+fn not_built(what: &str) -> ControlError {
+    ControlError {
+        code: "UNSUPPORTED",
+        errno_name: "EOPNOTSUPP",
+        msg: format!("{what} is not part of this build"),
+        hint: String::new(),
+    }
+}
+
+/// A pipeline is replaced whole, so one whose holder panicked is still one.
+fn lock(pipeline: &Mutex<Pipeline>) -> MutexGuard<'_, Pipeline> {
+    pipeline.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_its_errno_and_its_words() {
+        let error = parse_command("chain explode").unwrap_err();
+        let answer = reply(Err(error));
+        let json: Value = serde_json::from_str(&answer.json).unwrap();
+        assert_eq!((answer.errno, json["ok"].as_bool(), json["errno"].as_str()), (22, Some(false), Some("EINVAL")));
+        assert!(json["msg"].as_str().unwrap().contains("explode"));
+        let answer = reply(Err(fs_error(&FsError::TimedOut("slow".into()))));
+        assert_eq!(answer.errno, 110);
+    }
+
+    #[test]
+    fn the_token_of_a_chain_file_stands_in_a_comment() {
+        assert_eq!(confirmation("version: 1\n  # confirm=abc \nrequire: []\n"), Some("abc"));
+        assert_eq!(confirmation("version: 1\nx: confirm=abc\n"), None);
+    }
+}

@@ -1,0 +1,156 @@
+//! Where the passphrase comes from. Never a command line: anybody could read it in the process list.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::args::PassphraseArgs;
+use crate::failure::Failure;
+use crate::system;
+
+/// Name of the variable that may hold a passphrase.
+pub const VARIABLE: &str = "AXIOMFS_PASSPHRASE";
+/// Longest passphrase in bytes.
+const MAX_LEN: u64 = 4096;
+
+/// Bytes that are wiped when they are dropped.
+pub type Secret = Zeroizing<Vec<u8>>;
+
+/// What the environment held when the process began. It is taken out of there before anything else runs, also when
+/// another source wins, so that no child process inherits it.
+pub struct Environment(Option<Secret>);
+
+impl Environment {
+    /// Takes the variable. Call it before any thread exists.
+    pub fn take() -> Self {
+        Self(system::take_secret_from_environment(VARIABLE).filter(|secret| !secret.is_empty()))
+    }
+}
+
+/// Whether a typed passphrase is asked for once or, because a typing error would lock the user out, twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// To open.
+    Once,
+    /// To set.
+    Twice,
+}
+
+/// The passphrase from the first source there is: file, descriptor, environment, terminal.
+///
+/// # Errors
+/// [`Failure`] if the source can't be read, is empty or too long.
+pub fn obtain(args: &PassphraseArgs, environment: Environment, ask: Ask) -> Result<Secret, Failure> {
+    if let Some(path) = &args.passphrase_file {
+        return from_file(path);
+    }
+    if let Some(fd) = args.passphrase_fd {
+        let file = system::adopt_descriptor(fd)
+            .map_err(|error| Failure::usage(format!("Descriptor {fd} of --passphrase-fd is not open: {error}")))?;
+        return first_line(file, &format!("Descriptor {fd}"));
+    }
+    if let Some(secret) = environment.0 {
+        eprintln!(
+            "axiomfs: warning: the passphrase came from {VARIABLE}, which other programs of this user can read; \
+             --passphrase-file is safer"
+        );
+        return checked(secret, VARIABLE);
+    }
+    from_terminal(ask)
+}
+
+fn from_file(path: &Path) -> Result<Secret, Failure> {
+    let name = path.display();
+    let unreadable = |error: io::Error| Failure::caused(format!("Could not read the passphrase file {name}"), &error);
+    let file = File::open(path).map_err(unreadable)?;
+    let meta = file.metadata().map_err(unreadable)?;
+    if meta.is_dir() {
+        return Err(Failure::usage(format!("The passphrase file {name} is a directory")));
+    }
+    if meta.is_file() && meta.mode() & 0o077 != 0 {
+        eprintln!("axiomfs: warning: other users may read the passphrase file {name}; run: chmod 600 {name}");
+    }
+    first_line(file, &format!("The passphrase file {name}"))
+}
+
+fn first_line(source: impl Read, name: &str) -> Result<Secret, Failure> {
+    let mut line = Secret::default();
+    BufReader::new(source.take(MAX_LEN + 2))
+        .read_until(b'\n', &mut line)
+        .map_err(|error| Failure::caused(format!("{name} can't be read"), &error))?;
+    if line.last() == Some(&b'\n') {
+        line.pop();
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+    }
+    checked(line, name)
+}
+
+fn checked(secret: Secret, name: &str) -> Result<Secret, Failure> {
+    match secret.len() as u64 {
+        0 => Err(Failure::usage(format!("{name} holds no passphrase")).hint("a passphrase has at least one character")),
+        1..=MAX_LEN => Ok(secret),
+        _ => Err(Failure::usage(format!("{name} holds a passphrase longer than {MAX_LEN} bytes"))),
+    }
+}
+
+fn from_terminal(ask: Ask) -> Result<Secret, Failure> {
+    let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(|_| {
+        Failure::usage("There is no terminal to ask for the passphrase")
+            .hint("use --passphrase-file FILE or --passphrase-fd FD")
+    })?;
+    let secret = prompt(&terminal, "Passphrase: ")?;
+    if ask == Ask::Twice && *prompt(&terminal, "The same again: ")? != *secret {
+        return Err(Failure::new("The two passphrases differ").hint("nothing was made; try again"));
+    }
+    Ok(secret)
+}
+
+fn prompt(mut terminal: &File, question: &str) -> Result<Secret, Failure> {
+    let failed = |error: io::Error| Failure::caused("Could not ask on the terminal", &error);
+    let _silent = system::SilentTerminal::new(terminal).map_err(failed)?;
+    terminal.write_all(question.as_bytes()).map_err(failed)?;
+    let mut line = Secret::default();
+    // Byte by byte: a buffered reader would keep a copy, and swallow what is typed for the second question.
+    let mut byte = [0u8; 1];
+    while line.len() as u64 <= MAX_LEN && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    checked(line, "The terminal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_line_counts_without_its_end() {
+        for (text, expected) in
+            [("abc", "abc"), ("abc\n", "abc"), ("abc\r\nmore", "abc"), (" a b \n", " a b "), ("ä\n", "ä")]
+        {
+            assert_eq!(first_line(text.as_bytes(), "x").unwrap().as_slice(), expected.as_bytes(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn empty_and_endless_are_refused() {
+        for text in ["", "\n", "\nabc"] {
+            assert_eq!(first_line(text.as_bytes(), "It").unwrap_err().code(), 2, "{text:?}");
+        }
+        let longest = "x".repeat(4096);
+        assert_eq!(first_line(longest.as_bytes(), "It").unwrap().len(), 4096);
+        assert!(
+            first_line(format!("{longest}y").as_bytes(), "It").unwrap_err().to_string().contains("longer than 4096")
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let failure = from_file(Path::new("/nonexistent/secret")).unwrap_err().to_string();
+        assert!(failure.contains("/nonexistent/secret") && failure.contains("No such file"), "{failure}");
+    }
+}

@@ -1,0 +1,378 @@
+//! One opened volume: from arguments and settings to a running [`Volume`], and its orderly end.
+
+use std::cell::RefCell;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axiomfs_chunker_fastcdc::FastCdc;
+use axiomfs_config::{Durability, Settings};
+use axiomfs_encryption_aes_gcm::Aes256Gcm;
+use axiomfs_host::Host;
+use axiomfs_live::{Access, FsError, RenameMode, SnapshotInfo, Time, Volume, VolumeOptions};
+use axiomfs_repository::ids::VolumeId;
+use axiomfs_repository::{OpenOptions, Repository, RepositoryError, SnapshotRecord, tree};
+use serde_json::{Value, json};
+
+use crate::args::StoreArgs;
+use crate::commands::{config, snapshot};
+use crate::failure::Failure;
+use crate::lease::Lease;
+use crate::locks::Locks;
+use crate::passphrase::Secret;
+use crate::places::{Holder, Places, Surroundings};
+use crate::progress::{self, Bar};
+use crate::status::{self, Facts};
+use crate::wiring::OpenStore;
+use crate::{daemon_log, faults, output, places, system, wiring};
+
+/// Most uploads at a time: one disk is busy with a few.
+const MAX_UPLOADS: u32 = 4;
+
+/// What a volume is opened for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be mounted.
+    Mount {
+        /// Where, settled.
+        mountpoint: PathBuf,
+        /// Whether nothing may be changed.
+        read_only: bool,
+    },
+    /// To change something straight on the store.
+    Change,
+}
+
+impl Purpose {
+    fn read_only(&self) -> bool {
+        matches!(self, Self::Mount { read_only: true, .. })
+    }
+
+    fn mountpoint(&self) -> Option<&Path> {
+        match self {
+            Self::Mount { mountpoint, .. } => Some(mountpoint),
+            Self::Change => None,
+        }
+    }
+
+    fn words(&self, store: &str) -> String {
+        match self {
+            Self::Mount { mountpoint, .. } => format!("mount of {store} on {}", mountpoint.display()),
+            Self::Change => format!("a command on {store}"),
+        }
+    }
+}
+
+/// Where the daemon's log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logging {
+    /// To standard error.
+    Terminal,
+    /// To a file in the state directory.
+    StateDirectory,
+    /// Nowhere: a short command reports its own failure.
+    Nowhere,
+}
+
+/// All that can be checked without the passphrase, checked. Nothing is changed so far.
+pub struct Prepared {
+    settings: Settings,
+    settings_file: Option<PathBuf>,
+    purpose: Purpose,
+    store: OpenStore,
+    places: Places,
+    args: StoreArgs,
+}
+
+/// What a start gives: all but the locks.
+type Running = (Arc<Repository>, Arc<Volume>, Option<Lease>);
+
+/// A running volume.
+pub struct Session {
+    prepared: Prepared,
+    host: Arc<Host>,
+    repository: Arc<Repository>,
+    volume: Arc<Volume>,
+    lease: Option<Lease>,
+    /// Dropped last: nobody else may come in before the volume's threads have ended.
+    _locks: Locks,
+}
+
+impl Prepared {
+    /// Reads settings, finds the repository, chooses the directories.
+    ///
+    /// # Errors
+    /// [`Failure`] that says what to do.
+    pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
+        let settings = settings(args)?;
+        let settings_file = args.config.as_deref().map(places::settle).transpose()?;
+        let store = wiring::open_store(location)?;
+        let id = wiring::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
+        let local_name = format!("{id}-{}", args.volume);
+        let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
+        places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
+        Ok(Self { settings, settings_file, purpose: purpose.clone(), store, places, args: args.clone() })
+    }
+
+    /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
+    ///
+    /// # Errors
+    /// [`Failure`] that says what to do; what was made for this attempt is removed again.
+    pub fn open(self, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Session, Failure> {
+        let host = host(&self.settings)?;
+        let holder = Holder {
+            pid: std::process::id(),
+            host: system::host_name(),
+            since: output::utc_now(),
+            purpose: self.purpose.words(&self.store.store.location()),
+        };
+        let locks = Locks::take(&self.places, &holder)?;
+        match self.start(&host, passphrase, logging, quiet) {
+            Ok((repository, volume, lease)) => {
+                Ok(Session { prepared: self, host, repository, volume, lease, _locks: locks })
+            }
+            Err(failure) => {
+                locks.undo();
+                Err(failure)
+            }
+        }
+    }
+
+    fn start(&self, host: &Arc<Host>, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Running, Failure> {
+        let state = &self.places.state;
+        let faults = faults::from_environment(state)?;
+        let staging = (!self.purpose.read_only()).then(|| state.join("staging"));
+        let repository = unlock(&self.store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)?;
+        match logging {
+            Logging::Terminal => daemon_log::to_terminal()?,
+            Logging::StateDirectory => daemon_log::to_directory(state)?,
+            Logging::Nowhere => {}
+        }
+        let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(&self.store, &error))?;
+        let lease = match self.purpose.read_only() {
+            true => None,
+            false => Some(Lease::check(&repository, id, &self.args.volume, self.args.takeover)?),
+        };
+        let chunker = Arc::new(FastCdc::new(repository.chunker_seed(), wiring::CHUNK_SIZES));
+        let options = self.volume_options(id, faults);
+        let volume = Volume::start(Arc::clone(&repository), Arc::clone(host), chunker, options)
+            .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
+        if let Some(lease) = &lease {
+            lease.put(&repository);
+        }
+        Ok((repository, volume, lease))
+    }
+
+    fn volume_options(&self, volume: VolumeId, faults: faults::Hook) -> VolumeOptions {
+        let settings = &self.settings;
+        VolumeOptions {
+            state_dir: self.places.state.clone(),
+            volume,
+            log_max: settings.log.max,
+            log_segment: settings.log.segment,
+            staging_max: settings.staging.max,
+            encrypt_log: settings.cache.encrypt,
+            checkpoint_interval: settings.checkpoint.interval,
+            checkpoint_bytes: settings.checkpoint.bytes,
+            commit_interval: settings.commit.interval,
+            commit_bytes: settings.commit.bytes,
+            timeout: settings.timeout,
+            memory: settings.memory,
+            read_only: self.purpose.read_only(),
+            durability_remote: settings.durability == Durability::Remote,
+            faults,
+            takeover: self.args.takeover,
+            accept_rollback: self.args.accept_rollback,
+        }
+    }
+}
+
+fn settings(args: &StoreArgs) -> Result<Settings, Failure> {
+    args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)
+}
+
+fn host(settings: &Settings) -> Result<Arc<Host>, Failure> {
+    wiring::host(&settings.pipeline)
+        .map_err(|error| Failure::caused("The chains of the settings can't run", &error).hint(error.hint()))
+}
+
+fn unlock(
+    store: &OpenStore,
+    host: &Arc<Host>,
+    settings: &Settings,
+    volume: &str,
+    staging: Option<PathBuf>,
+    passphrase: Secret,
+    quiet: bool,
+) -> Result<Arc<Repository>, Failure> {
+    let options = OpenOptions {
+        volume: volume.to_owned(),
+        cache_bytes: settings.memory * 3 / 8,
+        staging,
+        workers: std::thread::available_parallelism().map_or(2, usize::from),
+        uploads: settings.pipeline.store.uploads.max.min(MAX_UPLOADS) as usize,
+        ..OpenOptions::default()
+    };
+    let insistent = wiring::insistent(store, settings);
+    let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), &passphrase, options);
+    progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
+        .map_err(|error| could_not_open(store, &error))
+}
+
+fn could_not_open(store: &OpenStore, error: &RepositoryError) -> Failure {
+    let location = store.store.location();
+    let context = format!("Could not open {location}");
+    match error {
+        RepositoryError::WrongPassphrase { .. } => {
+            Failure::new(format!("{context}: wrong passphrase")).hint("nothing was changed; try again")
+        }
+        RepositoryError::NotARepository { .. } => Failure::new(format!("{location} is not an axiomfs repository"))
+            .hint(format!("is it the right directory? `axiomfs init {location}` makes a new one")),
+        RepositoryError::UnsupportedVersion { .. } => Failure::caused(context, error).hint("install a newer axiomfs"),
+        RepositoryError::UnknownVolume { .. } => Failure::caused(context, error).hint("choose another --volume"),
+        _ => Failure::caused(context, error),
+    }
+}
+
+/// The snapshots that the store's newest head has, beside whoever writes: nothing is locked, nothing local is read.
+///
+/// # Errors
+/// [`Failure`] if the store can't be read.
+pub fn committed_snapshots(
+    location: &str,
+    args: &StoreArgs,
+    passphrase: Secret,
+    quiet: bool,
+) -> Result<Vec<SnapshotInfo>, Failure> {
+    let settings = settings(args)?;
+    let store = wiring::open_store(location)?;
+    let repository = unlock(&store, &host(&settings)?, &settings, &args.volume, None, passphrase, quiet)?;
+    read_snapshots(&repository, &args.volume).map_err(|error| could_not_open(&store, &error))
+}
+
+fn read_snapshots(repository: &Repository, volume: &str) -> Result<Vec<SnapshotInfo>, RepositoryError> {
+    let Some(head) = repository.latest_head(repository.volume(volume)?)? else { return Ok(Vec::new()) };
+    repository.load_segments(&head.segments)?;
+    let mut snapshots = Vec::new();
+    for entry in tree::range(repository, head.snapshots_root, Bound::Unbounded, Bound::Unbounded) {
+        let (name, record) = entry?;
+        let record = SnapshotRecord::decode(&record)?;
+        let created = Time {
+            secs: record.created_ns.div_euclid(1_000_000_000),
+            nanos: u32::try_from(record.created_ns.rem_euclid(1_000_000_000)).unwrap_or(0),
+        };
+        let name = String::from_utf8_lossy(&name).into_owned();
+        snapshots.push(SnapshotInfo { name, ordinal: record.ordinal.0, created, committed: true });
+    }
+    Ok(snapshots)
+}
+
+impl Session {
+    /// The volume.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// The plugins' host.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// The local directories.
+    pub fn places(&self) -> &Places {
+        &self.prepared.places
+    }
+
+    /// Where the store is.
+    pub fn store(&self) -> String {
+        self.prepared.store.store.location()
+    }
+
+    /// What it runs with.
+    pub fn settings(&self) -> &Settings {
+        &self.prepared.settings
+    }
+
+    /// The file they came from.
+    pub fn settings_file(&self) -> Option<&Path> {
+        self.prepared.settings_file.as_deref()
+    }
+
+    /// What its status says all the time.
+    pub fn facts(&self, mountpoint: &Path) -> Facts {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Facts {
+            volume: self.prepared.args.volume.clone(),
+            repository: self.repository.id().to_string(),
+            store: self.store(),
+            mountpoint: text(mountpoint),
+            state_dir: text(&self.places().state),
+            cache_dir: text(&self.places().cache),
+            memory: self.settings().memory,
+            staging_max: self.settings().staging.max,
+        }
+    }
+
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// [`Failure`] if the name is in use or it can't be logged.
+    pub fn snapshot_create(&self, name: &str) -> Result<(), Failure> {
+        let taken = self.volume.snapshot_create(Access::Wait, name);
+        taken.map(drop).map_err(|error| explain("take", name, name, &error))
+    }
+
+    /// Renames a snapshot.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such snapshot or the new name is in use.
+    pub fn snapshot_rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        let renamed = self.volume.snapshot_rename(Access::Wait, from, to, RenameMode::NoReplace);
+        renamed.map_err(|error| explain("rename", from, to, &error))
+    }
+
+    /// Forgets a snapshot.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no such snapshot.
+    pub fn snapshot_delete(&self, name: &str) -> Result<(), Failure> {
+        self.volume.snapshot_delete(Access::Wait, name).map_err(|error| explain("forget", name, name, &error))
+    }
+
+    /// Drains to the store and ends the volume's threads. The value says how it ended, for `axiomfs umount` to read.
+    ///
+    /// # Errors
+    /// [`Failure`] if not all could be sent; it is safe in the state directory.
+    pub fn close(self, quiet: bool) -> Result<Value, Failure> {
+        let writable = self.volume.status().refused.is_none() && !self.prepared.purpose.read_only();
+        if !writable {
+            self.volume.stop();
+            return Ok(json!({ "ok": true }));
+        }
+        let bar = RefCell::new(Bar::new("Writing to the store", quiet));
+        let drained = self.volume.shutdown(&|progress| {
+            bar.borrow_mut().set(progress.bytes_done, Some(progress.bytes_total));
+        });
+        let committed = drained.map_err(|error| {
+            Failure::caused("Not all is in the store", &error)
+                .hint("what is missing is safe in the state directory; mount again to send it")
+        })?;
+        if let Some(lease) = &self.lease {
+            lease.release(&self.repository);
+        }
+        Ok(json!({ "ok": true, "sequence": committed.sequence, "commit": status::hex(committed.commit) }))
+    }
+}
+
+fn explain(verb: &str, name: &str, new: &str, error: &FsError) -> Failure {
+    match error {
+        FsError::Exists => snapshot::taken(new),
+        FsError::NotFound => snapshot::unknown(name),
+        _ => Failure::caused(format!("Could not {verb} snapshot {name}"), error),
+    }
+}
