@@ -121,7 +121,7 @@ impl Repository {
         let mut seen = HashSet::new();
         let mut nodes = NodePacks::new(self, packer);
         for root in roots {
-            let mut is_new = |id: &ChunkId| !uploaded.contains(id) && packer.find(id).is_some() && seen.insert(*id);
+            let mut is_new = |id: &ChunkId| !uploaded.contains(id) && packer.holds(id) && seen.insert(*id);
             walk_new(self, *root, &mut is_new, &mut |id, node| nodes.add(id, node.bytes()))?;
         }
         nodes.finish()
@@ -375,7 +375,7 @@ impl<'a> NodePacks<'a> {
         let (mut raw, members) = (std::mem::take(&mut self.raw), std::mem::take(&mut self.members));
         put_directory(&mut raw, &members);
         let repository = self.repository;
-        let frame = encode_frame(&repository.host, &repository.metadata_chain, Hint::Metadata, &raw)?;
+        let frame = encode_frame(&repository.host, [&repository.metadata_chain; 2], Hint::Metadata, &raw)?;
         let stored = frame.padded.len() + axiomfs_api::TAG_LEN;
         if self.writer.as_ref().is_some_and(|w| w.is_full_for(stored, repository.pack_bytes)) {
             self.end_pack()?;

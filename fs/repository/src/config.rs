@@ -93,3 +93,10 @@ fn field<'a>(text: &'a str, key: &str) -> Option<(&'a str, &'a str)> {
 fn damaged(reason: &'static str) -> RepositoryError {
     RepositoryError::corrupt(names::CONFIG, reason)
 }
+
+#[cfg(test)]
+pub(crate) fn decode_for_tests(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        assert!(parse(text, text).is_err(), "no checksum fits by chance");
+    }
+}

@@ -87,7 +87,7 @@ impl Head {
         Ok(head)
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + self.segments.len() * SegmentRef::LEN);
         out.put_u64(self.sequence.0);
         out.put_u64(self.epoch.0);

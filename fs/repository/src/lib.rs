@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod chunks;
 mod codec;
 mod commit;
 mod config;
@@ -25,10 +26,13 @@ mod pack;
 mod packer;
 mod reader;
 pub mod record;
+mod recovery;
 mod repository;
 mod snapshot;
 mod staged;
 mod stats;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
 pub use bytes::Bytes;
@@ -40,7 +44,8 @@ pub use index::SegmentRef;
 pub use keys::KdfParams;
 pub use lease::Lease;
 pub use packer::{Added, FrameClass};
-pub use repository::{Adopted, InitOptions, OpenOptions, Repository};
+pub use recovery::Adopted;
+pub use repository::{InitOptions, OpenOptions, Repository};
 pub use snapshot::{SnapshotRecord, check_snapshot_name};
 pub use staged::StagedPack;
 pub use stats::RepositoryStats;

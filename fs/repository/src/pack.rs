@@ -120,6 +120,11 @@ impl Table {
         out
     }
 
+    #[cfg(test)]
+    pub(crate) fn encode_for_tests(&self) -> Vec<u8> {
+        self.encode()
+    }
+
     pub(crate) fn decode(bytes: &[u8], frames_end: u64) -> Result<Self, Malformed> {
         let len = Reader::new(bytes).u32()? as usize;
         let (plain, padding) = bytes.split_at_checked(len).ok_or(Malformed("its table ends too early"))?;

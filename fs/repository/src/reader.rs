@@ -297,11 +297,12 @@ impl Reader {
             }
         };
         opened.in_object(place.name())?;
-        let raw = self
-            .host
-            .decoder(&place.chain.descriptor)
-            .and_then(|decoder| decoder.decode(place.record.applied, &bytes, place.record.raw as usize))
-            .map_err(|e| RepositoryError::host(place.name(), e))?;
+        let failed = |e| RepositoryError::host(place.name(), e);
+        let decoder = self.host.decoder(&place.chain.descriptor).map_err(failed)?;
+        if decoder.seal_id() != Some(self.seal.descriptor().id) {
+            return Err(RepositoryError::corrupt(place.name(), "its chain names another seal than it has"));
+        }
+        let raw = decoder.decode_vec(place.record.applied, bytes, place.record.raw as usize).map_err(failed)?;
         if raw.len() != place.record.raw as usize {
             return Err(RepositoryError::corrupt(place.name(), "it decodes to another length"));
         }

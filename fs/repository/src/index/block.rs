@@ -82,7 +82,7 @@ impl Filter {
     }
 
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self, Malformed> {
-        if bytes.is_empty() || bytes.len() % 8 != 0 {
+        if bytes.is_empty() || !bytes.len().is_multiple_of(8) {
             return Err(Malformed("a filter's length is not possible"));
         }
         Ok(Self(bytes))

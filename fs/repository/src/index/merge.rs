@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::block::{ChunkBlock, PackBlock};
 use super::segment::{BlockKind, Root, Segment};
-use super::writer::SegmentWriter;
+use super::writer::{SegmentWriter, Written};
 use super::{Index, PackEntry, Row, SegmentRef};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameRecord, Member};
@@ -54,7 +54,8 @@ pub(crate) fn write_segment(
         streams.push(copy_packs(index, segment, &mut writer)?);
     }
     merge_rows(index, streams, &mut writer)?;
-    let (reference, path) = writer.finish()?;
+    let Written { reference, path, root, filters } = writer.finish()?;
+    index.prepare(reference, root, filters)?;
     let kept = live.iter().enumerate().filter(|(place, _)| !merged.contains(place)).map(|(_, s)| s.reference);
     let refs = std::iter::once(reference).chain(kept).collect();
     Ok((path, reference, refs))

@@ -5,7 +5,7 @@ mod merge;
 mod segment;
 mod writer;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axiomfs_api::{Seal, Store};
 
@@ -15,8 +15,6 @@ pub(crate) use merge::{NewPack, write_segment};
 pub use segment::SegmentRef;
 use segment::{BlockKind, Root, Segment};
 use writer::ROW_WITHOUT_FRAME;
-#[cfg(test)]
-pub(crate) use writer::SegmentWriter;
 
 use crate::error::{InObject, RepositoryError};
 use crate::frame::FrameRecord;
@@ -24,6 +22,9 @@ use crate::ids::{ChunkId, SegmentId, VolumeId};
 use crate::keys::Keyring;
 use crate::lru_bytes::ByteLru;
 use crate::pack::Chain;
+
+/// What a cached block takes beside its bytes.
+const BLOCK_OVERHEAD: usize = 128;
 
 /// One place of a chunk, with all that reading it takes.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ pub(crate) struct Index {
     keyring: Arc<Keyring>,
     volume: VolumeId,
     segments: RwLock<Arc<[Arc<Segment>]>>,
+    /// The segment written last, which will soon be live.
+    prepared: Mutex<Option<Arc<Segment>>>,
     cache: ByteLru<(SegmentId, BlockKind, u32), Block>,
 }
 
@@ -68,20 +71,33 @@ impl Index {
         cache_bytes: usize,
     ) -> Self {
         let segments = RwLock::new(Vec::new().into());
-        Self { store, seal, keyring, volume, segments, cache: ByteLru::new(cache_bytes) }
+        Self { store, seal, keyring, volume, segments, prepared: Mutex::default(), cache: ByteLru::new(cache_bytes) }
     }
 
     /// Makes `refs` (newest first) the live segments; those known already keep what they have loaded.
     pub(crate) fn set_segments(&self, refs: &[SegmentRef]) -> Result<(), RepositoryError> {
         let old = self.segments();
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let new: Vec<Arc<Segment>> = refs
             .iter()
-            .map(|reference| match old.iter().find(|s| s.reference == *reference) {
+            .map(|reference| match old.iter().chain(&prepared).find(|s| s.reference == *reference) {
                 Some(known) => Ok(known.clone()),
                 None => Segment::new(&self.keyring, self.seal.as_ref(), self.volume, *reference).map(Arc::new),
             })
             .collect::<Result<_, _>>()?;
         *self.segments.write().unwrap_or_else(PoisonError::into_inner) = new.into();
+        Ok(())
+    }
+
+    /// Keeps what was just written of a segment, so that it need not be read back: its root, and its filters as far as they fit.
+    fn prepare(&self, reference: SegmentRef, root: Root, filters: Vec<Filter>) -> Result<(), RepositoryError> {
+        let segment = Segment::new(&self.keyring, self.seal.as_ref(), self.volume, reference)?;
+        segment.set_root(root);
+        for (number, filter) in (0..).zip(filters) {
+            let size = filter.as_bytes().len() + BLOCK_OVERHEAD;
+            self.cache.put((reference.id, BlockKind::Filter, number), Block::Filter(Arc::new(filter)), size);
+        }
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(segment));
         Ok(())
     }
 
@@ -133,7 +149,9 @@ impl Index {
         while root.chunks.get(number).is_some_and(|(first, _, _)| first <= id) {
             let Some(filter) = self.filter(segment, root, number / FILTERED, io)? else { return Ok(false) };
             if !filter.may_contain(id) {
-                return Ok(true);
+                // The next block may begin with the id, under another filter.
+                number += 1;
+                continue;
             }
             let Some(block) = self.chunks(segment, root, number, io)? else { return Ok(false) };
             for row in block.find(id) {
@@ -234,7 +252,7 @@ impl Index {
         }
         let bytes = segment.read(self.store.as_ref(), kind, number, place)?;
         let (block, size) = parse(bytes).in_object(segment.block_name(kind, number))?;
-        self.cache.put(key, block.clone(), size + 128);
+        self.cache.put(key, block.clone(), size + BLOCK_OVERHEAD);
         Ok(Some(block))
     }
 
@@ -244,5 +262,21 @@ impl Index {
 
     fn segments(&self) -> Arc<[Arc<Segment>]> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A pack's frames, as tests make them up.
+#[cfg(test)]
+pub(crate) type TestFrames = Vec<(FrameRecord, Vec<crate::frame::Member>)>;
+
+#[cfg(test)]
+pub(crate) fn decode_block_for_tests(bytes: &[u8]) {
+    drop(Root::decode(bytes, 1 << 20));
+    drop(PackBlock::parse(bytes, 7, 3));
+    if let Ok(filter) = Filter::parse(bytes.to_vec()) {
+        filter.may_contain(&ChunkId([9; 32]));
+    }
+    if let Ok(block) = ChunkBlock::parse(bytes, bytes.len() / 44) {
+        assert_eq!(block.rows().count() * 44, bytes.len());
     }
 }

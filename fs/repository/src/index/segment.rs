@@ -243,6 +243,11 @@ impl Segment {
         self.root.get()
     }
 
+    /// For one that was just written.
+    pub(crate) fn set_root(&self, root: Root) {
+        self.root.get_or_init(|| Arc::new(root));
+    }
+
     /// The root; two threads may both read it, the first wins.
     pub(crate) fn root(&self, store: &dyn Store) -> Result<&Arc<Root>, RepositoryError> {
         if let Some(root) = self.root.get() {

@@ -33,6 +33,15 @@ pub(crate) struct SegmentWriter {
     rows: Vec<u8>,
     first: ChunkId,
     filtered: Vec<ChunkId>,
+    filters: Vec<Filter>,
+}
+
+/// A complete segment in a local file, and what its first reader would have to fetch.
+pub(crate) struct Written {
+    pub(crate) reference: SegmentRef,
+    pub(crate) path: PathBuf,
+    pub(crate) root: Root,
+    pub(crate) filters: Vec<Filter>,
 }
 
 impl SegmentWriter {
@@ -70,6 +79,7 @@ impl SegmentWriter {
             rows: Vec::new(),
             first: ChunkId([0; 32]),
             filtered: Vec::new(),
+            filters: Vec::new(),
         };
         writer.write(&header)?;
         Ok(writer)
@@ -120,7 +130,7 @@ impl SegmentWriter {
     }
 
     /// Completes and fsyncs the file.
-    pub(crate) fn finish(mut self) -> Result<(SegmentRef, PathBuf), RepositoryError> {
+    pub(crate) fn finish(mut self) -> Result<Written, RepositoryError> {
         self.end_pack_block()?;
         self.end_chunk_block()?;
         self.end_filter()?;
@@ -143,7 +153,7 @@ impl SegmentWriter {
             salt: self.salt,
             rows: self.root.rows,
         };
-        Ok((reference, self.path))
+        Ok(Written { reference, path: self.path, root: self.root, filters: self.filters })
     }
 
     fn end_pack_block(&mut self) -> Result<(), RepositoryError> {
@@ -168,7 +178,7 @@ impl SegmentWriter {
         let number = self.root.chunks.len();
         let place = self.block(BlockKind::Chunks, number, rows)?;
         self.root.chunks.push((self.first, count, place));
-        if self.root.chunks.len() % FILTERED == 0 {
+        if self.root.chunks.len().is_multiple_of(FILTERED) {
             self.end_filter()?;
         }
         Ok(())
@@ -185,6 +195,7 @@ impl SegmentWriter {
         let number = self.root.filters.len();
         let place = self.block(BlockKind::Filter, number, filter.as_bytes().to_vec())?;
         self.root.filters.push(place);
+        self.filters.push(filter);
         Ok(())
     }
 

@@ -2,26 +2,28 @@
 //!
 //! One lock guards the state; it is held for look-ups and copies of small chunks, never while encoding, writing or asking the store.
 
+mod state;
 mod worker;
 
+pub(crate) use state::StagedChunk;
+use state::{Job, Pending, State};
 pub(crate) use worker::encode_frame;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use axiomfs_api::Seal;
 use axiomfs_host::{ChainName, Host};
 
 use crate::bytes::Bytes;
 use crate::error::RepositoryError;
-use crate::frame::{FrameKind, Member};
+use crate::frame::FrameKind;
 use crate::ids::ChunkId;
 use crate::keys::Keyring;
 use crate::pack::PackWriter;
+use crate::reader::FrameKey;
 use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
 
@@ -29,10 +31,6 @@ use crate::stats::Counters;
 pub(crate) const OWN_FRAME: usize = 128 << 10;
 /// A shared frame is closed when it would pass this many raw bytes.
 pub(crate) const SHARED_FRAME: usize = 512 << 10;
-/// Most bytes in frames that are still open, over all classes.
-const OPEN_BYTES: usize = 4 << 20;
-/// How long a failure keeps answering for new chunks before the work is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What may share a frame: never two owners, routes or kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,6 +61,8 @@ pub(crate) struct PackerSetup {
     pub(crate) counters: Arc<Counters>,
     pub(crate) pack_bytes: u64,
     pub(crate) queue_bytes: usize,
+    /// Takes the place of a route without a seal.
+    pub(crate) sealed_chain: ChainName,
 }
 
 /// The front of the packer; dropping it stops the threads.
@@ -74,8 +74,10 @@ pub(crate) struct Packer {
 pub(crate) struct Shared {
     setup: PackerSetup,
     state: Mutex<State>,
-    /// Work for the threads.
+    /// Frames for the encoders.
     work: Condvar,
+    /// Packs for the finisher.
+    to_finish: Condvar,
     /// Progress for those who wait.
     progress: Condvar,
     /// The pack that takes frames, by kind. Locked while a pack's file is created; before `state` in lock order.
@@ -88,67 +90,6 @@ struct OpenPack {
     writer: Arc<PackWriter>,
     /// Writers, and one for being the current pack; who makes it 0 sends it to be finished.
     users: AtomicUsize,
-}
-
-#[derive(Default)]
-struct State {
-    open: HashMap<FrameClass, OpenFrame>,
-    open_bytes: usize,
-    next_frame: u64,
-    /// Frames that are open, queued, being encoded or failed, by number.
-    jobs: BTreeMap<u64, Arc<Job>>,
-    queue: VecDeque<Arc<Job>>,
-    failed: Vec<Arc<Job>>,
-    /// Raw bytes in `jobs`.
-    queued_bytes: usize,
-    finish: VecDeque<Arc<OpenPack>>,
-    failed_finish: Vec<Arc<OpenPack>>,
-    /// Slots of packs that are not finished.
-    unfinished: BTreeMap<u32, Arc<Staged>>,
-    pending: HashMap<ChunkId, Pending>,
-    staged: HashMap<ChunkId, StagedChunk>,
-    packs: BTreeMap<u32, Arc<Staged>>,
-    next_slot: u32,
-    /// Completed flushes.
-    generation: u32,
-    error: Option<(RepositoryError, Instant)>,
-    /// A failed fsync is never retried into success.
-    fatal: Option<RepositoryError>,
-    stop: bool,
-}
-
-struct OpenFrame {
-    number: u64,
-    raw: Vec<u8>,
-    members: Vec<Member>,
-}
-
-/// A frame to encode.
-struct Job {
-    number: u64,
-    class: FrameClass,
-    raw: Arc<Vec<u8>>,
-    members: Vec<Member>,
-}
-
-#[derive(Clone)]
-struct Pending {
-    frame: u64,
-    class: Option<FrameClass>,
-    offset: u32,
-    len: u32,
-    touched: u32,
-}
-
-/// Where a staged chunk is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StagedChunk {
-    pub(crate) slot: u32,
-    pub(crate) frame: u32,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
-    /// The flush generation in which it was last added.
-    pub(crate) touched: u32,
 }
 
 /// What the packer knows of a chunk.
@@ -164,6 +105,7 @@ impl Packer {
             setup,
             state: Mutex::default(),
             work: Condvar::new(),
+            to_finish: Condvar::new(),
             progress: Condvar::new(),
             current: [Mutex::new(None), Mutex::new(None)],
         });
@@ -190,16 +132,22 @@ impl Packer {
         &self.shared.setup.dir
     }
 
-    /// Whether the chunk is pending or staged; if so it counts as added now.
-    pub(crate) fn touch(&self, id: &ChunkId) -> bool {
-        self.shared.lock().touch(id)
+    /// Whether the chunk is pending or staged, in a frame that is not `bad`; if so it counts as added now.
+    pub(crate) fn touch(&self, id: &ChunkId, bad: impl Fn(&FrameKey) -> bool) -> bool {
+        self.shared.lock().touch(id, &bad)
     }
 
-    /// Takes a chunk that nobody has. Blocks while the queue is full.
-    pub(crate) fn add(&self, class: &FrameClass, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
+    /// Takes a chunk that is in no frame that is not `bad`. Blocks while the queue is full.
+    pub(crate) fn add(
+        &self,
+        class: &FrameClass,
+        id: ChunkId,
+        data: &[u8],
+        bad: impl Fn(&FrameKey) -> bool,
+    ) -> Result<Added, RepositoryError> {
         let shared = &self.shared;
         let mut state = shared.room_for(data.len())?;
-        if state.touch(&id) {
+        if state.touch(&id, &bad) {
             return Ok(Added::Known);
         }
         if data.len() >= OWN_FRAME && class.kind == FrameKind::Data {
@@ -208,7 +156,7 @@ impl Packer {
             let mut raw = Vec::with_capacity(data.len() + 8);
             raw.extend_from_slice(data);
             state = shared.lock();
-            if state.touch(&id) {
+            if state.touch(&id, &bad) {
                 return Ok(Added::Known);
             }
             let number = state.frame_number();
@@ -230,6 +178,12 @@ impl Packer {
         self.shared.lock().find(id)
     }
 
+    /// Whether the chunk is pending or staged.
+    pub(crate) fn holds(&self, id: &ChunkId) -> bool {
+        let state = self.shared.lock();
+        state.staged.contains_key(id) || state.pending.contains_key(id)
+    }
+
     /// Finishes all open frames and packs; what was added before the call is durable when it returns.
     pub(crate) fn flush(&self) -> Result<Vec<StagedPack>, RepositoryError> {
         let shared = &self.shared;
@@ -242,7 +196,7 @@ impl Packer {
             }
             state.next_frame
         };
-        shared.work.notify_all();
+        shared.wake_all();
         shared.wait(|state| state.jobs.first_key_value().is_none_or(|(number, _)| *number >= last_frame))?;
         shared.close_packs();
         let last_slot = shared.lock().next_slot;
@@ -336,8 +290,7 @@ pub(crate) struct AdoptedPack {
 impl Drop for Packer {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
-        self.shared.work.notify_all();
-        self.shared.progress.notify_all();
+        self.shared.wake_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a packer thread panicked");
@@ -351,11 +304,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wake_all(&self) {
+        for waiting in [&self.work, &self.to_finish, &self.progress] {
+            waiting.notify_all();
+        }
+    }
+
     /// Waits until `len` more bytes may be taken.
     fn room_for(&self, len: usize) -> Result<MutexGuard<'_, State>, RepositoryError> {
         let mut state = self.lock();
         loop {
-            state.check()?;
+            if state.check()? {
+                self.wake_all();
+            }
             if state.queued_bytes == 0 || state.queued_bytes + len <= self.setup.queue_bytes {
                 return Ok(state);
             }
@@ -381,120 +342,6 @@ impl Shared {
             }
             state = self.progress.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-    }
-}
-
-impl State {
-    /// Whether new work may come; a failure that is some time past is tried again.
-    fn check(&mut self) -> Result<(), RepositoryError> {
-        if let Some(fatal) = &self.fatal {
-            return Err(fatal.clone());
-        }
-        if self.stop {
-            return Err(RepositoryError::Stopped { reason: "the repository is being closed" });
-        }
-        match &self.error {
-            Some((error, since)) if since.elapsed() < RETRY_AFTER => Err(error.clone()),
-            Some(_) => {
-                self.retry();
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Queues what failed once more.
-    fn retry(&mut self) {
-        self.error = None;
-        self.queue.extend(self.failed.drain(..));
-        self.finish.extend(self.failed_finish.drain(..));
-    }
-
-    fn frame_number(&mut self) -> u64 {
-        self.next_frame += 1;
-        self.next_frame - 1
-    }
-
-    fn note_pending(&mut self, id: ChunkId, mut pending: Pending) {
-        pending.touched = self.generation;
-        self.pending.insert(id, pending);
-    }
-
-    fn touch(&mut self, id: &ChunkId) -> bool {
-        if let Some(pending) = self.pending.get_mut(id) {
-            pending.touched = self.generation;
-            true
-        } else if let Some(chunk) = self.staged.get_mut(id) {
-            chunk.touched = self.generation;
-            true
-        } else {
-            false
-        }
-    }
-
-    fn find(&self, id: &ChunkId) -> Option<Found> {
-        if let Some(pending) = self.pending.get(id) {
-            let open = pending.class.as_ref().and_then(|class| self.open.get(class));
-            if let Some(frame) = open.filter(|frame| frame.number == pending.frame) {
-                let start = pending.offset as usize;
-                return Some(Found::Pending(frame.raw[start..start + pending.len as usize].to_vec().into()));
-            }
-            let job = self.jobs.get(&pending.frame)?;
-            return Bytes::slice_of(&job.raw, pending.offset, pending.len).map(Found::Pending);
-        }
-        let chunk = self.staged.get(id)?;
-        Some(Found::Staged(self.packs.get(&chunk.slot)?.clone(), *chunk))
-    }
-
-    /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
-    fn add_small(&mut self, class: &FrameClass, id: ChunkId, data: &[u8]) -> bool {
-        let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > SHARED_FRAME);
-        if full {
-            self.close(class);
-        }
-        if !self.open.contains_key(class) {
-            let frame = OpenFrame { number: self.frame_number(), raw: Vec::new(), members: Vec::new() };
-            self.open.insert(class.clone(), frame);
-        }
-        let generation = self.generation;
-        let frame = self.open.get_mut(class).expect("inserted above");
-        let (offset, len) = (len32(frame.raw.len()), len32(data.len()));
-        let pending = Pending { frame: frame.number, class: Some(class.clone()), offset, len, touched: generation };
-        frame.raw.extend_from_slice(data);
-        frame.members.push((id, len));
-        self.pending.insert(id, pending);
-        self.open_bytes += data.len();
-        let crowded = self.open_bytes > OPEN_BYTES;
-        if crowded {
-            let largest = self.open.iter().max_by_key(|(_, frame)| frame.raw.len()).map(|(class, _)| class.clone());
-            if let Some(class) = largest {
-                self.close(&class);
-            }
-        }
-        full || crowded
-    }
-
-    /// Sends an open frame to the workers.
-    fn close(&mut self, class: &FrameClass) {
-        let Some(OpenFrame { number, mut raw, members }) = self.open.remove(class) else { return };
-        self.open_bytes -= raw.len();
-        if class.kind == FrameKind::Metadata {
-            crate::frame::put_directory(&mut raw, &members);
-        }
-        self.submit(number, class.clone(), raw, members);
-    }
-
-    fn submit(&mut self, number: u64, class: FrameClass, raw: Vec<u8>, members: Vec<Member>) {
-        self.queued_bytes += raw.len();
-        let job = Arc::new(Job { number, class, raw: Arc::new(raw), members });
-        self.jobs.insert(number, job.clone());
-        self.queue.push_back(job);
-    }
-}
-
-impl Pending {
-    fn closed(frame: u64, offset: u32, len: u32, touched: u32) -> Self {
-        Self { frame, class: None, offset, len, touched }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, PoisonError};
 use std::time::Instant;
 
 use axiomfs_api::Hint;
+use axiomfs_host::{ChainName, Host};
 
 use super::{Job, OpenPack, Shared, StagedChunk, State};
 use crate::codec::pad;
@@ -21,7 +22,7 @@ const NICENESS: i32 = 5;
 pub(super) fn encode_loop(shared: &Shared) {
     be_nice();
     loop {
-        let Some(job) = shared.next(|state| state.queue.pop_front()) else { return };
+        let Some(job) = shared.next(&shared.work, |state| state.queue.pop_front()) else { return };
         // A plugin that panics must not leave everybody waiting for its frame.
         let result = catch_unwind(AssertUnwindSafe(|| encode(shared, &job)));
         let mut state = shared.lock();
@@ -45,7 +46,7 @@ pub(super) fn encode_loop(shared: &Shared) {
 pub(super) fn finish_loop(shared: &Shared) {
     be_nice();
     loop {
-        let Some(pack) = shared.next(|state| state.finish.pop_front()) else { return };
+        let Some(pack) = shared.next(&shared.to_finish, |state| state.finish.pop_front()) else { return };
         let finished = pack.writer.finish();
         // A failed fsync leaves it open what is on the disk, so there is no second try after it.
         let synced = finished.as_ref().map_or(Ok(()), |_| pack.writer.sync());
@@ -80,7 +81,7 @@ fn encode(shared: &Shared, job: &Job) -> Result<(Arc<Staged>, FrameRecord), Repo
         FrameKind::Data => Hint::Data,
         FrameKind::Metadata => Hint::Metadata,
     };
-    let frame = encode_frame(&setup.host, &job.class.route, hint, &job.raw)?;
+    let frame = encode_frame(&setup.host, [&job.class.route, &setup.sealed_chain], hint, &job.raw)?;
     let pack = shared.acquire(job.class.kind, frame.padded.len() + axiomfs_api::TAG_LEN)?;
     let written = pack.writer.write(&frame.chain, frame.lengths, frame.padded, job.members.clone());
     if let Ok(record) = &written {
@@ -97,20 +98,22 @@ pub(crate) struct EncodedFrame {
     pub(crate) padded: Vec<u8>,
 }
 
-/// Takes the chain once and runs `raw` through it.
+/// Runs `raw` through the first of two chains that has a seal: more protection than was asked for is always right.
 pub(crate) fn encode_frame(
-    host: &axiomfs_host::Host,
-    route: &axiomfs_host::ChainName,
+    host: &Host,
+    routes: [&ChainName; 2],
     hint: Hint,
     raw: &[u8],
 ) -> Result<EncodedFrame, RepositoryError> {
-    let named = |e| RepositoryError::host(format_args!("chain {route}"), e);
-    let chain = host.chain(route).map_err(named)?;
-    let encoded = chain.encode(hint, raw).map_err(named)?;
-    let descriptor = chain.descriptor_bytes();
-    if host.decoder(descriptor).map_err(named)?.seal_id().is_none() {
-        return Err(RepositoryError::NotSealed { chain: route.to_string() });
+    let named = |name: &ChainName, e| RepositoryError::host(format_args!("chain {name}"), e);
+    let mut chain = host.chain(routes[0]).map_err(|e| named(routes[0], e))?;
+    if chain.seal_id().is_none() {
+        chain = host.chain(routes[1]).map_err(|e| named(routes[1], e))?;
     }
+    if chain.seal_id().is_none() {
+        return Err(RepositoryError::NotSealed { chain: routes[1].to_string() });
+    }
+    let encoded = chain.encode(hint, raw).map_err(|e| named(chain.name(), e))?;
     let bounds =
         [("Frame", raw.len(), limits::FRAME_RAW), ("Encoded frame", encoded.bytes.len(), limits::FRAME_ENCODED)];
     for (what, len, limit) in bounds {
@@ -123,13 +126,13 @@ pub(crate) fn encode_frame(
     let mut padded = encoded.bytes;
     padded.reserve_exact(crate::codec::padme(padded.len()) - padded.len() + axiomfs_api::TAG_LEN);
     pad(&mut padded);
-    Ok(EncodedFrame { chain: Chain::new(descriptor), lengths, padded })
+    Ok(EncodedFrame { chain: Chain::new(chain.descriptor_bytes()), lengths, padded })
 }
 
 impl Shared {
     /// The next piece of work; `None` when the packer stops.
-    fn next<T>(&self, take: impl Fn(&mut State) -> Option<T>) -> Option<T> {
-        let mut state: MutexGuard<'_, State> = self.lock();
+    fn next<T>(&self, waiting: &Condvar, take: impl Fn(&mut State) -> Option<T>) -> Option<T> {
+        let mut state = self.lock();
         loop {
             if state.stop {
                 return None;
@@ -137,7 +140,7 @@ impl Shared {
             if let Some(work) = take(&mut state) {
                 return Some(work);
             }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = waiting.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -145,10 +148,8 @@ impl Shared {
     fn acquire(&self, kind: FrameKind, stored: usize) -> Result<Arc<OpenPack>, RepositoryError> {
         let setup = &self.setup;
         let mut current = self.current[place(kind)].lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|pack| pack.writer.is_full_for(stored, setup.pack_bytes)) {
-            if let Some(full) = current.take() {
-                self.release(&full);
-            }
+        if let Some(full) = current.take_if(|pack| pack.writer.is_full_for(stored, setup.pack_bytes)) {
+            self.release(&full);
         }
         let pack = match &*current {
             Some(pack) => pack.clone(),
@@ -172,7 +173,7 @@ impl Shared {
         // The last user sees all that the others wrote.
         if pack.users.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.lock().finish.push_back(pack.clone());
-            self.work.notify_all();
+            self.to_finish.notify_one();
         }
     }
 

@@ -1,0 +1,215 @@
+//! Reading and adding chunks and nodes: pending, in memory, staged or in the store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::bytes::Bytes;
+use crate::error::RepositoryError;
+use crate::frame::FrameKind;
+use crate::ids::ChunkId;
+use crate::index::Io;
+use crate::limits;
+use crate::packer::{Added, Found, FrameClass};
+use crate::reader::ChunkPlace;
+use crate::repository::Repository;
+use crate::stats::count;
+use crate::tree::{Node, NodeSink, NodeSource};
+
+/// After the store failed a dedup look-up, how long look-ups do without it: an unreachable store must not stall writers.
+const DEDUP_PAUSE: Duration = Duration::from_secs(10);
+
+impl Repository {
+    /// A chunk, wherever it is: pending, decoded in memory, staged or in the store. Its id is checked.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Missing`], [`RepositoryError::Corrupt`] and [`RepositoryError::MissingObject`] name what is wrong with what was
+    /// stored; others say why it could not be reached.
+    pub fn read_chunk(&self, id: &ChunkId) -> Result<Bytes, RepositoryError> {
+        let mut pending = None;
+        self.try_places(id, &mut pending, |place| self.reader.chunk(id, place))
+            .or_else(|error| pending.take().ok_or(error))
+    }
+
+    /// A chunk, if that takes no I/O and no decoding.
+    pub fn chunk_cached(&self, id: &ChunkId) -> Option<Bytes> {
+        match self.packer.as_ref().and_then(|packer| packer.find(id)) {
+            Some(Found::Pending(bytes)) => return Some(bytes),
+            Some(Found::Staged(pack, chunk)) => {
+                let place = ChunkPlace::staged(pack, &chunk)?;
+                return self.reader.chunk_cached(id, &place);
+            }
+            None => {}
+        }
+        let located = self.index.locate(id, Io::Never).ok()??;
+        located.into_iter().find_map(|l| self.reader.chunk_cached(id, &ChunkPlace::stored(l)))
+    }
+
+    /// Decodes the chunk's frame into memory, so that [`chunk_cached`](Self::chunk_cached) finds it. Blocks meanwhile.
+    ///
+    /// # Errors
+    /// As [`read_chunk`](Self::read_chunk).
+    pub fn prefetch_chunk(&self, id: &ChunkId) -> Result<(), RepositoryError> {
+        self.read_chunk(id).map(drop)
+    }
+
+    /// A tree node, parsed.
+    ///
+    /// # Errors
+    /// As [`read_chunk`](Self::read_chunk), or damage in the node itself.
+    pub fn node(&self, id: &ChunkId) -> Result<Arc<Node>, RepositoryError> {
+        if let Some(node) = self.reader.node_cached(id) {
+            return Ok(node);
+        }
+        let mut pending = None;
+        match self.try_places(id, &mut pending, |place| self.reader.node(id, place)) {
+            Ok(node) => Ok(node),
+            Err(error) => self.parse_pending(id, &pending.ok_or(error)?),
+        }
+    }
+
+    /// A tree node, if it is in memory.
+    pub fn node_cached(&self, id: &ChunkId) -> Option<Arc<Node>> {
+        if let Some(node) = self.reader.node_cached(id) {
+            return Some(node);
+        }
+        match self.packer.as_ref()?.find(id)? {
+            Found::Pending(bytes) => self.parse_pending(id, &bytes).ok(),
+            Found::Staged(..) => None,
+        }
+    }
+
+    fn parse_pending(&self, id: &ChunkId, bytes: &Bytes) -> Result<Arc<Node>, RepositoryError> {
+        let node = Arc::new(Node::parse(Arc::from(&**bytes))?);
+        self.reader.put_node(*id, node.clone());
+        Ok(node)
+    }
+
+    /// Stages a chunk unless it is known. Blocks while the encoders' queue is full.
+    ///
+    /// # Errors
+    /// [`RepositoryError::ReadOnly`], or why staging does not work at present.
+    pub fn add_chunk(&self, class: FrameClass, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
+        self.add(&class, id, data)
+    }
+
+    /// Stages a tree node unless it is known, and keeps it in memory.
+    ///
+    /// # Errors
+    /// As [`add_chunk`](Self::add_chunk), or that the bytes are no node.
+    pub fn add_node(&self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
+        let id = self.keyring.node_id(&bytes);
+        let class = FrameClass { owner: 0, route: self.metadata_chain.clone(), kind: FrameKind::Metadata };
+        self.add(&class, id, &bytes)?;
+        if !self.reader.has_node(&id) {
+            self.reader.put_node(id, Arc::new(Node::parse(bytes.into())?));
+        }
+        Ok(id)
+    }
+
+    fn add(&self, class: &FrameClass, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
+        let packer = self.packer()?;
+        if data.is_empty() || data.len() > limits::CHUNK {
+            return Err(RepositoryError::TooLarge {
+                what: "Chunk",
+                len: data.len() as u64,
+                limit: limits::CHUNK as u64,
+            });
+        }
+        let added = if packer.touch(&id, |key| self.reader.is_quarantined(key)) || self.is_indexed(&id) {
+            Added::Known
+        } else {
+            packer.add(class, id, data, |key| self.reader.is_quarantined(key))?
+        };
+        let (chunks, bytes) = match added {
+            Added::Known => (&self.counters.chunks_known, &self.counters.bytes_known),
+            Added::New => (&self.counters.chunks_new, &self.counters.bytes_new),
+        };
+        count(chunks, 1);
+        count(bytes, data.len() as u64);
+        Ok(added)
+    }
+
+    /// Whether the index locates the chunk in a frame that is not known to be bad. If that can't be told it counts as absent:
+    /// storing a chunk twice is harmless.
+    fn is_indexed(&self, id: &ChunkId) -> bool {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let paused = now < self.dedup_pause_until.load(Ordering::Relaxed);
+        let io = if paused { Io::Never } else { Io::Allowed };
+        match self.index.locate(id, io) {
+            Ok(Some(places)) => {
+                places.into_iter().any(|place| !self.reader.is_quarantined(&ChunkPlace::stored(place).key()))
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "could not look a chunk up, so it is stored again");
+                if !error.is_damage() {
+                    let pause = u64::try_from(DEDUP_PAUSE.as_millis()).unwrap_or(u64::MAX);
+                    self.dedup_pause_until.store(now.saturating_add(pause), Ordering::Relaxed);
+                }
+                false
+            }
+        }
+    }
+
+    /// Takes the index of the latest head; whether that is another.
+    fn reload_index(&self) -> bool {
+        let Ok(Some(head)) = self.latest_head(self.index.volume()) else { return false };
+        head.segments != self.index.refs() && self.index.set_segments(&head.segments).is_ok()
+    }
+
+    /// Tries the places of a chunk, those known to be bad last. A pending chunk is put into `pending` and answered by an error.
+    fn try_places<T>(
+        &self,
+        id: &ChunkId,
+        pending: &mut Option<Bytes>,
+        read: impl Fn(&ChunkPlace) -> Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let mut failed = RepositoryError::Missing { chunk: *id };
+        // A commit may take a staged pack away between look-up and read: then a second look finds the chunk in the index.
+        for _ in 0..2 {
+            let mut places = Vec::new();
+            match self.packer.as_ref().and_then(|packer| packer.find(id)) {
+                Some(Found::Pending(bytes)) => {
+                    *pending = Some(bytes);
+                    return Err(failed);
+                }
+                Some(Found::Staged(pack, chunk)) => places.extend(ChunkPlace::staged(pack, &chunk)),
+                None => {}
+            }
+            if places.is_empty() || self.reader.is_quarantined(&places[0].key()) {
+                let located = self.index.locate(id, Io::Allowed)?.unwrap_or_default();
+                places.extend(located.into_iter().map(ChunkPlace::stored));
+            }
+            places.sort_by_key(|place| self.reader.is_quarantined(&place.key()));
+            for place in &places {
+                match read(place) {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = error,
+                }
+            }
+            // A reader's index may be older than what has become of the packs since.
+            let stale = matches!(failed, RepositoryError::MissingObject { .. }) && self.packer.is_none();
+            if !failed.is_damage() || (stale && !self.reload_index()) {
+                break;
+            }
+        }
+        Err(failed)
+    }
+}
+
+impl NodeSource for Repository {
+    type Error = RepositoryError;
+
+    fn node(&self, id: &ChunkId) -> Result<Arc<Node>, RepositoryError> {
+        Repository::node(self, id)
+    }
+}
+
+impl NodeSink for &Repository {
+    type Error = RepositoryError;
+
+    fn put_node(&mut self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
+        self.add_node(bytes)
+    }
+}

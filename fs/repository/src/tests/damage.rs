@@ -1,0 +1,238 @@
+//! Flipped bits, cut and exchanged objects: a typed error that names the object, never other bytes.
+
+use std::collections::BTreeMap;
+
+use super::support::*;
+use crate::ids::ChunkId;
+use crate::tree::{Root, apply, get};
+use crate::*;
+
+struct Sample {
+    bed: Bed,
+    chunks: BTreeMap<ChunkId, Vec<u8>>,
+    root: Option<Root>,
+}
+
+fn sample() -> Sample {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let (mut random, mut chunks) = (Random(61), BTreeMap::new());
+    for len in [700, 3000, 40_000, 150_000, 260_000] {
+        let data = random.data(len);
+        chunks.insert(add(&repository, &data).0, data);
+    }
+    let edits = (0..300).map(|i| (format!("{i:05}").into_bytes(), Some(vec![7; 100])));
+    let root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
+    commit(&repository, root);
+    repository
+        .put_lease(repository.volume("main").unwrap(), &Lease { host: "here".into(), pid: 1, since_ns: 2 })
+        .unwrap();
+    Sample { bed, chunks, root }
+}
+
+/// Everything that can be read; the first error.
+fn read_all(sample: &Sample) -> Result<(), RepositoryError> {
+    let repository = sample.bed.try_open(OpenOptions::default())?;
+    let volume = repository.volume("main")?;
+    let head = repository.latest_head(volume)?.ok_or(RepositoryError::MissingObject { object: "heads/".to_owned() })?;
+    assert_eq!(head.live_root, sample.root, "another root");
+    assert_eq!(repository.read_lease(volume)?.unwrap().host, "here");
+    repository.load_segments(&head.segments)?;
+    for (id, data) in &sample.chunks {
+        assert!(*repository.read_chunk(id)? == **data, "wrong bytes of {id}");
+    }
+    for i in 0..300 {
+        let value = get(&*repository, sample.root, format!("{i:05}").as_bytes())?;
+        assert_eq!(value.as_deref(), Some(&[7; 100][..]), "wrong value of {i}");
+    }
+    Ok(())
+}
+
+fn names_it(error: &RepositoryError, name: &str) -> bool {
+    match error {
+        RepositoryError::Corrupt { object, .. }
+        | RepositoryError::MissingObject { object }
+        | RepositoryError::UnsupportedVersion { object, .. }
+        | RepositoryError::UnknownEpoch { object, .. } => object.contains(name),
+        RepositoryError::NotARepository { .. } => name == "config",
+        // The parameters of a slot are checked before its checksum is known to fit.
+        RepositoryError::KdfParameters { .. } => name.starts_with("keys/"),
+        _ => false,
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed_and_the_object_named() {
+    let sample = sample();
+    read_all(&sample).unwrap();
+    let mut random = Random(67);
+    let (mut flips, mut harmless) = (0, 0);
+    for (name, bytes) in sample.bed.store.objects() {
+        // All of the small objects; of packs the ends and samples between.
+        let places: Vec<usize> = if bytes.len() < 400 {
+            (0..bytes.len()).collect()
+        } else {
+            let ends = (0..64).chain(bytes.len() - 64..bytes.len());
+            ends.chain((0..60).map(|_| random.below(bytes.len()))).collect()
+        };
+        for place in places {
+            let bit = 1 << random.below(8);
+            sample.bed.store.tamper(&name, |b| b[place] ^= bit);
+            flips += 1;
+            match read_all(&sample) {
+                Err(error) => assert!(names_it(&error, &name), "byte {place} of {name}: {error:?}"),
+                // Tables, trailers and headers of packs and segments are only read when an index is rebuilt.
+                Ok(()) => {
+                    assert!(name.starts_with("packs/") || name.starts_with("index/"), "byte {place} of {name}");
+                    harmless += 1;
+                }
+            }
+            sample.bed.store.tamper(&name, |b| b[place] ^= bit);
+        }
+    }
+    assert!(flips > 1000 && harmless < flips / 3, "{harmless} of {flips} were not noticed");
+    read_all(&sample).unwrap();
+}
+
+#[test]
+fn cut_and_missing_objects_are_named() {
+    let sample = sample();
+    for (name, bytes) in sample.bed.store.objects() {
+        for len in [0, 1, 5, 43, bytes.len() / 2, bytes.len() - 1] {
+            sample.bed.store.tamper(&name, |b| b.truncate(len));
+            if let Err(error) = read_all(&sample) {
+                assert!(names_it(&error, &name), "{name} cut to {len}: {error:?}");
+            } else {
+                assert!(
+                    len == bytes.len() - 1 && (name.starts_with("packs/") || name.starts_with("index/")),
+                    "{name} {len}"
+                );
+            }
+            sample.bed.store.tamper(&name, |b| b.clone_from(&bytes));
+        }
+    }
+    read_all(&sample).unwrap();
+    for name in sample.bed.store.objects().into_keys().filter(|n| !n.starts_with("lease/") && !n.starts_with("keys/")) {
+        let key = axiomfs_api::ObjectKey::new(name.clone()).unwrap();
+        let bytes = axiomfs_api::Store::get(&sample.bed.store.inner, &key, u64::MAX).unwrap();
+        axiomfs_api::Store::delete(&sample.bed.store.inner, &key).unwrap();
+        let error = read_all(&sample).unwrap_err();
+        let prefix = name.split_once('/').map_or(name.as_str(), |(prefix, _)| prefix);
+        assert!(names_it(&error, prefix), "{name}: {error:?}");
+        axiomfs_api::Store::put_new(&sample.bed.store.inner, &key, axiomfs_api::Body::Bytes(&bytes)).unwrap();
+    }
+}
+
+#[test]
+fn objects_of_another_place_are_refused() {
+    let (a, b) = (sample(), sample());
+    let (ours, theirs) = (a.bed.store.objects(), b.bed.store.objects());
+    for kind in ["keys/", "keyring/", "heads/", "lease/"] {
+        let (name, bytes) = ours.iter().find(|(n, _)| n.starts_with(kind)).unwrap();
+        let (_, foreign) = theirs.iter().find(|(n, _)| n.starts_with(kind)).unwrap();
+        a.bed.store.tamper(name, |b| b.clone_from(foreign));
+        let error = read_all(&a).unwrap_err();
+        let expected = kind == "keys/" && matches!(error, RepositoryError::WrongPassphrase { slots: 1 });
+        assert!(expected || names_it(&error, name), "{name}: {error:?}");
+        a.bed.store.tamper(name, |b| b.clone_from(bytes));
+    }
+}
+
+#[test]
+fn a_wrong_passphrase_is_told_from_damage() {
+    let bed = Bed::new();
+    let open = |passphrase: &[u8]| {
+        Repository::open(
+            bed.store.clone(),
+            host(),
+            std::sync::Arc::new(axiomfs_encryption_aes_gcm::Aes256Gcm),
+            passphrase,
+            OpenOptions::default(),
+        )
+    };
+    assert!(matches!(open(b"wrong"), Err(RepositoryError::WrongPassphrase { slots: 1 })));
+    let name = bed.store.objects().into_keys().find(|n| n.starts_with("keys/")).unwrap();
+    bed.store.tamper(&name, |b| b[70] ^= 1);
+    assert!(matches!(open(PASSPHRASE), Err(RepositoryError::Corrupt { object, .. }) if object == name));
+}
+
+#[test]
+fn a_newer_format_is_refused_by_name() {
+    let bed = Bed::new();
+    bed.store.tamper("config", |b| {
+        let text = String::from_utf8(b.clone()).unwrap().replace("format: 1", "format: 2");
+        *b = (text + "and: more\n").into_bytes();
+    });
+    match bed.try_open(OpenOptions::default()) {
+        Err(RepositoryError::UnsupportedVersion { object, found: 2, supported: 1 }) => assert_eq!(object, "config"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn new_data_heals_a_damaged_chunk() {
+    let sample = sample();
+    let (pack, bytes) = sample
+        .bed
+        .store
+        .objects()
+        .into_iter()
+        .filter(|(n, _)| n.starts_with("packs/"))
+        .max_by_key(|(_, b)| b.len())
+        .unwrap();
+    let repository = sample.bed.open();
+    let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+    repository.load_segments(&head.segments).unwrap();
+    sample.bed.store.tamper(&pack, |b| b[48..bytes.len() - 1000].fill(0));
+    for data in sample.chunks.values() {
+        assert_eq!(add(&repository, data).1, Added::Known, "nobody has noticed yet");
+    }
+    for id in sample.chunks.keys() {
+        let error = repository.read_chunk(id).unwrap_err();
+        assert!(names_it(&error, &pack), "{error:?}");
+    }
+    assert!(repository.stats().frames_quarantined > 0);
+    for data in sample.chunks.values() {
+        assert_eq!(add(&repository, data).1, Added::New);
+    }
+    commit(&repository, sample.root);
+    for (id, data) in &sample.chunks {
+        assert_eq!(*repository.read_chunk(id).unwrap(), **data);
+    }
+    // A mount that does not know of the quarantine finds the good copy too.
+    read_all(&sample).unwrap();
+}
+
+#[test]
+fn a_missing_pack_counts_as_absent_once_it_is_missed() {
+    let sample = sample();
+    let repository = sample.bed.open();
+    let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+    repository.load_segments(&head.segments).unwrap();
+    for name in sample.bed.store.objects().into_keys().filter(|n| n.starts_with("packs/")) {
+        axiomfs_api::Store::delete(&sample.bed.store.inner, &axiomfs_api::ObjectKey::new(name).unwrap()).unwrap();
+    }
+    let (id, data) = sample.chunks.iter().next().unwrap();
+    assert!(
+        matches!(repository.read_chunk(id), Err(RepositoryError::MissingObject { object }) if object.starts_with("packs/"))
+    );
+    assert_eq!(add(&repository, data).1, Added::New);
+    assert_eq!(*repository.read_chunk(id).unwrap(), **data);
+}
+
+#[test]
+fn a_reader_whose_index_is_old_takes_the_new_one_before_it_gives_up() {
+    let sample = sample();
+    let reader = sample.bed.open_cold();
+    let writer = sample.bed.open();
+    let head = writer.latest_head(writer.volume("main").unwrap()).unwrap().unwrap();
+    writer.load_segments(&head.segments).unwrap();
+    let (id, data) = sample.chunks.iter().next().unwrap();
+    for name in sample.bed.store.objects().into_keys().filter(|n| n.starts_with("packs/")) {
+        axiomfs_api::Store::delete(&sample.bed.store.inner, &axiomfs_api::ObjectKey::new(name).unwrap()).unwrap();
+    }
+    writer.read_chunk(id).unwrap_err();
+    assert_eq!(add(&writer, data).1, Added::New);
+    commit(&writer, None);
+    assert_eq!(*reader.read_chunk(id).unwrap(), **data);
+}

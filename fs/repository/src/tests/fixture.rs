@@ -1,0 +1,111 @@
+//! A repository of format version 1 as it was written once: every later build reads it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axiomfs_api::{Body, ObjectKey, Store};
+
+use super::support::*;
+use crate::ids::hex;
+use crate::tree::{apply, get};
+use crate::*;
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/format-v1")
+}
+
+fn load(dir: &Path, prefix: &str, store: &TestStore) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            load(&entry.path(), &format!("{name}/"), store);
+        } else {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            store.put_new(&ObjectKey::new(name).unwrap(), Body::Bytes(&bytes)).unwrap();
+        }
+    }
+}
+
+/// Data that anybody can make again.
+fn content(number: usize) -> Vec<u8> {
+    (0..200 * (number * number + 1)).map(|i| (i / 7 + i * number % 251) as u8).collect()
+}
+
+#[test]
+fn the_repository_of_format_1_is_readable() {
+    let store = Arc::new(TestStore::default());
+    load(&dir().join("store"), "", &store);
+    let bed = Bed { store, dir: tempfile::TempDir::new().unwrap() };
+    let repository = bed.open_cold();
+    let volume = repository.volume("main").unwrap();
+    let head = repository.latest_head(volume).unwrap().unwrap();
+    let expected = std::fs::read_to_string(dir().join("EXPECTED")).unwrap();
+    let mut lines = expected.lines();
+    let mut field = |name: &str| lines.next().unwrap().strip_prefix(name).unwrap().trim().to_owned();
+    assert_eq!(repository.id().to_hex(), field("repository"));
+    assert_eq!(volume.to_hex(), field("volume"));
+    assert_eq!(head.sequence.0.to_string(), field("sequence"));
+    assert_eq!(head.commit.to_hex(), field("commit"));
+    assert_eq!(repository.chunker_seed().to_string(), field("seed"));
+    for number in 0..24 {
+        let data = content(number);
+        let id = repository.data_id(&data);
+        assert_eq!(id.to_hex(), field("chunk"));
+        assert!(*repository.read_chunk(&id).unwrap() == *data, "chunk {number}");
+    }
+    for number in 0..500 {
+        let value = get(&*repository, head.live_root, format!("name {number:04}").as_bytes()).unwrap();
+        assert_eq!(value.as_deref(), Some(format!("value {}", number * number).as_bytes()));
+    }
+    let record = get(&*repository, head.snapshots_root, b"monday").unwrap().unwrap();
+    let record = SnapshotRecord::decode(&record).unwrap();
+    assert_eq!((record.ordinal.0, record.root, record.created_ns), (1, head.live_root, 1_700_000_000_000_000_000));
+}
+
+/// Writes the fixture: `AXIOMFS_WRITE_FIXTURE=DIR cargo test -p axiomfs-repository write_fixture -- --ignored`. Never over an old one.
+#[test]
+#[ignore = "writes files; run by hand for a new format version"]
+fn write_fixture() {
+    let out = PathBuf::from(std::env::var_os("AXIOMFS_WRITE_FIXTURE").unwrap());
+    let bed = Bed::new();
+    let repository = bed.open();
+    let mut head = None;
+    for part in [0..16, 16..24] {
+        for number in part {
+            let data = content(number);
+            let route = if number % 3 == 0 { "media" } else { "default" };
+            repository.add_chunk(class(number as u32 % 2, route), repository.data_id(&data), &data).unwrap();
+        }
+        let edits =
+            (0..500).map(|n| (format!("name {n:04}").into_bytes(), Some(format!("value {}", n * n).into_bytes())));
+        let root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
+        let record = SnapshotRecord { ordinal: crate::ids::Ordinal(1), root, created_ns: 1_700_000_000_000_000_000 };
+        let entry = std::iter::once((b"monday".to_vec(), Some(record.encode())));
+        let snapshots = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, entry).unwrap();
+        repository.flush().unwrap();
+        let set = repository.commit_packs(&[root, snapshots]).unwrap();
+        let next = Head { snapshots_root: snapshots, ..next_head(head.as_ref(), root, set.segments.clone()) };
+        repository.put_head(repository.volume("main").unwrap(), &next).unwrap();
+        repository.finish_commit(set).unwrap();
+        head = Some(next);
+    }
+    for (name, bytes) in bed.store.objects() {
+        let path = out.join("store").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let head = head.unwrap();
+    let mut expected = format!(
+        "repository {}\nvolume {}\nsequence {}\ncommit {}\nseed {}\n",
+        repository.id(),
+        repository.volume("main").unwrap(),
+        head.sequence,
+        hex::encode(&head.commit.0),
+        repository.chunker_seed(),
+    );
+    for number in 0..24 {
+        expected += &format!("chunk {}\n", repository.data_id(&content(number)));
+    }
+    std::fs::write(out.join("EXPECTED"), expected).unwrap();
+}

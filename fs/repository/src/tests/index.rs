@@ -1,0 +1,139 @@
+//! The index at scale.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::support::*;
+use crate::ids::ChunkId;
+use crate::index::{NewPack, PackEntry};
+use crate::*;
+
+/// A pack's table with `chunks` made-up chunks, and their ids.
+fn made_up(
+    random: &mut Random,
+    chunks: usize,
+) -> (PackEntry, Vec<crate::pack::Chain>, crate::index::TestFrames, Vec<ChunkId>) {
+    let id = |random: &mut Random| {
+        let mut id = [0; 32];
+        for part in id.chunks_exact_mut(8) {
+            part.copy_from_slice(&random.next().to_le_bytes());
+        }
+        id
+    };
+    let entry = PackEntry { id: id(random).into(), len: 1 << 30, epoch: 1, salt: id(random), kind: FrameKind::Data };
+    let (mut frames, mut ids) = (Vec::new(), Vec::new());
+    for number in 0..chunks.div_ceil(8) as u32 {
+        let members: Vec<_> = (0..8).map(|_| (ChunkId(id(random)), 1000)).collect();
+        ids.extend(members.iter().map(|m| m.0));
+        let encoded = 4000;
+        let stored = crate::codec::padme(4000) as u32 + 16;
+        let record = crate::frame::FrameRecord {
+            number,
+            kind: FrameKind::Data,
+            chain: 0,
+            applied: 1,
+            offset: 48 + number * stored,
+            stored,
+            encoded,
+            raw: 8000,
+        };
+        frames.push((record, members));
+    }
+    (entry, vec![crate::pack::Chain::new(b"chain")], frames, ids)
+}
+
+fn write(repository: &Repository, dir: &std::path::Path, packs: &[NewPack<'_>]) {
+    let (path, reference, refs) = crate::index::write_segment(&repository.index, dir, packs).unwrap();
+    let key = axiomfs_api::ObjectKey::new(crate::names::segment(repository.index.volume(), reference.id)).unwrap();
+    repository.store().put_new(&key, axiomfs_api::Body::File(&path)).unwrap();
+    std::fs::remove_file(path).unwrap();
+    repository.load_segments(&refs).unwrap();
+}
+
+#[test]
+fn a_million_chunks_are_found_fast_and_others_are_not() {
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions { cache_bytes: 512 << 20, ..OpenOptions::default() }).unwrap();
+    let (mut random, mut all) = (Random(71), Vec::new());
+    let start = Instant::now();
+    // Twenty commits; without optimisation fewer chunks in each, or it takes minutes.
+    let each = if cfg!(debug_assertions) { 10_000 } else { 50_000 };
+    for _ in 0..20 {
+        let (entry, chains, frames, ids) = made_up(&mut random, each);
+        write(&repository, bed.dir.path(), &[NewPack { entry, chains: &chains, frames: &frames }]);
+        all.extend(ids);
+    }
+    let written = start.elapsed();
+    assert!(repository.segments().len() <= 8);
+    let count = u32::try_from(all.len()).unwrap();
+    assert_eq!(repository.stats().indexed_chunks, u64::from(count));
+
+    let io = crate::index::Io::Allowed;
+    for id in &all {
+        let found = repository.index.locate(id, io).unwrap().unwrap();
+        assert_eq!((found.len(), found[0].len), (1, 1000));
+    }
+    let start = Instant::now();
+    for id in &all {
+        assert_eq!(repository.index.locate(id, io).unwrap().unwrap().len(), 1);
+    }
+    let hits = start.elapsed() / count;
+    let absent: Vec<ChunkId> =
+        (0..u64::from(count)).map(|i| ChunkId(*blake3::hash(&i.to_le_bytes()).as_bytes())).collect();
+    let start = Instant::now();
+    for id in &absent {
+        assert!(repository.index.locate(id, io).unwrap().unwrap().is_empty());
+    }
+    let misses = start.elapsed() / count;
+    println!(
+        "{count} chunks in 20 commits with merges {written:?}, hit {hits:?}, miss {misses:?}, {} segments",
+        repository.segments().len()
+    );
+}
+
+#[test]
+fn a_cold_lookup_reads_little_of_a_large_index() {
+    use std::sync::atomic::Ordering;
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions::default()).unwrap();
+    let (entry, chains, frames, ids) = made_up(&mut Random(73), 200_000);
+    write(&repository, bed.dir.path(), &[NewPack { entry, chains: &chains, frames: &frames }]);
+    let refs = repository.segments();
+    let cold = bed.try_open(OpenOptions::default()).unwrap();
+    let before = bed.store.gets.load(Ordering::SeqCst);
+    cold.load_segments(&refs).unwrap();
+    assert_eq!(bed.store.gets.load(Ordering::SeqCst), before, "nothing is read before it is needed");
+    let bytes = bed.store.bytes_got.load(Ordering::SeqCst);
+    assert_eq!(cold.index.locate(&ids[77], crate::index::Io::Never).unwrap().map(|l| l.len()), None);
+    assert_eq!(cold.index.locate(&ids[77], crate::index::Io::Allowed).unwrap().unwrap().len(), 1);
+    assert_eq!(bed.store.gets.load(Ordering::SeqCst) - before, 4, "root, filter, chunk block, pack block");
+    assert!(bed.store.bytes_got.load(Ordering::SeqCst) - bytes < refs[0].len / 5);
+}
+
+#[test]
+fn merging_keeps_every_place_of_a_chunk_newest_first() {
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions::default()).unwrap();
+    let mut random = Random(79);
+    let (entry, chains, frames, ids) = made_up(&mut random, 2000);
+    let mut packs = Vec::new();
+    for round in 0..30u8 {
+        // The same chunks over and over, in another pack each time.
+        let entry = PackEntry { id: crate::ids::PackId([round; 32]), ..entry };
+        packs.push(entry.id);
+        write(&repository, bed.dir.path(), &[NewPack { entry, chains: &chains, frames: &frames }]);
+    }
+    packs.reverse();
+    let refs = repository.segments();
+    assert!(refs.len() <= 8);
+    let cold = bed.try_open(OpenOptions::default()).unwrap();
+    cold.load_segments(&refs).unwrap();
+    for id in ids.iter().step_by(37) {
+        let found = cold.index.locate(id, crate::index::Io::Allowed).unwrap().unwrap();
+        let mut sorted: Vec<_> = found.iter().map(|l| l.pack.id).collect();
+        assert_eq!(sorted[0], packs[0], "the newest is preferred");
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        assert_eq!(sorted, packs);
+    }
+    let _: Arc<dyn axiomfs_api::Store> = cold.store().clone();
+}

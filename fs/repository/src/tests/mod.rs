@@ -1,0 +1,8 @@
+mod damage;
+mod decoders;
+mod fixture;
+mod heads;
+mod index;
+mod repository;
+mod support;
+mod trees;
