@@ -14,7 +14,8 @@ fn every_sentence_names_a_test_that_exists() {
             continue;
         }
         sentences += 1;
-        let name = held_by.strip_prefix('`').and_then(|n| n.strip_suffix('`')).unwrap_or_else(|| panic!("no test: {line}"));
+        let name =
+            held_by.strip_prefix('`').and_then(|n| n.strip_suffix('`')).unwrap_or_else(|| panic!("no test: {line}"));
         let (file, test) = name.split_once("::").unwrap_or_else(|| panic!("not file::test: {line}"));
         let path = root.join("tests/tests").join(format!("{file}.rs"));
         let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()));
