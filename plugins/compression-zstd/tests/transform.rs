@@ -80,6 +80,34 @@ fn parameters_are_checked() {
     assert!(Factory.decoder(FORMAT, &[1]).is_err());
 }
 
+/// zstd itself would decode further frames and skip what says it may be skipped: two stored forms of one frame.
+#[test]
+fn a_frame_has_one_form() {
+    let frame = Noise::new(4).text(5000);
+    let mut worker = zstd("3").worker().expect("a worker");
+    let encoded = encode(&mut *worker, &frame).expect("shrinks");
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0xaa];
+    let empty = ::zstd::bulk::compress(&[], 1).expect("an empty frame");
+    for extra in [&skippable[..], &empty] {
+        for input in [[&encoded, extra].concat(), [extra, &encoded].concat()] {
+            let mut out = BoundedBuf::new(5000);
+            assert!(worker.decode(FORMAT, &input, 5000, &mut out).is_err(), "{extra:?}");
+        }
+    }
+}
+
+/// A large buffer that is used again gives zstd more room than a worthwhile result may take.
+#[test]
+fn a_roomy_buffer_changes_nothing() {
+    let mut frame = Noise::new(5).bytes(60_000);
+    frame.extend(vec![0; 600]);
+    let mut worker = zstd("3").worker().expect("a worker");
+    let mut out = BoundedBuf::reuse(Vec::with_capacity(1 << 20), 1 << 20);
+    assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::No);
+    frame.extend(vec![0; 3000]);
+    assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::Yes);
+}
+
 /// A frame header that claims 1 TiB must cost nothing.
 #[test]
 fn a_claimed_size_allocates_nothing() {

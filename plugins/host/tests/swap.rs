@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axiomfs_api::Hint;
 use axiomfs_api::conformance::Noise;
 use axiomfs_host::{
-    ChainSpec, ControlError, Host, HostError, Limits, Matcher, Registry, Reply, Route, RouteTable, StepSpec,
+    ChainSpec, ControlError, Host, HostError, Limits, Matcher, OnError, Registry, Reply, Route, RouteTable, StepSpec,
     parse_command,
 };
 use plugins::{Plugin, Trouble, host, registry, seal, spec, zstd};
@@ -252,6 +252,34 @@ fn a_chain_that_fails_its_test_never_runs() {
         Reply::Tested { report, .. } => assert!(report.frames >= 6 && report.encoded_bytes < report.raw_bytes),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_chain_follows_the_one_it_falls_back_to() {
+    let trouble = Trouble::default();
+    let registry =
+        registry().transform(Plugin::new("one").troubled(&trouble)).transform(Plugin::new("two").troubled(&trouble));
+    let to_b = OnError::Fallback("b".into());
+    let chains = vec![
+        spec("default", vec![seal()]),
+        spec("a", vec![StepSpec::new("one").on_error(to_b), seal()]),
+        spec("b", vec![StepSpec::new("two"), seal()]),
+    ];
+    let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");
+    let encode = || host.chain("a").expect("a chain").encode(Hint::Data, b"bytes").map(|encoded| encoded.applied);
+    assert_eq!(encode().expect("encodes"), 0b01);
+    trouble.fail_encoding(true, false);
+    assert!(encode().is_err(), "both steps fail");
+    trouble.fail_encoding(false, false);
+    steps(&host, "set b/two on_error=skip");
+    trouble.fail_encoding(true, false);
+    assert_eq!(encode().expect("the fallback's step is skipped now"), 0);
+    trouble.fail_encoding(false, false);
+    steps(&host, "chain set b zstd|aes-256-gcm");
+    trouble.fail_encoding(true, false);
+    let text = Noise::new(1).text(5000);
+    let encoded = host.chain("a").expect("a chain").encode(Hint::Data, &text).expect("encodes");
+    assert_eq!(encoded.applied, 0b10);
 }
 
 #[test]
