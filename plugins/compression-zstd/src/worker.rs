@@ -100,12 +100,12 @@ mod tests {
 
     #[test]
     fn memory_stays_within_the_descriptor() {
-        for level in crate::LEVELS {
+        for level in [-7, 3, 7, 8, CAPPED_LEVEL, 12, 15, 16, 19, 22] {
             let mut worker = ZstdWorker::new(level);
-            for len in [100 << 10, 512 << 10, 1 << 20, 4 << 20] {
+            for len in [1 << 20, 4 << 20] {
                 // The zeros shrink, so that the whole frame is worked on; the noise between them is quickly done with.
                 let mut frame = Noise::new(len as u64).bytes(len);
-                frame[..len / 8].fill(0);
+                frame[..len / 2].fill(0);
                 let mut out = BoundedBuf::new(len);
                 assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::Yes);
             }

@@ -22,14 +22,14 @@ fn encode(worker: &mut dyn Worker, frame: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn keeps_the_contract() {
-    for level in ["-7", "1", "3", "9"] {
+    for level in ["-7", "3", "9"] {
         conformance::transform(&*zstd(level));
     }
 }
 
 #[test]
 fn frames_are_standard_zstd() {
-    let frame = Noise::new(1).text(600_000);
+    let frame = Noise::new(1).text(200_000);
     for level in ["-7", "3", "19", "22"] {
         let encoded = encode(&mut *zstd(level).worker().expect("a worker"), &frame).expect("text shrinks");
         let mut decoded = Vec::new();

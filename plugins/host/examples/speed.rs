@@ -57,7 +57,7 @@ fn measure(host: &Host, what: &str, chain: &str, data: &[u8], threads: usize) {
         }
     });
     let took = start.elapsed();
-    let rate = |ns: &AtomicU64| (FRAMES * FRAME >> 20) as f64 * threads as f64 / (ns.load(Relaxed) as f64 / 1e9);
+    let rate = |ns: &AtomicU64| ((FRAMES * FRAME) >> 20) as f64 * threads as f64 / (ns.load(Relaxed) as f64 / 1e9);
     println!(
         "{what:>13}, {threads} threads: encode {:>6.0} MiB/s, decode {:>6.0} MiB/s ({took:.2?})",
         rate(&encode_ns),
