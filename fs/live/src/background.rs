@@ -69,8 +69,19 @@ impl Work {
     }
 }
 
-/// The worker's life.
-pub(crate) fn serve(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
+/// The worker's life. If it panics nothing more is accepted: what came in would never reach the store.
+pub(crate) fn serve(shared: &Arc<Shared>, checkpointer: Checkpointer) {
+    let life = std::panic::AssertUnwindSafe(|| work(shared, checkpointer));
+    if std::panic::catch_unwind(life).is_err() {
+        let text = "The checkpoint thread panicked; nothing more is accepted, what was acknowledged is in the log: mount again";
+        shared.events.add("error", text);
+        shared.state_mut().refused = Some(FsError::Io(text.into()));
+        shared.worker_dead.store(true, Ordering::SeqCst);
+        shared.work.stop();
+    }
+}
+
+fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
     let mut retry = RETRY_MIN;
     let mut last_commit = Instant::now();
     lock(&shared.work.orders).newest = checkpointer.newest();
@@ -268,6 +279,9 @@ impl Volume {
             }
             if shared.stopped.load(Ordering::Relaxed) {
                 return Err(FsError::Stale);
+            }
+            if shared.worker_dead.load(Ordering::Relaxed) {
+                return Err(FsError::Io("The checkpoint thread panicked; what was acknowledged is in the log".into()));
             }
             if started.elapsed() > deadline {
                 return Err(FsError::TimedOut(

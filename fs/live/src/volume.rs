@@ -98,6 +98,8 @@ pub(crate) struct Shared {
     /// Of what was written, under a committed head.
     pub committed_bytes: AtomicU64,
     pub stopped: AtomicBool,
+    /// The checkpoint thread panicked.
+    pub worker_dead: AtomicBool,
     pub head: Mutex<HeadSeen>,
     pub started: SystemTime,
     /// Data since the log was last synced early.
@@ -260,6 +262,7 @@ impl Shared {
             ingested: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            worker_dead: AtomicBool::new(false),
             head: Mutex::new(head),
             started: SystemTime::now(),
             unsynced: AtomicU64::new(0),
