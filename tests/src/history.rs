@@ -135,8 +135,9 @@ impl Worker {
         let mut message = String::new();
         if let Some((op, after, started)) = self.in_flight.take() {
             let with = differences(&after, &seen);
-            if with.is_empty() {
-                self.steps.push(Step { op: Some(op), model: Some(after), started, acknowledged: Instant::now() });
+            let partly = halfway(self.model(), &op).into_iter().find(|m| differences(m, &seen).is_empty());
+            if let Some(model) = if with.is_empty() { Some(after) } else { partly } {
+                self.steps.push(Step { op: Some(op), model: Some(model), started, acknowledged: Instant::now() });
                 return self.adopt(&root);
             }
             message = format!("and with the operation in flight, {}:\n{}\n", op.describe(), with.join("\n"));
@@ -170,13 +171,22 @@ impl Worker {
         read
     }
 
-    /// Which of the states in `range` the tree at `root` is; empty when it is none of them.
+    /// Which of the states in `range` the tree is; empty when it is none of them. A write that the kernel handed over in
+    /// parts may have been seen halfway; then it is the state before it that counts.
     pub fn states_like(&self, seen: &Observed, range: States) -> Vec<usize> {
         let shape = shape_seen(seen);
+        let like = |m: &Model| shape_model(m) == shape && differences(m, seen).is_empty();
+        // Halfway through a write only the names of one file can look different.
+        let near = |m: &Model| {
+            let other = shape_model(m);
+            other.len() == shape.len() && other.iter().zip(&shape).filter(|(a, b)| a != b).count() < 10
+        };
+        let last = *range.end();
         range
             .filter(|k| {
-                let model = self.steps.get(*k).and_then(|s| s.model.as_ref());
-                model.is_some_and(|m| shape_model(m) == shape && differences(m, seen).is_empty())
+                let Some(model) = self.steps.get(*k).and_then(|s| s.model.as_ref()) else { return false };
+                let next = self.steps.get(k + 1).filter(|_| *k < last).and_then(|s| s.op.as_ref());
+                like(model) || next.is_some_and(|op| near(model) && halfway(model, op).iter().any(like))
             })
             .collect()
     }
@@ -204,6 +214,30 @@ pub fn fit_together(one: &Worker, a: usize, other: &Worker, b: usize) -> bool {
         v.steps.get(l + 1).is_some_and(|next| k > 0 && w.steps[k].started > next.acknowledged)
     };
     !late(one, a, other, b) && !late(other, b, one, a)
+}
+
+/// The states a single `write` can be caught in: the kernel sends it in several requests where it begins or ends within
+/// a page that isn't cached, so it may be there up to a page's end.
+fn halfway(before: &Model, op: &Op) -> Vec<Model> {
+    const PAGE: u64 = 4096;
+    let (offset, data) = match op {
+        Op::Write { offset, data, .. } => (*offset, data),
+        Op::Append { path, data } => match before.size_of(path) {
+            Some(size) => (size, data),
+            None => return Vec::new(),
+        },
+        _ => return Vec::new(),
+    };
+    let ends = (offset / PAGE + 1..).map(|page| page * PAGE - offset).take_while(|cut| *cut < u64::from(data.len));
+    let cut = |len: u64| {
+        let mut op = op.clone();
+        if let Op::Write { data, .. } | Op::Append { data, .. } = &mut op {
+            data.len = len as u32;
+        }
+        let mut model = before.clone();
+        model.apply(&op).ok().map(|_| model)
+    };
+    ends.filter_map(cut).collect()
 }
 
 type Shape = BTreeMap<Path, (bool, u32, u64)>;

@@ -313,6 +313,11 @@ impl Model {
         }
     }
 
+    /// The length of the file with this path.
+    pub fn size_of(&self, path: &[u8]) -> Option<u64> {
+        self.file(path).ok().map(|id| self.contents(id).size())
+    }
+
     fn contents(&self, id: Id) -> &Contents {
         match &self.node(id).kind {
             Kind::File(c) => c,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use axiomfs_tests::observe::{Bytes, Observed, observe};
@@ -13,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 fn with_file(repo: &TestRepo, args: &[&str], passphrase: &str) -> Finished {
     let file = repo.dir.join("passphrase");
     fs::write(&file, format!("{passphrase}\n")).expect("written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("for its owner only");
     let mut command = repo.command(args);
     command.env_remove("AXIOMFS_PASSPHRASE").args(["--passphrase-file", text(&file)]);
     run(&mut command, LIMIT)
@@ -68,10 +70,7 @@ fn what_is_not_a_repository_is_refused() {
     for name in ["empty", "other", "missing"] {
         let store = at(name);
         let args = ["mount", text(&store), text(&repo.mnt), "--cache", text(&repo.cache)];
-        refused(
-            &with_file(&repo, &args, RIGHT),
-            &[text(&at(name)), "not an axiomfs repository|does not exist|no such"],
-        );
+        refused(&with_file(&repo, &args, RIGHT), &[text(&at(name)), "not an axiomfs repository|there is no directory"]);
         assert!(!at("missing").exists(), "a refused mount made the directory");
     }
     refused(&with_file(&repo, &["init", text(&at("other"))], RIGHT), &["empty|not empty"]);
@@ -200,7 +199,9 @@ fn commands_on_what_is_no_mount_are_refused() {
         if args[0] == "ctl" {
             args.push("chain show");
         }
-        refused(&repo.axiomfs(&args), &[text(&repo.mnt)]);
+        // A snapshot verb may also work on a store, so it alone would ask for a passphrase.
+        let done = if args[0] == "snapshot" { with_file(&repo, &args, RIGHT) } else { repo.axiomfs(&args) };
+        refused(&done, &[text(&repo.mnt)]);
     }
     assert_eq!(repo.axiomfs(&["frobnicate"]).code(), 2, "an unknown verb is wrong use");
     assert_eq!(repo.axiomfs(&["mount"]).code(), 2, "missing arguments are wrong use");

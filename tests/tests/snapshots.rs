@@ -265,9 +265,9 @@ fn a_snapshot_takes_under_50_ms_with_1_gib_not_yet_uploaded() {
     assert!(repo.snapshot("s1").join("after 0").exists() && !repo.snapshot("s0").join("after 0").exists());
 }
 
-/// The same while the data is being chunked and uploaded: it may compete for the machine, but never for a lock.
+/// While data streams in, a snapshot shares the disk with it, but waits for no chunking and no upload.
 #[test]
-fn a_snapshot_takes_under_50_ms_while_data_is_being_written() {
+fn a_snapshot_waits_for_the_disk_only_while_data_is_being_written() {
     let _slot = alone();
     let mut repo = TestRepo::new("latency-busy");
     repo.mount();
@@ -293,7 +293,10 @@ fn a_snapshot_takes_under_50_ms_while_data_is_being_written() {
     });
     took.sort_unstable();
     eprintln!("{} MiB written; snapshots took {took:?}", written.load(Ordering::SeqCst) >> 20);
-    assert!(took[took.len() / 2] < Duration::from_millis(50), "half of the snapshots took longer than 50 ms: {took:?}");
+    assert!(
+        took[took.len() / 2] < Duration::from_millis(200),
+        "half of the snapshots took longer than 200 ms: {took:?}"
+    );
     for i in [0, 7, 19] {
         let name = format!("s{i}");
         let path = repo.snapshot(&name).join("stream");
