@@ -1,6 +1,5 @@
 //! The index at scale.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::support::*;
@@ -135,5 +134,4 @@ fn merging_keeps_every_place_of_a_chunk_newest_first() {
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         assert_eq!(sorted, packs);
     }
-    let _: Arc<dyn axiomfs_api::Store> = cold.store().clone();
 }

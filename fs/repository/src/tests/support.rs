@@ -75,9 +75,7 @@ impl Store for TestStore {
         self.answer("put", key.as_str())?;
         self.inner.put_new(key, body)?;
         if let (Body::File(path), true) = (body, self.takes_files.load(Ordering::SeqCst)) {
-            if path.exists() {
-                std::fs::remove_file(path).unwrap();
-            }
+            drop(std::fs::remove_file(path));
         }
         if self.lose_reply.swap(false, Ordering::SeqCst) {
             return Err(StoreError::new(StoreErrorKind::Timeout, "put", key.as_str()));
@@ -170,7 +168,7 @@ impl Random {
     /// Random bytes, or words that compress.
     pub fn data(&mut self, len: usize) -> Vec<u8> {
         let mut data = Vec::with_capacity(len + 16);
-        let text = self.next() % 2 == 0;
+        let text = self.next().is_multiple_of(2);
         while data.len() < len {
             let word = self.next();
             if text {
