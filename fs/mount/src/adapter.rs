@@ -204,7 +204,7 @@ impl Filesystem for Adapter {
         let caller = caller(request);
         self.service.serve("rename", || match (Place::of(parent.0), Place::of(newparent.0)) {
             (Place::Tree(from), Place::Tree(to)) if from.ordinal == 0 && to.ordinal == 0 => self.service.ask(
-                Lane::Data,
+                Lane::Change,
                 &(name.as_bytes().to_vec(), newname.as_bytes().to_vec()),
                 move |volume, access, (name, newname)| volume.rename(access, caller, from, name, to, newname, mode),
                 move |_, result| send_done(reply, "rename", result),
@@ -227,7 +227,7 @@ impl Filesystem for Adapter {
             (Place::Tree(_), Place::Snapshots) => reply.error(Errno::EXDEV),
             (Place::Tree(node), _) => match changeable(newparent) {
                 Ok(parent) => self.service.ask(
-                    Lane::Data,
+                    Lane::Change,
                     newname.as_bytes(),
                     move |volume, access, name| volume.link(access, caller, node, parent, name),
                     move |service, result| send_entry(service, reply, "link", parent, result),
@@ -261,7 +261,7 @@ impl Filesystem for Adapter {
             Ok(parent) => {
                 let (caller, perm, opening) = (caller(request), permissions(mode), Opening::of(flags));
                 self.service.ask(
-                    Lane::Data,
+                    Lane::Change,
                     name.as_bytes(),
                     move |volume, access, name| calls::create(volume, access, caller, parent, name, perm, opening),
                     move |service, result| match result {

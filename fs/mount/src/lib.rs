@@ -237,17 +237,13 @@ impl Unmounter {
     }
 
     fn run(&self, detach: Detach, patience: Duration) -> Result<(), MountError> {
-        if self.ended.load(Ordering::Acquire) || !self.is_ours() {
+        if self.ended.load(Ordering::Acquire) {
             return Ok(());
         }
-        mountpoint::unmount(&self.path, detach, patience)
-    }
-
-    fn is_ours(&self) -> bool {
-        match mountpoint::mounted_at(&self.path) {
-            Ok(found) => found.is_some() && found == self.entry,
-            // Better to try than to leave it.
-            Err(_) => true,
+        match &self.entry {
+            Some(entry) => mountpoint::unmount_entry(entry, detach, patience),
+            // The mount could not be found in the table; better to try than to leave it.
+            None => mountpoint::unmount(&self.path, detach, patience),
         }
     }
 }

@@ -130,7 +130,26 @@ fn unmount_by_helper(path: &Path, detach: Detach) -> Result<(), Errno> {
 
 /// What is mounted on `path` itself; the topmost if there are several.
 pub(crate) fn mounted_at(path: &Path) -> io::Result<Option<MountEntry>> {
-    Ok(parse_mounts(&std::fs::read("/proc/self/mountinfo")?).into_iter().rfind(|entry| entry.target == path))
+    Ok(mounts()?.into_iter().rfind(|entry| entry.target == path))
+}
+
+/// All mounts this process sees, in the order in which they were made.
+fn mounts() -> io::Result<Vec<MountEntry>> {
+    Ok(parse_mounts(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// Unmounts `ours` wherever it is by now, as [`unmount`] does; nothing else, and nothing if it is gone.
+pub(crate) fn unmount_entry(ours: &MountEntry, detach: Detach, patience: Duration) -> Result<(), MountError> {
+    let all = mounts().map_err(|source| MountError::Examine { path: ours.target.clone(), source })?;
+    let Some(found) = all.iter().find(|entry| entry.id == ours.id && entry.device == ours.device) else {
+        return Ok(());
+    };
+    let topmost = all.iter().rfind(|entry| entry.target == found.target);
+    if let Some(above) = topmost.filter(|entry| entry.id != found.id) {
+        let holders = vec![format!("a mount of {} above it", above.source)];
+        return Err(MountError::Busy { path: found.target.clone(), waited: Duration::ZERO, holders });
+    }
+    unmount(&found.target, detach, patience)
 }
 
 /// Parses `/proc/self/mountinfo` (proc(5)): id, parent, device, root, target, options, optional fields up to a single

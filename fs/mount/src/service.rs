@@ -26,20 +26,26 @@ const FOR_SHORT: Duration = Duration::from_secs(1);
 /// before them.
 const METADATA_THREADS: usize = 4;
 /// Threads for commands; several, because one may be a `sync` that takes minutes.
-const COMMAND_THREADS: usize = 4;
+const COMMAND_THREADS: usize = 8;
+/// Threads that take, rename and forget snapshots, whatever commands and writers wait for.
+const SNAPSHOT_THREADS: usize = 2;
 /// Threads that make the text of control files.
 const TEXT_THREADS: usize = 2;
-/// What requests waiting for a worker may carry, in bytes.
-const MAX_WAITING_BYTES: usize = 16 << 20;
+/// What writes waiting for a worker may carry, in bytes.
+const MAX_WAITING_BYTES: usize = 32 << 20;
 
 /// Which workers a request that has to wait goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Contents of files, and changes, which may wait for room.
+    /// Contents of files.
     Data,
-    /// Names and attributes.
+    /// Changes, which may wait for room.
+    Change,
+    /// Names and attributes, and removing them, which makes room.
     Metadata,
-    /// Commands and snapshots.
+    /// Snapshots.
+    Snapshot,
+    /// Commands.
     Command,
     /// Text of control files.
     Text,
@@ -57,7 +63,9 @@ pub(crate) struct Service {
     /// When `snapshots/` was last changed through this mount.
     snapshots_changed: Mutex<Time>,
     data: Pool,
+    changes: Pool,
     metadata: Pool,
+    snapshots: Pool,
     commands: Pool,
     texts: Pool,
 }
@@ -88,7 +96,9 @@ impl Service {
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
             data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES)?,
+            changes: Pool::new("axiomfs-change", workers, MAX_WAITING_BYTES)?,
             metadata: Pool::new("axiomfs-meta", METADATA_THREADS, MAX_WAITING_BYTES)?,
+            snapshots: Pool::new("axiomfs-snap", SNAPSHOT_THREADS, MAX_WAITING_BYTES)?,
             commands: Pool::new("axiomfs-command", COMMAND_THREADS, MAX_WAITING_BYTES)?,
             texts: Pool::new("axiomfs-text", TEXT_THREADS, MAX_WAITING_BYTES)?,
         })
@@ -171,7 +181,7 @@ impl Service {
     /// Ends all threads, in the order in which they give each other work.
     pub(crate) fn stop(&self) {
         self.pacer.stop();
-        for pool in [&self.data, &self.metadata, &self.commands, &self.texts] {
+        for pool in [&self.data, &self.changes, &self.metadata, &self.snapshots, &self.commands, &self.texts] {
             pool.close();
         }
         self.invalidator.stop();
@@ -180,7 +190,9 @@ impl Service {
     fn pool(&self, lane: Lane) -> &Pool {
         match lane {
             Lane::Data => &self.data,
+            Lane::Change => &self.changes,
             Lane::Metadata => &self.metadata,
+            Lane::Snapshot => &self.snapshots,
             Lane::Command => &self.commands,
             Lane::Text => &self.texts,
         }

@@ -51,7 +51,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             &(),
             move |volume, access, ()| calls::set_attributes(volume, access, caller, node, &change),
             move |service, result| match result {
@@ -126,7 +126,7 @@ impl Adapter {
         };
         // The kernel takes a short answer for the end of a write, and for pages of a mapping it does not look at it.
         let rest = data[done as usize..].to_vec();
-        self.service.later(Lane::Data, rest.len(), move |service| {
+        self.service.later(Lane::Change, rest.len(), move |service| {
             match write(service, Access::Wait, offset + u64::from(done), &rest) {
                 Ok(written) => reply.written(done + written),
                 Err(error) if done == 0 => reply.error(report("write", &error)),
@@ -141,7 +141,7 @@ impl Adapter {
     pub(super) fn sync_node(&self, ino: INodeNo, reply: ReplyEmpty) {
         match Place::of(ino.0) {
             Place::Tree(node) if node.ordinal == 0 => self.service.ask(
-                Lane::Data,
+                Lane::Change,
                 &(),
                 move |volume, access, ()| volume.fsync(access, node),
                 move |_, result| send_done(reply, "fsync", result),
@@ -193,7 +193,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             &(name.to_vec(), value.to_vec()),
             move |volume, access, (name, value)| volume.setxattr(access, caller, node, name, value, mode),
             move |_, result| send_done(reply, "setxattr", result),
@@ -207,7 +207,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             name,
             move |volume, access, name| volume.removexattr(access, caller, node, name),
             move |_, result| send_done(reply, "removexattr", result),
@@ -254,7 +254,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             &(),
             move |volume, access, ()| {
                 calls::drop_set_id_bits(volume, access, caller, node)?;
@@ -300,7 +300,7 @@ impl Adapter {
         };
         let (caller, length) = (caller(request), length.min(MAX_COPY));
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             &(),
             move |volume, access, ()| {
                 calls::drop_set_id_bits(volume, access, caller, target)?;

@@ -25,7 +25,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Change,
             name.as_bytes(),
             move |volume, access, name| {
                 let NewNode { kind, perm, rdev, target } = &what;
@@ -44,7 +44,7 @@ impl Adapter {
         };
         let caller = caller(request);
         self.service.ask(
-            Lane::Data,
+            Lane::Metadata,
             name.as_bytes(),
             move |volume, access, name| {
                 if directory {

@@ -65,7 +65,7 @@ impl Adapter {
     /// `mkdir snapshots/NAME`.
     pub(super) fn take_snapshot(&self, name: &[u8], reply: ReplyEntry) {
         let Some(name) = snapshot_name(name) else { return reply.error(Errno::EINVAL) };
-        self.service.later(Lane::Command, 0, move |service| {
+        self.service.later(Lane::Snapshot, 0, move |service| {
             let made = service.volume.snapshot_create(Access::Wait, &name).and_then(|snapshot| {
                 let node = NodeId { ordinal: snapshot.ordinal, ino: ROOT_INO };
                 Ok((node, service.volume.getattr(Access::Wait, node)?))
@@ -84,7 +84,7 @@ impl Adapter {
     /// `rmdir snapshots/NAME`.
     pub(super) fn forget_snapshot(&self, name: &[u8], reply: ReplyEmpty) {
         let Some(name) = snapshot_name(name) else { return reply.error(Errno::ENOENT) };
-        self.service.later(Lane::Command, 0, move |service| {
+        self.service.later(Lane::Snapshot, 0, move |service| {
             let result = service.volume.snapshot_delete(Access::Wait, &name);
             finish_snapshot_change(service, "rmdir", result, reply);
         });
@@ -97,7 +97,7 @@ impl Adapter {
         }
         let Some(from) = snapshot_name(from) else { return reply.error(Errno::ENOENT) };
         let Some(to) = snapshot_name(to) else { return reply.error(Errno::EINVAL) };
-        self.service.later(Lane::Command, 0, move |service| {
+        self.service.later(Lane::Snapshot, 0, move |service| {
             let result = service.volume.snapshot_rename(Access::Wait, &from, &to, RenameMode::NoReplace);
             finish_snapshot_change(service, "rename", result, reply);
         });
@@ -123,12 +123,10 @@ impl Adapter {
     }
 
     pub(super) fn read_own(&self, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        // On a worker: a command may be running on this descriptor.
-        self.service.later(Lane::Command, 0, move |service| {
-            match service.files.read(handle.0, offset, size as usize) {
-                Ok(data) => reply.data(&data),
-                Err(errno) => reply.error(errno),
-            }
+        // Not here: a command may be running on this descriptor.
+        self.service.later(Lane::Text, 0, move |service| match service.files.read(handle.0, offset, size as usize) {
+            Ok(data) => reply.data(&data),
+            Err(errno) => reply.error(errno),
         });
     }
 
