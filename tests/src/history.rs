@@ -218,7 +218,7 @@ pub fn fit_together(one: &Worker, a: usize, other: &Worker, b: usize) -> bool {
 
 /// The states a single `write` can be caught in: the kernel sends it in several requests where it begins or ends within
 /// a page that isn't cached, so it may be there up to a page's end.
-fn halfway(before: &Model, op: &Op) -> Vec<Model> {
+pub fn halfway(before: &Model, op: &Op) -> Vec<Model> {
     const PAGE: u64 = 4096;
     let (offset, data) = match op {
         Op::Write { offset, data, .. } => (*offset, data),
