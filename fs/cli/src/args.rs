@@ -211,6 +211,23 @@ pub struct CtlArgs {
     pub command: Vec<String>,
 }
 
+/// The command takes all words that follow, also ones with a dash; this one is meant for us wherever it stands.
+const JSON: &str = "--json";
+
+impl CtlArgs {
+    /// The command as one line.
+    pub fn line(&self) -> String {
+        self.command.iter().map(String::as_str).filter(|word| *word != JSON).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Cli {
+    /// Whether the answer is to be JSON.
+    pub fn wants_json(&self) -> bool {
+        self.json || matches!(&self.verb, Verb::Ctl(ctl) if ctl.command.iter().any(|word| word == JSON))
+    }
+}
+
 /// What can be done with snapshots.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotVerb {

@@ -32,7 +32,12 @@ pub fn to_directory(directory: &Path) -> Result<(), Failure> {
     let level = level()?;
     let file = BoundedFile::open(directory.join("axiomfs.log"), MAX_LEN)
         .map_err(|error| Failure::caused(format!("Could not open the log in {}", directory.display()), &error))?;
-    tracing_subscriber::fmt().with_max_level(level).with_writer(Mutex::new(file)).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(Mutex::new(file))
+        .with_ansi(false)
+        .with_target(false)
+        .init();
     Ok(())
 }
 

@@ -61,7 +61,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
         match &self.hint {
-            Some(hint) => write!(f, "; {hint}"),
+            Some(hint) => write!(f, "; {}", continued(hint)),
             None => Ok(()),
         }
     }
@@ -84,6 +84,15 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// A sentence as the rest of another: with a small first letter, unless the word is all capitals.
+fn continued(sentence: &str) -> String {
+    let mut chars = sentence.chars();
+    match (chars.next(), chars.clone().next()) {
+        (Some(first), Some(second)) if second.is_lowercase() => first.to_lowercase().chain(chars).collect(),
+        _ => sentence.to_owned(),
+    }
+}
+
 fn one_line(text: &str) -> String {
     text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
@@ -98,6 +107,8 @@ mod tests {
         assert_eq!(failure.to_string(), "Bad; thing; do; other");
         assert_eq!(failure.code(), 2);
         assert_eq!(Failure::from_json(&failure.to_json().to_string()), Some(failure));
+        assert_eq!(Failure::new("X").hint("Try again").to_string(), "X; try again");
+        assert_eq!(Failure::new("X").hint("HOME is unset").to_string(), "X; HOME is unset");
         assert_eq!(Failure::new("x").code(), 1);
         assert_eq!(Failure::from_json("{}"), None);
     }

@@ -39,22 +39,23 @@ fn main() -> ExitCode {
     match run(&cli, environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report(&failure, cli.json);
+            report(&failure, cli.wants_json());
             failure.exit_code()
         }
     }
 }
 
 fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
+    let json = cli.wants_json();
     match &cli.verb {
-        Verb::Init(args) => commands::init::run(args, environment, cli.json),
-        Verb::Mount(args) => commands::mount::run(args, environment, cli.json),
-        Verb::Umount(args) => commands::umount::run(args, cli.json),
-        Verb::Sync(args) => commands::sync::run(args, cli.json),
-        Verb::Status(args) => commands::status::run(args, cli.json),
-        Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, cli.json),
-        Verb::Ctl(args) => commands::ctl::run(args, cli.json),
-        Verb::Config(verb) => commands::config::run(verb, cli.json),
+        Verb::Init(args) => commands::init::run(args, environment, json),
+        Verb::Mount(args) => commands::mount::run(args, environment, json),
+        Verb::Umount(args) => commands::umount::run(args, json),
+        Verb::Sync(args) => commands::sync::run(args, json),
+        Verb::Status(args) => commands::status::run(args, json),
+        Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, json),
+        Verb::Ctl(args) => commands::ctl::run(args, json),
+        Verb::Config(verb) => commands::config::run(verb, json),
     }
 }
 

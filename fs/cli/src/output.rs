@@ -119,6 +119,10 @@ fn flat(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
+        Value::Array(items) => items.iter().map(flat).collect::<Vec<_>>().join(","),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| format!("{key}={}", flat(value))).collect::<Vec<_>>().join(",")
+        }
         other => other.to_string(),
     }
 }
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn replies_are_lines() {
-        let reply = serde_json::json!({"ok": true, "a": {"b": [1, 2], "c": "x"}, "list": [{"id": "zstd", "n": 1}], "none": null});
-        assert_eq!(lines(&reply), "a:\n  b:\n    1\n    2\n  c: x\nlist:\n  id=zstd  n=1\nnone: -");
+        let reply = serde_json::json!({"ok": true, "a": {"b": [1, 2], "c": "x"}, "list": [{"id": "zstd", "n": [1, 2], "p": {"level": 3}}], "none": null});
+        assert_eq!(lines(&reply), "a:\n  b:\n    1\n    2\n  c: x\nlist:\n  id=zstd  n=1,2  p=level=3\nnone: -");
     }
 }

@@ -209,6 +209,9 @@ impl std::fmt::Display for Holder {
 /// [`Failure`] that says what to do.
 pub fn check_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let shown = mountpoint.display();
+    if is_dead(mountpoint) {
+        return Err(stale(mountpoint));
+    }
     let meta = match fs::metadata(mountpoint) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -216,7 +219,6 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
                 Failure::new(format!("The mount point {shown} does not exist")).hint(format!("run: mkdir {shown}"))
             );
         }
-        Err(error) if is_stale(&error) => return Err(stale(mountpoint)),
         Err(error) => return Err(Failure::caused(format!("Could not look at the mount point {shown}"), &error)),
     };
     if !meta.is_dir() {
@@ -240,6 +242,12 @@ pub fn check_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
 /// Whether an error means that the daemon behind a mount is gone.
 pub fn is_stale(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
+/// Whether the daemon of a mount is gone. The mount point itself may still be answered by the kernel from memory, so
+/// something below it is asked for.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    fs::symlink_metadata(mountpoint.join(".axiomfs/status")).is_err_and(|error| is_stale(&error))
 }
 
 /// What to say of a mount whose daemon is gone.

@@ -1,10 +1,9 @@
 //! What `.axiomfs/status`, `metrics` and `events` show. Only values that are in memory: they must answer when the store
 //! does not.
 
-use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axiomfs_host::{Host, MetricKind};
+use axiomfs_host::{Host, HostMetric, MetricKind};
 use axiomfs_live::{FsError, Status, Volume};
 use serde_json::{Value, json};
 
@@ -92,8 +91,6 @@ pub fn metrics(facts: &Facts, volume: &Volume, host: &Host) -> String {
     let status = volume.status();
     let counts = &status.repository;
     let mut text = String::new();
-    let mut add =
-        |name: &str, kind: &str, help: &str, value: f64| family(&mut text, name, kind, help, &[(String::new(), value)]);
     let log = status.log.as_ref();
     for (name, kind, help, value) in [
         ("writable", "gauge", "1 if the live tree takes changes", f64::from(u8::from(state(&status) == "ok"))),
@@ -124,42 +121,54 @@ pub fn metrics(facts: &Facts, volume: &Volume, host: &Host) -> String {
         ("bytes_uploaded_total", "counter", "Bytes uploaded", counts.bytes_uploaded as f64),
         ("frames_quarantined", "gauge", "Frames found damaged or missing", counts.frames_quarantined as f64),
     ] {
-        add(&format!("axiomfs_{name}"), kind, help, value);
+        let name = format!("axiomfs_{name}");
+        heading(&mut text, &name, kind, help);
+        sample(&mut text, &name, "", value);
     }
     host_metrics(host, &mut text);
     text
 }
 
-/// The host's counters; those of one name stand together, as the form demands.
+/// The host's counters. Those of one family stand together under one heading, as the form demands; the series of a
+/// histogram (`_bucket`, `_sum`, `_count`) are one family.
 fn host_metrics(host: &Host, text: &mut String) {
     let metrics = host.metrics();
     let mut done: Vec<&str> = Vec::new();
     for metric in &metrics {
-        if done.contains(&metric.name) {
+        let name = family_of(metric);
+        if done.contains(&name) {
             continue;
         }
-        done.push(metric.name);
+        done.push(name);
         let kind = match metric.kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
             MetricKind::Histogram => "histogram",
         };
-        let samples: Vec<(String, f64)> = metrics
-            .iter()
-            .filter(|other| other.name == metric.name)
-            .map(|metric| (labels(metric.labels.iter().map(|(k, v)| (*k, v.as_str()))), metric.value))
-            .collect();
-        family(text, metric.name, kind, metric.help, &samples);
+        heading(text, name, kind, metric.help);
+        for metric in metrics.iter().filter(|other| family_of(other) == name) {
+            let labels = labels(metric.labels.iter().map(|(key, value)| (*key, value.as_str())));
+            sample(text, metric.name, &labels, metric.value);
+        }
     }
 }
 
-fn family(text: &mut String, name: &str, kind: &str, help: &str, samples: &[(String, f64)]) {
-    // Writing to a String can't fail.
-    let mut line = |arguments: std::fmt::Arguments<'_>| text.write_fmt(arguments).unwrap_or_default();
-    line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-    for (labels, value) in samples {
-        line(format_args!("{name}{labels} {value}\n"));
+fn family_of(metric: &HostMetric) -> &'static str {
+    match metric.kind {
+        MetricKind::Histogram => {
+            let name = metric.name;
+            ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
+        }
+        MetricKind::Counter | MetricKind::Gauge => metric.name,
     }
+}
+
+fn heading(text: &mut String, name: &str, kind: &str, help: &str) {
+    text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+}
+
+fn sample(text: &mut String, name: &str, labels: &str, value: f64) {
+    text.push_str(&format!("{name}{labels} {value}\n"));
 }
 
 fn labels<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
@@ -200,16 +209,32 @@ mod tests {
     #[test]
     fn metrics_are_in_the_form_of_prometheus() {
         let mut text = String::new();
-        let samples = [
-            (labels([("plugin", "a\"b\\c\nd")].into_iter()), 1.5),
-            (labels(std::iter::empty()), 18_446_744_073_709_551_615.0),
-        ];
-        family(&mut text, "axiomfs_x_total", "counter", "Some thing", &samples);
+        heading(&mut text, "axiomfs_x_total", "counter", "Some thing");
+        sample(&mut text, "axiomfs_x_total", &labels([("plugin", "a\"b\\c\nd")].into_iter()), 1.5);
+        sample(&mut text, "axiomfs_x_total", &labels(std::iter::empty()), 18_446_744_073_709_551_615.0);
         assert_eq!(
             text,
             "# HELP axiomfs_x_total Some thing\n# TYPE axiomfs_x_total counter\n\
              axiomfs_x_total{plugin=\"a\\\"b\\\\c\\nd\"} 1.5\naxiomfs_x_total 18446744073709552000\n"
         );
+    }
+
+    #[test]
+    fn each_family_of_the_host_has_one_heading_and_its_series_follow() {
+        let host = crate::wiring::host(&axiomfs_config::Pipeline::default()).unwrap();
+        let mut text = String::new();
+        host_metrics(&host, &mut text);
+        let mut families: Vec<&str> = Vec::new();
+        for line in text.lines() {
+            if let Some(heading) = line.strip_prefix("# TYPE ") {
+                let family = heading.split(' ').next().unwrap();
+                assert!(!families.contains(&family), "{family} has two headings");
+                families.push(family);
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(families.last().unwrap()), "{line} is not under its heading");
+            }
+        }
+        assert!(families.iter().any(|family| family.ends_with("_seconds")), "{families:?}");
     }
 
     #[test]

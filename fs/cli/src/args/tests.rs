@@ -49,8 +49,14 @@ fn every_verb_and_its_options_are_read() {
 
 #[test]
 fn a_control_command_may_begin_with_anything() {
-    let Verb::Ctl(ctl) = parse("axiomfs ctl /m set zstd level=-3 --odd").unwrap().verb else { panic!("not ctl") };
-    assert_eq!(ctl.command, ["set", "zstd", "level=-3", "--odd"]);
+    for (line, json) in
+        [("axiomfs ctl /m set zstd level=-3 --odd", false), ("axiomfs ctl /m set zstd level=-3 --odd --json", true)]
+    {
+        let cli = parse(line).unwrap();
+        assert_eq!(cli.wants_json(), json);
+        let Verb::Ctl(ctl) = cli.verb else { panic!("not ctl") };
+        assert_eq!(ctl.line(), "set zstd level=-3 --odd");
+    }
 }
 
 #[test]

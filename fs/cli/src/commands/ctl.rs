@@ -11,10 +11,7 @@ use crate::output;
 /// [`Failure`] if the mount refuses the command.
 pub fn run(args: &CtlArgs, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.mountpoint)?;
-    // The command takes all words that follow, also ones with a dash; this one is meant for us wherever it stands.
-    let json = json || args.command.iter().any(|word| word == "--json");
-    let words: Vec<&str> = args.command.iter().map(String::as_str).filter(|word| *word != "--json").collect();
-    let reply = client.exchange(&words.join(" "))?;
+    let reply = client.exchange(&args.line())?;
     if reply["ok"] != true {
         return Err(refusal(&reply));
     }

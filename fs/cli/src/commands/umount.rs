@@ -26,9 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// [`Failure`] if the mount is busy, or if not all of it could reach the store.
 pub fn run(args: &UmountArgs, json: bool) -> Result<(), Failure> {
     let mountpoint = args.mountpoint.as_path();
-    if let Err(error) = fs::metadata(mountpoint)
-        && places::is_stale(&error)
-    {
+    if places::is_dead(mountpoint) {
         unmount(mountpoint)?;
         let note = "The mount was stale and is gone; what was written last is in its state directory: mount again";
         return output::show(json, &json!({ "ok": true, "stale": true }), note);
