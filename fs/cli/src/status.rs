@@ -48,6 +48,7 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
         "mounted_since": utc(seconds(status.mounted_since)),
         "live": { "files": status.inodes, "handles": status.handles, "layers": status.frozen_layers + 1, "layer_bytes": status.layer_bytes },
         "snapshots": status.snapshots,
+        "snapshots_not_committed": not_committed(volume),
         "log": {
             "bytes": log.map(|log| log.bytes),
             "max": log.map(|log| log.max),
@@ -66,6 +67,12 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
         "generation": host.generation(),
         "confirm": host.confirm_token(),
     })
+}
+
+/// Names of snapshots that no committed head in the store has yet: the first few.
+fn not_committed(volume: &Volume) -> Vec<String> {
+    const SHOWN: usize = 32;
+    volume.snapshots().into_iter().filter(|snapshot| !snapshot.committed).map(|s| s.name).take(SHOWN).collect()
 }
 
 fn state(status: &Status) -> &'static str {

@@ -23,7 +23,7 @@ pub fn forbid_dumps() {
     }
 }
 
-/// Marks the process as one that memory reclaim may have to wait for, so that reclaim never waits for it in a circle.
+/// Marks this thread, and those it will start, as one that memory reclaim may have to wait for, so that reclaim never waits for it in a circle.
 /// Needs a capability; without it the kernel refuses and nothing changes.
 pub fn become_io_flusher() -> bool {
     /// From `linux/prctl.h` (since 5.6); the libc crate lacks it.

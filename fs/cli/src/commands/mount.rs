@@ -56,7 +56,8 @@ impl Job<'_> {
             Forked::Child => {
                 drop(reader);
                 let mut ready = |mounted: Value| {
-                    system::leave_terminal().map_err(failed)?;
+                    // A working directory would keep its filesystem from being unmounted. All paths are absolute here.
+                    std::env::set_current_dir("/").and_then(|()| system::leave_terminal()).map_err(failed)?;
                     writer.write_all(format!("{mounted}\n").as_bytes()).map_err(failed)
                 };
                 let served = self.serve(prepared, passphrase, Logging::StateDirectory, true, &mut ready);
@@ -107,9 +108,12 @@ impl Job<'_> {
         quiet: bool,
         ready: &mut dyn FnMut(Value) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        // Both are inherited by the threads that are started from here on.
         system::block_signals();
+        let flusher = system::become_io_flusher();
         let session = prepared.open(passphrase, logging, quiet)?;
         log_panics();
+        tracing::debug!(flusher, "marked for memory reclaim, where that is permitted");
         let state = session.places().state.clone();
         let served = self.serve_session(&session, ready);
         let closed = session.close(quiet);
@@ -131,9 +135,6 @@ impl Job<'_> {
         let state = &session.places().state;
         shutdown::clear(state)
             .map_err(|error| Failure::caused(format!("Could not use {}", state.display()), &error))?;
-        if !system::become_io_flusher() {
-            tracing::debug!("this process may not be marked as an I/O flusher");
-        }
         let options = MountOptions {
             mountpoint: self.mountpoint.to_owned(),
             name: session.store(),

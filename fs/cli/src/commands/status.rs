@@ -25,12 +25,7 @@ fn render(status: &Value) -> String {
         format!("Volume     {} of repository {}", text(&status["volume"]), text(&status["repository"])),
         format!("Store      {}", text(&status["store"])),
         format!("Mounted    since {} by process {}", text(&status["mounted_since"]), count(&status["pid"])),
-        format!(
-            "Head       {}:{}, {} s old",
-            count(&status["head"]["sequence"]),
-            text(&status["head"]["commit"]),
-            count(&status["head"]["age_s"])
-        ),
+        head(&status["head"]),
         format!("Pending    {} not yet in the store", size(&status["pending_bytes"])),
         format!(
             "Log        {} of {} in {} segments",
@@ -40,13 +35,25 @@ fn render(status: &Value) -> String {
         ),
         format!("Staging    {} in {} packs", size(&status["staging"]["bytes"]), count(&status["staging"]["packs"])),
         format!("Memory     {} of {}", size(&status["memory"]["rss"]), size(&status["memory"]["limit"])),
-        format!("Snapshots  {}", count(&status["snapshots"])),
+        format!("Snapshots  {}{}", count(&status["snapshots"]), waiting(&status["snapshots_not_committed"])),
         format!("State dir  {}", text(&status["state_dir"])),
     ];
     if let Some(problem) = status["problem"].as_str() {
         lines.push(format!("Problem    {problem}"));
     }
     lines.join("\n")
+}
+
+fn head(head: &Value) -> String {
+    match (head["sequence"].as_u64(), head["commit"].as_str(), head["age_s"].as_u64()) {
+        (Some(sequence), Some(commit), Some(age)) => format!("Head       {sequence}:{commit}, {age} s old"),
+        _ => "Head       none yet: nothing is in the store".to_owned(),
+    }
+}
+
+fn waiting(names: &Value) -> String {
+    let names: Vec<&str> = names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if names.is_empty() { ", all committed".to_owned() } else { format!(", not yet committed: {}", names.join(", ")) }
 }
 
 #[cfg(test)]
