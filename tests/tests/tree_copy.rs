@@ -1,7 +1,7 @@
 //! Real trees copied in: they come out the same, twice the same costs once, and the store shows nothing of them.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -74,15 +74,23 @@ fn a_tree_of_10000_files_comes_out_as_it_went_in_and_a_second_copy_is_almost_fre
     let added = after - before;
     eprintln!("the store held {before} bytes, and {added} more after the second copy");
     assert!(added * 100 < before, "the second copy added {added} bytes to {before}: 1 % or more");
+}
 
-    // Of the file of noise a part is enough: 512 MiB of runs would fill the filter.
-    let clear = scratch("clear");
-    let mut part = vec![0; 16 << 20];
-    File::open(&big).and_then(|mut f| f.read_exact(&mut part)).expect("the big file can be read");
-    fs::write(clear.path().join("part"), part).expect("written");
-    fs::remove_file(&big).expect("removed");
+#[test]
+fn nothing_in_the_store_is_clear_text() {
+    let _slot = alone();
+    let source = scratch("clear");
+    let tree = source.path().join("tree");
+    copy_real_files(&tree, FILES);
+    write_noise(&tree.join("a file of noise"), 43, 16 << 20);
+    let mut repo = TestRepo::new("clear-text");
+    repo.mount();
+    must("cp", &["-a", text(&tree), text(&repo.live())], LONG);
+    fs::create_dir(repo.snapshot("a snapshot with a long name")).expect("taken");
+    repo.umount();
     let start = Instant::now();
-    let leaks = clear_text(&repo.store, &[tree.clone(), clear.path().to_owned()]);
+    fs::write(source.path().join("a snapshot with a long name"), b"").expect("its name counts as well");
+    let leaks = clear_text(&repo.store, &[source.path().to_owned()]);
     eprintln!("the store was searched in {:?}", start.elapsed());
     assert!(
         leaks.is_empty(),
