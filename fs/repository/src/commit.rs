@@ -314,7 +314,7 @@ fn open_padded(
     seal.frame()
         .open(record, &chain.id, &mut bytes)
         .map_err(|e| RepositoryError::corrupt(format_args!("Frame {} of {name}", record.number), e.0))?;
-    crate::codec::pad(&mut bytes);
+    bytes.truncate(bytes.len() - axiomfs_api::TAG_LEN);
     Ok(bytes)
 }
 

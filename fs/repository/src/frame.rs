@@ -1,6 +1,6 @@
 //! Frames: what goes through the chain as one piece (format.md §5).
 
-use axiomfs_api::Sealer;
+use axiomfs_api::{Sealer, TAG_LEN};
 
 use crate::codec::{Malformed, Put, Reader, padme};
 use crate::crypto::{SALT, nonce};
@@ -75,7 +75,7 @@ impl FrameRecord {
         let (chain, applied) = (r.u16()?, r.u32()?);
         let record =
             Self { number, kind, chain, applied, offset: r.u32()?, stored: r.u32()?, encoded: r.u32()?, raw: r.u32()? };
-        let sealed = padme(record.encoded as usize) + axiomfs_api::TAG_LEN;
+        let sealed = padme(record.encoded as usize) + TAG_LEN;
         if record.stored as usize != sealed
             || sealed > limits::FRAME_STORED
             || record.encoded as usize > limits::FRAME_ENCODED
@@ -117,16 +117,15 @@ impl FrameSeal<'_> {
         debug_assert_eq!(padded.len(), record.stored as usize);
     }
 
-    /// Opens in place and cuts the padding off.
-    pub(crate) fn open(&self, record: &FrameRecord, chain: &[u8; 32], stored: &mut Vec<u8>) -> Result<(), Malformed> {
+    /// Opens in place; of what is left the encoded frame is the beginning, the rest padding and tag.
+    pub(crate) fn open(&self, record: &FrameRecord, chain: &[u8; 32], stored: &mut [u8]) -> Result<(), Malformed> {
         let aad = record.aad(self.repository, self.salt, chain);
+        let (padded, tag) = stored.split_last_chunk_mut::<TAG_LEN>().ok_or(Malformed("it ends too early"))?;
         self.sealer
-            .open(&nonce(NONCE_FRAME, record.number.into()), &aad, stored)
+            .open_detached(&nonce(NONCE_FRAME, record.number.into()), &aad, padded, tag)
             .map_err(|_| Malformed("its seal does not fit"))?;
-        let (_, padding) = stored.split_at_checked(record.encoded as usize).ok_or(Malformed("it ends too early"))?;
-        Reader::new(padding).padding()?;
-        stored.truncate(record.encoded as usize);
-        Ok(())
+        let (_, padding) = padded.split_at_checked(record.encoded as usize).ok_or(Malformed("it ends too early"))?;
+        Reader::new(padding).padding()
     }
 }
 

@@ -283,26 +283,27 @@ impl Reader {
     }
 
     fn load(&self, place: &FramePlace) -> Result<Decoded, RepositoryError> {
-        let mut bytes = self.read_sealed(place)?;
+        let (mut bytes, start) = self.read_sealed(place)?;
         count(&self.counters.frames_read, 1);
         count(&self.counters.frame_bytes_read, bytes.len() as u64);
-        let opened = match &place.pack {
-            PackPlace::Staged(pack) => pack.seal.frame().open(&place.record, &place.chain.id, &mut bytes),
-            PackPlace::Stored(located) => {
-                let pack = &located.pack;
-                let object = names::pack(&pack.id);
-                PackSeal::of(&self.keyring, self.seal.as_ref(), pack.kind, pack.epoch, pack.salt, &object)?
-                    .frame()
-                    .open(&place.record, &place.chain.id, &mut bytes)
-            }
-        };
-        opened.in_object(place.name())?;
+        let sealed = bytes.get_mut(start..start + place.record.stored as usize);
+        let sealed = sealed.ok_or_else(|| RepositoryError::corrupt(place.name(), "it ends too early"))?;
+        self.open_frame(place, sealed)?;
         let failed = |e| RepositoryError::host(place.name(), e);
         let decoder = self.host.decoder(&place.chain.descriptor).map_err(failed)?;
         if decoder.seal_id() != Some(self.seal.descriptor().id) {
             return Err(RepositoryError::corrupt(place.name(), "its chain names another seal than it has"));
         }
-        let raw = decoder.decode_vec(place.record.applied, bytes, place.record.raw as usize).map_err(failed)?;
+        let (applied, raw_len) = (place.record.applied, place.record.raw as usize);
+        let encoded = start..start + place.record.encoded as usize;
+        let raw = if applied == 0 {
+            bytes.truncate(encoded.end);
+            bytes.drain(..start);
+            decoder.decode_vec(applied, bytes, raw_len)
+        } else {
+            decoder.decode(applied, &bytes[encoded], raw_len)
+        };
+        let raw = raw.map_err(failed)?;
         if raw.len() != place.record.raw as usize {
             return Err(RepositoryError::corrupt(place.name(), "it decodes to another length"));
         }
@@ -331,23 +332,32 @@ impl Reader {
         Ok(Decoded::Nodes(Arc::new(nodes)))
     }
 
-    fn read_sealed(&self, place: &FramePlace) -> Result<Vec<u8>, RepositoryError> {
+    fn open_frame(&self, place: &FramePlace, sealed: &mut [u8]) -> Result<(), RepositoryError> {
+        let opened = match &place.pack {
+            PackPlace::Staged(pack) => pack.seal.frame().open(&place.record, &place.chain.id, sealed),
+            PackPlace::Stored(located) => {
+                let pack = &located.pack;
+                let object = names::pack(&pack.id);
+                PackSeal::of(&self.keyring, self.seal.as_ref(), pack.kind, pack.epoch, pack.salt, &object)?
+                    .frame()
+                    .open(&place.record, &place.chain.id, sealed)
+            }
+        };
+        opened.in_object(place.name())
+    }
+
+    /// Bytes in which the sealed frame stands, and where it begins in them.
+    fn read_sealed(&self, place: &FramePlace) -> Result<(Vec<u8>, usize), RepositoryError> {
         let located = match &place.pack {
-            PackPlace::Staged(pack) => return pack.read(&place.record, self.store.as_ref()),
+            PackPlace::Staged(pack) => return Ok((pack.read(&place.record, self.store.as_ref())?, 0)),
             PackPlace::Stored(located) => located,
         };
         let key = names::key(&names::pack(&located.pack.id))?;
         let (offset, stored) = (u64::from(place.record.offset), u64::from(place.record.stored));
         let start = offset / ALIGN * ALIGN;
         let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
-        let mut bytes = self.store.get_range(&key, start, end - start)?;
-        let skip = usize::try_from(offset - start).unwrap_or(usize::MAX);
-        if bytes.len() as u64 != end - start {
-            return Err(RepositoryError::corrupt(key.as_str(), "the store returned another length than was asked for"));
-        }
-        bytes.truncate(skip + place.record.stored as usize);
-        bytes.drain(..skip);
-        Ok(bytes)
+        let bytes = self.store.get_range(&key, start, end - start)?;
+        Ok((bytes, usize::try_from(offset - start).expect("less than the alignment")))
     }
 }
 
