@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::generate::{Generator, Limits};
-use axiomfs_tests::model::{Kind, Op};
+use axiomfs_tests::model::{Data, Kind, Op};
 use axiomfs_tests::perform::Performer;
 use axiomfs_tests::powercut::oracle::{History, Seen, State, Step};
 use axiomfs_tests::powercut::{Disk, Loss, Switch};
@@ -68,7 +68,7 @@ fn two_hundred_power_cuts() {
                             failed.store(true, Ordering::SeqCst);
                             panic!("{}", chain.report(&plan, &why))
                         });
-                        tally.lock().expect("A tally is whole").note(&plan, &fired, operations);
+                        tally.lock().expect("A tally is whole").note(&fired, operations);
                     }
                 }
             });
@@ -109,14 +109,14 @@ enum Cut {
 struct Tally {
     cuts: u64,
     points: BTreeMap<String, u64>,
-    /// Operations on the disk in the latest lives that no cut ended early: where random cuts can fall.
+    /// Most operations on the disk in one life: where random cuts can fall.
     operations: u64,
 }
 
 impl Tally {
-    fn note(&mut self, plan: &Plan, fired: &str, operations: u64) {
+    fn note(&mut self, fired: &str, operations: u64) {
         self.cuts += 1;
-        if let Cut::Point(..) = plan.cut {
+        if POINTS.contains(&fired) {
             *self.points.entry(fired.to_owned()).or_default() += 1;
         }
         self.operations = self.operations.max(operations);
@@ -298,11 +298,17 @@ impl Chain {
         let limits = Limits { nodes: 50, bytes: 6 << 20, write: 120_000, file: 1 << 20, compound: false };
         let mut generator = Generator::new(plan.seed, limits);
         let mut rng = Rng::new(!plan.seed);
-        for number in 0..STEPS {
+        // A segment of the log has to be filled before it is followed by another.
+        let fill = matches!(plan.cut, Cut::Point("log.rotate", _));
+        for number in 0..if fill { 3 * STEPS } else { STEPS } {
             let state = self.history.states[self.history.last()].clone();
-            let step = if number == 0 { Step::Sync } else { choose(&mut rng, &mut generator, &state) };
+            let step = match number {
+                0 => Step::Sync,
+                _ if fill && rng.one_in(2) => overwrite(&mut rng, &state),
+                _ => choose(&mut rng, &mut generator, &state),
+            };
             let (after, want) = state.after(&step);
-            self.history.push(after, format!("{step:?}"));
+            self.history.push(after, step.clone());
             let at = self.history.last();
             let have = perform(&step, repo, &mut performer);
             if have != want {
@@ -347,7 +353,8 @@ impl Chain {
 
     fn report(&self, plan: &Plan, why: &str) -> String {
         let kept = self.keep();
-        let steps = self.history.steps.iter().enumerate().map(|(at, step)| format!("  {at}: {step}\n"));
+        let steps =
+            self.history.steps.iter().enumerate().map(|(at, step)| format!("  {at}: {}\n", describe(step.as_ref())));
         let steps: Vec<String> = steps.skip(self.history.steps.len().saturating_sub(90)).collect();
         let trace = &self.trace[self.trace.len().saturating_sub(60)..];
         format!(
@@ -377,6 +384,13 @@ impl Chain {
     }
 }
 
+fn describe(step: Option<&Step>) -> String {
+    match step {
+        Some(Step::File(op)) => op.describe(),
+        other => format!("{other:?}"),
+    }
+}
+
 fn choose(rng: &mut Rng, generator: &mut Generator, state: &State) -> Step {
     let free = (0..4).map(|number| format!("s{number}")).find(|name| !state.snapshots.contains_key(name));
     let taken: Vec<&String> = state.snapshots.keys().collect();
@@ -392,6 +406,16 @@ fn choose(rng: &mut Rng, generator: &mut Generator, state: &State) -> Step {
         }
         _ => Step::File(generator.next(&state.live)),
     }
+}
+
+/// Many bytes for the log and few for the tree.
+fn overwrite(rng: &mut Rng, state: &State) -> Step {
+    let path = b"overwritten".to_vec();
+    if state.live.size_of(&path).is_none() {
+        return Step::File(Op::Create { path, mode: 0o600 });
+    }
+    let data = Data { seed: rng.next(), len: rng.between(100_000, 250_000) as u32, text: false };
+    Step::File(Op::Write { path, offset: rng.below(200_000), data })
 }
 
 fn perform(step: &Step, repo: &TestRepo, performer: &mut Performer) -> Result<(), i32> {
