@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use axiomfs_live::{Access, FallocMode, FsError, Handle, NodeId, Seek, SetAttr, XattrMode};
+use axiomfs_live::{Access, FallocMode, FsError, Handle, INO_BITS, NodeId, Seek, SetAttr, XattrMode};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, WriteFlags,
@@ -18,6 +18,8 @@ use crate::service::{Lane, Service};
 
 /// Longest range of one copy: its length has to fit into the 32 bits of the reply.
 const MAX_COPY: u64 = 1 << 30;
+/// How many inodes there can be: their numbers have 40 bits.
+const INODES: u64 = 1 << INO_BITS;
 /// Extended attributes of the kernel's own. POSIX ACLs are not enforced yet, and what isn't enforced isn't taken.
 const SYSTEM_XATTRS: &[u8] = b"system.";
 /// Extended attributes only root gets to see.
@@ -160,9 +162,8 @@ impl Adapter {
                     space.blocks,
                     space.free,
                     space.free,
-                    // Inodes are bounded by space alone.
-                    space.files.saturating_add(space.free),
-                    space.free,
+                    INODES,
+                    INODES.saturating_sub(space.files),
                     space.block_size,
                     space.max_name,
                     space.block_size,
