@@ -52,7 +52,8 @@ def make(directory, quick):
         make_tree(directory / "tree", chosen)
         make_mixed(directory / "mixed.bin", found, mixed)
         stamp.write_text(recipe.hexdigest())
-    facts = {"files": files, "tree_bytes": sum(size for _, _, size in chosen), "mixed_bytes": mixed, "recipe": recipe.hexdigest()[:16]}
+    facts = {"files": files, "tree_bytes": sum(size for _, _, size in chosen), "mixed_bytes": mixed, "recipe": recipe.hexdigest()[:16],
+             "whole": not quick}
     return Source(directory, facts)
 
 

@@ -24,10 +24,11 @@ def ratio(row, per, other):
     return f"{value if ROWS[row][2] else 1 / value:.2f}"
 
 
-def verdict(row, per):
+def verdict(row, per, whole):
+    """What must be reached, and whether it is. Only the whole data can tell."""
     target, ours = ROWS[row][3], per.get("axiomfs")
     sign = "≥" if ROWS[row][2] else "≤"
-    if not ours:
+    if not ours or not whole:
         return f"{sign} {number(target)}"
     reached = ours["median"] >= target if ROWS[row][2] else ours["median"] <= target
     return f"{sign} {number(target)} {'yes' if reached else 'NO'}"
@@ -44,7 +45,7 @@ def table(result, names):
         per = figures[row]
         line = [what, unit, *(cell(per.get(name)) for name in names)]
         if "axiomfs" in names:
-            line += [*(ratio(row, per, name) for name in others), verdict(row, per)]
+            line += [*(ratio(row, per, name) for name in others), verdict(row, per, machine["data"]["whole"])]
         lines.append(line)
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = ["| " + " | ".join(word.ljust(width) for word, width in zip(line, widths)) + " |" for line in lines]
