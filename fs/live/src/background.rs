@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::change::Need;
 use crate::checkpoint::{CheckpointError, Checkpointer};
 use crate::types::{Access, Committed, FsError, FsResult, Progress};
-use crate::volume::{Need, Shared, Volume, lock};
+use crate::volume::{Shared, Volume, lock};
 
 /// How often the worker looks at the clock.
 const TICK: Duration = Duration::from_millis(250);

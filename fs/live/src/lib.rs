@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod change;
 mod checkpoint;
 mod commit;
 mod edit;

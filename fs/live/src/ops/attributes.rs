@@ -3,10 +3,11 @@
 use axiomfs_repository::record::Inode;
 
 use super::{attr_of, live_only};
+use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::types::{Access, Attr, Caller, FileKind, FsError, FsResult, NodeId, SetAttr, SetTime, StatFs, Time};
-use crate::volume::{Change, Need, OpResult, Volume};
+use crate::volume::Volume;
 
 /// Largest file: offsets are signed 64-bit numbers to the kernel.
 pub(crate) const FILE_MAX: u64 = i64::MAX as u64;

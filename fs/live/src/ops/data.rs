@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 
 use super::attributes::{FILE_MAX, allocated, kill_set_ids, resize};
 use super::live_only;
+use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::types::{Access, Caller, FallocMode, FileKind, FsError, FsResult, Handle, NodeId};
-use crate::volume::{Change, Need, OpResult, Volume};
+use crate::volume::Volume;
 
 /// Most bytes of one log record's data.
 const RECORD_DATA: usize = 1 << 20;

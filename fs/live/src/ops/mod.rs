@@ -9,8 +9,9 @@ mod xattrs;
 
 use axiomfs_repository::record::Inode;
 
+use crate::change::OpResult;
 use crate::types::{Attr, FsError, FsResult, NodeId};
-use crate::volume::{OpResult, Volume};
+use crate::volume::Volume;
 
 /// What `stat` shows of an inode.
 pub(crate) fn attr_of(ino: u64, inode: &Inode) -> Attr {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use axiomfs_repository::record::{Entry, Inode, TARGET_MAX};
 
 use super::{attr_of, check_name, directory, live_only};
+use crate::change::{Change, Need, OpResult};
 use crate::edit::{Edit, links_of};
 use crate::state::FIRST_SEQ;
 use crate::types::{
     Access, Attr, Caller, DirEntry, FileKind, FsError, FsResult, Handle, Make, NodeId, RenameMode, Time,
 };
 use crate::view::Found;
-use crate::volume::{Change, Need, OpResult, Volume};
+use crate::volume::Volume;
 
 /// Most names of one inode.
 const LINK_MAX: u32 = 65_000;

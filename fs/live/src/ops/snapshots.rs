@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::change::Need;
 use crate::edit::{Edit, SNAPSHOT_NAME_MAX};
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, RenameMode, SnapshotInfo};
-use crate::volume::{Need, Volume, now};
+use crate::volume::{Volume, now};
 
 /// Snapshot numbers are 24 bits of a node id.
 const ORDINAL_MAX: u32 = (1 << 24) - 1;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axiomfs_repository::record::{XATTR_MAX, Xattr};
 
 use super::live_only;
+use crate::change::Need;
 use crate::edit::Edit;
 use crate::types::{Access, Caller, FsError, FsResult, NodeId, XattrMode};
-use crate::volume::{Need, Volume};
+use crate::volume::Volume;
 
 /// Longest name of an extended attribute (Linux: `XATTR_NAME_MAX`).
 const XATTR_NAME_MAX: usize = 255;
