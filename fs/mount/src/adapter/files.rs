@@ -20,8 +20,9 @@ use crate::service::{Lane, Service};
 const MAX_COPY: u64 = 1 << 30;
 /// How many inodes there can be: their numbers have 40 bits.
 const INODES: u64 = 1 << INO_BITS;
-/// Extended attributes of the kernel's own. POSIX ACLs are not enforced yet, and what isn't enforced isn't taken.
-const SYSTEM_XATTRS: &[u8] = b"system.";
+/// The namespaces of extended attributes that are kept. `system.` is not among them: POSIX ACLs are not enforced yet,
+/// and what isn't enforced isn't taken.
+const KEPT_XATTRS: [&[u8]; 3] = [b"user.", b"security.", TRUSTED_XATTRS];
 /// Extended attributes only root gets to see.
 const TRUSTED_XATTRS: &[u8] = b"trusted.";
 
@@ -42,7 +43,7 @@ pub(super) fn open_flags(service: &Service) -> FopenFlags {
 
 /// Whether an extended attribute is refused whatever is in it.
 pub(super) fn is_refused_xattr(name: &[u8]) -> bool {
-    name.starts_with(SYSTEM_XATTRS)
+    !KEPT_XATTRS.iter().any(|namespace| name.starts_with(namespace))
 }
 
 impl Adapter {
@@ -359,9 +360,10 @@ mod tests {
     }
 
     #[test]
-    fn acls_are_refused_and_other_attributes_are_not() {
+    fn acls_and_unknown_namespaces_are_refused() {
         assert!(is_refused_xattr(b"system.posix_acl_access"));
-        assert!(!is_refused_xattr(b"user.system.x"));
+        assert!(is_refused_xattr(b"unknown.x") && is_refused_xattr(b"user"));
+        assert!(!is_refused_xattr(b"user.system.x") && !is_refused_xattr(b"trusted.overlay"));
         assert!(!is_refused_xattr(b"security.capability"));
     }
 }
