@@ -403,7 +403,17 @@ impl<'a> NodePacks<'a> {
     fn finish(mut self) -> Result<Vec<(FinishedPack, Arc<PackSeal>)>, RepositoryError> {
         self.end_frame()?;
         self.end_pack()?;
-        Ok(self.done)
+        Ok(std::mem::take(&mut self.done))
+    }
+}
+
+impl Drop for NodePacks<'_> {
+    fn drop(&mut self) {
+        for (pack, _) in &self.done {
+            if let Err(error) = remove_if_there(&pack.path) {
+                tracing::warn!(%error, "could not remove a pack of a commit that failed");
+            }
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod repository;
 mod snapshot;
 mod staged;
 mod stats;
+mod temporary;
 #[cfg(test)]
 mod tests;
 pub mod tree;

@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axiomfs_api::{Seal, Sealer, TAG_LEN};
@@ -15,6 +14,7 @@ use crate::frame::{FrameKind, FrameRecord, FrameSeal, Member, RECORD};
 use crate::ids::{PackId, RepositoryId, hex};
 use crate::keys::Keyring;
 use crate::limits;
+use crate::temporary::Temporary;
 
 const MAGIC: &[u8; 4] = b"AXPK";
 const END: &[u8; 4] = b"AXPE";
@@ -196,8 +196,7 @@ pub(crate) fn intern(chains: &mut Vec<Chain>, chain: &Chain) -> u16 {
 pub(crate) struct PackWriter {
     pub(crate) seal: Arc<PackSeal>,
     file: File,
-    path: PathBuf,
-    finished: AtomicBool,
+    temporary: Temporary,
     state: Mutex<WriterState>,
 }
 
@@ -225,15 +224,16 @@ impl PackWriter {
             .write(true)
             .create_new(true)
             .open(&path)
-            .and_then(|file| file.write_all_at(&seal.header(), 0).map(|()| file))
             .map_err(|e| RepositoryError::staging("create", &path, e))?;
+        let temporary = Temporary::new(path);
+        file.write_all_at(&seal.header(), 0).map_err(|e| RepositoryError::staging("write", temporary.path(), e))?;
         let state = WriterState { next_number: 0, next_offset: HEADER as u64, table: Table::default() };
-        Ok(Self { seal, file, path, finished: AtomicBool::new(false), state: Mutex::new(state) })
+        Ok(Self { seal, file, temporary, state: Mutex::new(state) })
     }
 
     /// Bytes that were written before.
     pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, RepositoryError> {
-        read_at(&self.file, &self.path, offset, len)
+        read_at(&self.file, self.temporary.path(), offset, len)
     }
 
     /// Whether a frame of `stored` bytes would pass what the format allows.
@@ -273,7 +273,7 @@ impl PackWriter {
         self.seal.frame().seal(&record, &chain.id, &mut padded);
         self.file
             .write_all_at(&padded, record.offset.into())
-            .map_err(|e| RepositoryError::staging("write", &self.path, e))?;
+            .map_err(|e| RepositoryError::staging("write", self.temporary.path(), e))?;
         self.lock().table.frames.push((record, members));
         Ok(record)
     }
@@ -290,35 +290,24 @@ impl PackWriter {
         table.put_u64(offset);
         table.put_len32(sealed);
         table.put(END);
-        let failed = |operation, e| RepositoryError::staging(operation, &self.path, e);
+        let failed = |operation, e| RepositoryError::staging(operation, self.temporary.path(), e);
         self.file.write_all_at(&table, offset).map_err(|e| failed("write", e))?;
         let len = offset + table.len() as u64;
         let id = PackId(hash_file(&self.file, len).map_err(|e| failed("read", e))?);
-        let path = staged_path(self.path.parent().unwrap_or(Path::new(".")), &id);
-        std::fs::rename(&self.path, &path).map_err(|e| failed("rename", e))?;
-        self.finished.store(true, Ordering::Relaxed);
+        let path = staged_path(self.temporary.path().parent().unwrap_or(Path::new(".")), &id);
+        std::fs::rename(self.temporary.path(), &path).map_err(|e| failed("rename", e))?;
+        self.temporary.keep();
         let table = std::mem::take(&mut self.lock().table);
         Ok(FinishedPack { id, len, path, table })
     }
 
     /// Makes the file's bytes durable; its name is when the directory is.
     pub(crate) fn sync(&self) -> Result<(), RepositoryError> {
-        self.file.sync_all().map_err(|e| RepositoryError::staging("sync", &self.path, e))
+        self.file.sync_all().map_err(|e| RepositoryError::staging("sync", self.temporary.path(), e))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, WriterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for PackWriter {
-    fn drop(&mut self) {
-        if !self.finished.load(Ordering::Relaxed) {
-            // Nothing names an unfinished pack.
-            if let Err(error) = std::fs::remove_file(&self.path) {
-                tracing::warn!(%error, path = %self.path.display(), "could not remove an unfinished pack");
-            }
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::frame::FrameRecord;
 use crate::ids::{ChunkId, SegmentId, VolumeId};
 use crate::keys::Keyring;
 use crate::pack::{Chain, intern};
+use crate::temporary::Temporary;
 
 const PACK_BLOCK: usize = 32 << 10;
 
@@ -24,7 +25,7 @@ pub(crate) struct SegmentWriter {
     epoch: u32,
     salt: [u8; SALT],
     out: BufWriter<File>,
-    path: PathBuf,
+    temporary: Temporary,
     offset: u64,
     root: Root,
     packs: Vec<u8>,
@@ -70,7 +71,7 @@ impl SegmentWriter {
             epoch,
             salt,
             out: BufWriter::with_capacity(256 << 10, file),
-            path,
+            temporary: Temporary::new(path),
             offset: 0,
             root: Root::default(),
             packs: Vec::new(),
@@ -141,7 +142,7 @@ impl SegmentWriter {
         bytes.put_len32(root_len);
         bytes.put(END);
         self.write(&bytes)?;
-        let failed = |e| RepositoryError::staging("write", &self.path, e);
+        let failed = |e| RepositoryError::staging("write", self.temporary.path(), e);
         self.out.flush().map_err(failed)?;
         self.out.get_ref().sync_all().map_err(failed)?;
         let reference = SegmentRef {
@@ -153,7 +154,9 @@ impl SegmentWriter {
             salt: self.salt,
             rows: self.root.rows,
         };
-        Ok(Written { reference, path: self.path, root: self.root, filters: self.filters })
+        self.temporary.keep();
+        let path = self.temporary.path().to_owned();
+        Ok(Written { reference, path, root: self.root, filters: self.filters })
     }
 
     fn end_pack_block(&mut self) -> Result<(), RepositoryError> {
@@ -208,7 +211,7 @@ impl SegmentWriter {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
-        self.out.write_all(bytes).map_err(|e| RepositoryError::staging("write", &self.path, e))?;
+        self.out.write_all(bytes).map_err(|e| RepositoryError::staging("write", self.temporary.path(), e))?;
         self.offset += bytes.len() as u64;
         Ok(())
     }

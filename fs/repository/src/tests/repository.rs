@@ -391,3 +391,33 @@ fn sealed_records_are_bound_to_purpose_and_data() {
     a.open(&[0; 12], b"", &mut bytes).unwrap();
     assert_eq!(bytes, b"record");
 }
+
+/// Give it a small filesystem: `mount -t tmpfs -o size=8m none DIR; AXIOMFS_SMALL_DIR=DIR cargo test … full_disk -- --ignored`.
+#[test]
+#[ignore = "needs a filesystem of about 8 MiB of its own"]
+fn a_full_disk_stops_staging_and_a_freed_one_goes_on() {
+    let small = std::path::PathBuf::from(std::env::var_os("AXIOMFS_SMALL_DIR").unwrap());
+    let (bed, filler) = (Bed::new(), small.join("filler"));
+    std::fs::write(&filler, vec![1; 5 << 20]).unwrap();
+    let opts = OpenOptions { staging: Some(small.join("staging")), pack_bytes: 1 << 20, ..bed.options() };
+    let repository = bed.try_open(opts).unwrap();
+    let (mut random, mut model, mut failed) = (Random(83), BTreeMap::new(), None);
+    for _ in 0..60 {
+        let data: Vec<u8> = (0..100_000).map(|_| random.next() as u8).collect();
+        let id = repository.data_id(&data);
+        match repository.add_chunk(class(0, "default"), id, &data) {
+            Ok(_) => drop(model.insert(id, data)),
+            Err(error) => failed = Some(error),
+        }
+    }
+    let error = repository.flush().err().or(failed).unwrap();
+    assert!(error.is_no_space(), "{error}");
+    check(&repository, &model, "full");
+    std::fs::remove_file(&filler).unwrap();
+    repository.flush().unwrap();
+    check(&repository, &model, "freed");
+    commit(&repository, None);
+    check(&bed.open_cold(), &model, "cold");
+    let left: Vec<_> = std::fs::read_dir(small.join("staging")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
