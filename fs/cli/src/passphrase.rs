@@ -112,15 +112,39 @@ fn from_terminal(ask: Ask) -> Result<Secret, Failure> {
 
 fn prompt(mut terminal: &File, question: &str) -> Result<Secret, Failure> {
     let failed = |error: io::Error| Failure::caused("Could not ask on the terminal", &error);
-    let _silent = system::SilentTerminal::new(terminal).map_err(failed)?;
+    let silent = system::SilentTerminal::new(terminal).map_err(failed)?;
     terminal.write_all(question.as_bytes()).map_err(failed)?;
-    let mut line = Secret::default();
-    // Byte by byte: a buffered reader would keep a copy, and swallow what is typed for the second question.
-    let mut byte = [0u8; 1];
-    while line.len() as u64 <= MAX_LEN && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {
-        line.push(byte[0]);
+    let line = typed_line(terminal).map_err(failed);
+    drop(silent);
+    terminal.write_all(b"\n").map_err(failed)?;
+    match line? {
+        Some(line) => checked(line, "The terminal"),
+        None => Err(Failure::new("Interrupted").hint("nothing was changed")),
     }
-    checked(line, "The terminal")
+}
+
+/// What is typed up to the end of the line, with the keys that edit one; `None` after Ctrl-C.
+///
+/// Byte by byte: a buffered reader would keep a copy, and swallow what is typed for the next question.
+fn typed_line(mut terminal: impl Read) -> io::Result<Option<Secret>> {
+    const INTERRUPT: u8 = 0x03;
+    const END: u8 = 0x04;
+    const BACKSPACE: u8 = 0x08;
+    const KILL_LINE: u8 = 0x15;
+    const DELETE: u8 = 0x7f;
+    let mut line = Secret::new(Vec::with_capacity(MAX_LEN as usize + 1));
+    let mut byte = [0u8; 1];
+    while line.len() as u64 <= MAX_LEN && terminal.read(&mut byte)? == 1 {
+        match byte[0] {
+            b'\n' | b'\r' | END => break,
+            INTERRUPT => return Ok(None),
+            KILL_LINE => line.clear(),
+            // One character, not one byte of UTF-8.
+            BACKSPACE | DELETE => while line.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {},
+            other => line.push(other),
+        }
+    }
+    Ok(Some(line))
 }
 
 #[cfg(test)]
@@ -146,6 +170,18 @@ mod tests {
         assert!(
             first_line(format!("{longest}y").as_bytes(), "It").unwrap_err().to_string().contains("longer than 4096")
         );
+    }
+
+    #[test]
+    fn a_typed_line_can_be_edited() {
+        let typed = |keys: &str| typed_line(keys.as_bytes()).unwrap().map(|line| line.to_vec());
+        assert_eq!(typed("abc\nrest"), Some(b"abc".to_vec()));
+        assert_eq!(typed("ab\u{7f}\u{8}xy\r"), Some(b"xy".to_vec()));
+        assert_eq!(typed("aäö\u{7f}b\n"), Some("aäb".as_bytes().to_vec()));
+        assert_eq!(typed("\u{7f}\u{7f}a\n"), Some(b"a".to_vec()));
+        assert_eq!(typed("wrong\u{15}right\n"), Some(b"right".to_vec()));
+        assert_eq!(typed("half\u{3}\n"), None);
+        assert_eq!(typed("end\u{4}"), Some(b"end".to_vec()));
     }
 
     #[test]

@@ -53,14 +53,14 @@ pub fn take_secret_from_environment(name: &str) -> Option<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// A terminal that does not echo, until it is dropped.
+/// A terminal that neither echoes nor edits nor makes signals of keys, until it is dropped.
 pub struct SilentTerminal<'t> {
     terminal: &'t File,
     before: libc::termios,
 }
 
 impl<'t> SilentTerminal<'t> {
-    /// Switches echo off.
+    /// Takes the terminal.
     ///
     /// # Errors
     /// What the terminal answers.
@@ -72,8 +72,10 @@ impl<'t> SilentTerminal<'t> {
             attributes.assume_init()
         };
         let mut silent = before;
-        silent.c_lflag &= !libc::ECHO;
-        silent.c_lflag |= libc::ECHONL | libc::ICANON;
+        // Byte by byte and without signals: an interrupt that ended the process would leave the terminal silent.
+        silent.c_lflag &= !(libc::ECHO | libc::ICANON | libc::ISIG);
+        silent.c_cc[libc::VMIN] = 1;
+        silent.c_cc[libc::VTIME] = 0;
         // SAFETY: the struct is initialised and lives through the call.
         unsafe { check(libc::tcsetattr(terminal.as_raw_fd(), libc::TCSAFLUSH, &silent))? };
         Ok(Self { terminal, before })
