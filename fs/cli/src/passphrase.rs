@@ -1,7 +1,7 @@
 //! Where the passphrase comes from. Never a command line: anybody could read it in the process list.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -76,18 +76,24 @@ fn from_file(path: &Path) -> Result<Secret, Failure> {
     first_line(file, &format!("The passphrase file {name}"))
 }
 
-fn first_line(source: impl Read, name: &str) -> Result<Secret, Failure> {
-    let mut line = Secret::default();
-    BufReader::new(source.take(MAX_LEN + 2))
-        .read_until(b'\n', &mut line)
-        .map_err(|error| Failure::caused(format!("{name} can't be read"), &error))?;
-    if line.last() == Some(&b'\n') {
-        line.pop();
-        if line.last() == Some(&b'\r') {
-            line.pop();
+fn first_line(mut source: impl Read, name: &str) -> Result<Secret, Failure> {
+    // One buffer of the full size: growing would leave copies behind that nobody wipes.
+    let mut buffer = Secret::new(vec![0; MAX_LEN as usize + 2]);
+    let mut filled = 0;
+    while filled < buffer.len() && !buffer[..filled].contains(&b'\n') {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure::caused(format!("{name} can't be read"), &error)),
         }
     }
-    checked(line, name)
+    let end = buffer[..filled].iter().position(|byte| *byte == b'\n').unwrap_or(filled);
+    buffer.truncate(end);
+    if end < filled && buffer.last() == Some(&b'\r') {
+        buffer.pop();
+    }
+    checked(buffer, name)
 }
 
 fn checked(secret: Secret, name: &str) -> Result<Secret, Failure> {
