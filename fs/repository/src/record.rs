@@ -627,9 +627,8 @@ mod tests {
         inode.size = 300;
         inode.gid = 1;
         inode.encode(&mut out);
-        let golden = [
-            1, 0xed, 0x1b, 3, 0, 1, 0x81, 0x10, 0xac, 2, 5, 1, 0xff, 0x93, 0xeb, 0xdc, 3, 2, 2, 2, 2, 0, 0, 2, 16, 17,
-        ];
+        let golden =
+            [1, 0xed, 0x1b, 3, 0, 1, 0x81, 0x10, 0xac, 2, 5, 1, 0xff, 0x93, 0xeb, 0xdc, 3, 2, 2, 2, 2, 0, 0, 2, 16, 17];
         assert_eq!(out, golden);
     }
 }
