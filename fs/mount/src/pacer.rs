@@ -4,7 +4,8 @@
 //! requests do. On a busy machine it costs next to nothing, and a reader that polls takes the CPU from those it
 //! serves. Neither can be known beforehand, so it is measured: while requests come densely (the mean pause between two
 //! is under [`DENSE`]) the pacer counts how many are served per second, tries the other way for a moment now and then,
-//! and keeps to the better one, for longer each time it is confirmed.
+//! and keeps to the better one, for longer each time it is confirmed. Where more threads want to run than there are
+//! CPUs, polling is not even tried.
 //!
 //! fuser's loop retries a read that would block: while the descriptor is `O_NONBLOCK` it polls. A mount nobody uses
 //! costs nothing: two ticks after the last request the reader is blocked and the pacer asleep.
@@ -28,6 +29,8 @@ const WEIGHT_SHIFT: u32 = 3;
 const WINDOW: Duration = Duration::from_millis(8);
 /// How long one way is kept to before the other is tried, at first and at most.
 const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2000));
+/// So many ticks in a row with more threads than CPUs end polling at once.
+const CROWDED_TICKS: u32 = 2;
 /// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
 const WORTH: f64 = 1.15;
 
@@ -70,10 +73,16 @@ impl Pacer {
 
     /// Starts to switch `device`, a copy of the descriptor requests are read from.
     pub(crate) fn start(&self, device: OwnedFd) -> io::Result<()> {
+        self.start_with(device, runnable_threads)
+    }
+
+    fn start_with(&self, device: OwnedFd, runnable: fn() -> Option<usize>) -> io::Result<()> {
         if self.shared.tick.is_zero() {
             return Ok(());
         }
-        let mut watch = Watch { shared: self.shared.clone(), device, polling: false, polls: true, keep: KEEP.0 };
+        let cpus = std::thread::available_parallelism()?.get();
+        let shared = self.shared.clone();
+        let mut watch = Watch { shared, device, polling: false, polls: true, keep: KEEP.0, cpus, runnable };
         let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run())?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
         *lock(&self.thread) = Some(thread);
@@ -137,6 +146,8 @@ struct Watch {
     polls: bool,
     /// How long to keep to it before the other is tried.
     keep: Duration,
+    cpus: usize,
+    runnable: fn() -> Option<usize>,
 }
 
 impl Watch {
@@ -157,7 +168,7 @@ impl Watch {
     fn follow(&mut self) -> Option<()> {
         let begun = Instant::now();
         let mut before = self.count(self.polls)?;
-        while begun.elapsed() < self.keep {
+        while begun.elapsed() < self.keep && before > 0.0 {
             before = self.count(self.polls)?;
         }
         let other = self.count(!self.polls)?;
@@ -172,8 +183,12 @@ impl Watch {
         Some(())
     }
 
-    /// Requests per second over a window.
+    /// Requests per second over a window; 0 where there is no CPU to poll with.
     fn count(&mut self, poll: bool) -> Option<f64> {
+        if poll && self.is_crowded() {
+            return Some(0.0);
+        }
+        let mut crowded = 0;
         self.switch(poll);
         let requests = || self.shared.requests.load(Ordering::Relaxed);
         let (begun, first) = (Instant::now(), requests());
@@ -185,11 +200,21 @@ impl Watch {
             if requests() == last || sparse || self.closed() {
                 return None;
             }
+            crowded = if poll && self.is_crowded() { crowded + 1 } else { 0 };
+            if crowded >= CROWDED_TICKS {
+                return Some(0.0);
+            }
             let elapsed = begun.elapsed();
             if elapsed >= WINDOW {
                 return Some((requests() - first) as f64 / elapsed.as_secs_f64());
             }
         }
+    }
+
+    /// Whether more threads want to run than there are CPUs. One is this one; reader and client take turns, unless the
+    /// reader polls.
+    fn is_crowded(&self) -> bool {
+        (self.runnable)().is_some_and(|threads| threads > self.cpus + usize::from(self.polling))
     }
 
     fn closed(&self) -> bool {
@@ -215,6 +240,12 @@ impl Watch {
 /// Whether the way that was tried serves enough more requests.
 fn is_better(tried: f64, kept: f64, tried_polls: bool) -> bool {
     if tried_polls { tried > kept * WORTH } else { tried * WORTH > kept }
+}
+
+/// How many threads of the machine run or want to, this one among them: proc_loadavg(5), fourth field.
+fn runnable_threads() -> Option<usize> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    load.split(' ').nth(3)?.split_once('/')?.0.parse().ok()
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -271,7 +302,7 @@ mod tests {
     fn polls_while_requests_are_dense_and_stops_when_they_end() {
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start(read.try_clone().unwrap()).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
         assert!(!is_nonblocking(&read), "nothing polls before the first request");
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
         assert!(polled > 0);
@@ -284,7 +315,7 @@ mod tests {
         for (slow_polled, slow_blocked) in [(10, 1), (1, 10)] {
             let (read, _write) = nix::unistd::pipe().unwrap();
             let pacer = Pacer::new(Duration::from_millis(1));
-            pacer.start(read.try_clone().unwrap()).unwrap();
+            pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
             let cost = |polls| Duration::from_micros(20 * if polls { slow_polled } else { slow_blocked });
             requests(&pacer, &read, Duration::from_millis(500), cost);
             let [blocked, polled] = requests(&pacer, &read, Duration::from_millis(1500), cost);
@@ -302,7 +333,7 @@ mod tests {
     fn sparse_requests_are_not_polled_for() {
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start(read.try_clone().unwrap()).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
         for _ in 0..20 {
             pacer.begin();
             pacer.end();
@@ -313,10 +344,25 @@ mod tests {
     }
 
     #[test]
+    fn nothing_polls_where_threads_wait_for_cpus() {
+        let (read, _write) = nix::unistd::pipe().unwrap();
+        let pacer = Pacer::new(Duration::from_millis(1));
+        pacer.start_with(read.try_clone().unwrap(), || Some(usize::MAX)).unwrap();
+        let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
+        assert_eq!(polled, 0);
+        pacer.stop();
+    }
+
+    #[test]
+    fn this_thread_is_seen_to_run() {
+        assert!(runnable_threads().is_some_and(|threads| threads >= 1));
+    }
+
+    #[test]
     fn zero_switches_it_off() {
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::ZERO);
-        pacer.start(read.try_clone().unwrap()).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(50), |_| Duration::from_micros(20));
         assert_eq!(polled, 0);
         pacer.stop();
