@@ -7,6 +7,7 @@
 //! ```
 //!
 //! Nothing but this crate knows FUSE or errno.
+#![deny(unsafe_code)]
 
 mod adapter;
 mod calls;
@@ -16,6 +17,8 @@ mod convert;
 mod errno;
 mod error;
 mod invalidate;
+// Takes over a descriptor that the mount helper sends.
+#[allow(unsafe_code)]
 mod kernel_mount;
 mod mountpoint;
 mod nodes;
