@@ -266,7 +266,7 @@ impl Run {
         }
     }
 
-    fn copy(&mut self, a: u8, b: u8, c: u8, e: u8, from: u32, to: u32, len: u32) {
+    fn copy(&mut self, (a, b): (u8, u8), (c, e): (u8, u8), from: u32, to: u32, len: u32) {
         let (Some((source, s)), Some((target, t))) = (self.file(a, b), self.file(c, e)) else { return };
         let size = self.data(s).len();
         let len = (len as usize).min(size.saturating_sub(from as usize));
@@ -319,7 +319,7 @@ impl Run {
                     data[(o as usize).min(end)..end].fill(0);
                 }
             }
-            Op::Copy(a, b, c, e, f, t, l) => self.copy(a, b, c, e, f, t, l),
+            Op::Copy(a, b, c, e, f, t, l) => self.copy((a, b), (c, e), f, t, l),
             Op::Chmod(d, n, mode) => {
                 let Some((node, at)) = self.file(d, n) else { return };
                 let set = SetAttr { mode: Some(mode.into()), ..SetAttr::default() };
