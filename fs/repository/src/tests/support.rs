@@ -1,8 +1,8 @@
 //! A repository over a store in memory, and a store that misbehaves on request.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 use axiomfs_compression_zstd::Factory;
@@ -99,14 +99,19 @@ impl Store for TestStore {
     }
 }
 
+/// One host for all tests: making one tests its chains.
 pub fn host() -> Arc<Host> {
-    let registry = Registry::new().transform(Factory).seal(Aes256Gcm);
-    let chain = |name: &str, steps| ChainSpec { name: name.to_owned(), steps };
-    let chains = vec![
-        chain("default", vec![StepSpec::new("zstd"), StepSpec::new("aes-256-gcm")]),
-        chain("media", vec![StepSpec::new("aes-256-gcm")]),
-    ];
-    Arc::new(Host::new(registry, chains, RouteTable::default(), Limits::default(), Vec::new()).unwrap())
+    static HOST: OnceLock<Arc<Host>> = OnceLock::new();
+    HOST.get_or_init(|| {
+        let registry = Registry::new().transform(Factory).seal(Aes256Gcm);
+        let chain = |name: &str, steps| ChainSpec { name: name.to_owned(), steps };
+        let chains = vec![
+            chain("default", vec![StepSpec::new("zstd"), StepSpec::new("aes-256-gcm")]),
+            chain("media", vec![StepSpec::new("aes-256-gcm")]),
+        ];
+        Arc::new(Host::new(registry, chains, RouteTable::default(), Limits::default(), Vec::new()).unwrap())
+    })
+    .clone()
 }
 
 /// A store with a fresh repository and a staging directory.
