@@ -26,7 +26,7 @@ use crate::calls::{self, Opening};
 use crate::convert::{file_attr, kind_of_mode, set_time, time_from_fuser};
 use crate::errno::report;
 use crate::nodes::Place;
-use crate::replies::{GENERATION, Names, NamesAndAttributes, send_done, send_entry, send_xattr};
+use crate::replies::{GENERATION, Names, NamesAndAttributes, send_entry, send_xattr};
 use crate::service::{Lane, Service};
 use crate::transport::{self, Agreed};
 
@@ -87,6 +87,10 @@ impl Filesystem for Adapter {
             ),
             place => self.lookup_own(place, name.as_bytes(), reply),
         });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
+        self.service.serve("forget", || self.service.removed.forget(&self.service.volume, NodeId::unpack(ino.0)));
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -180,13 +184,13 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.service.serve("unlink", || self.remove(request, parent, name, false, reply));
+        self.service.serve("unlink", || self.remove(request, parent, name, FileKind::File, reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.service.serve("rmdir", || match Place::of(parent.0) {
             Place::Snapshots => self.forget_snapshot(name.as_bytes(), reply),
-            _ => self.remove(request, parent, name, true, reply),
+            _ => self.remove(request, parent, name, FileKind::Directory, reply),
         });
     }
 
@@ -201,14 +205,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let Some(mode) = rename_mode(flags) else { return reply.error(Errno::EINVAL) };
-        let caller = caller(request);
         self.service.serve("rename", || match (Place::of(parent.0), Place::of(newparent.0)) {
-            (Place::Tree(from), Place::Tree(to)) if from.ordinal == 0 && to.ordinal == 0 => self.service.ask(
-                Lane::Change,
-                &(name.as_bytes().to_vec(), newname.as_bytes().to_vec()),
-                move |volume, access, (name, newname)| volume.rename(access, caller, from, name, to, newname, mode),
-                move |_, result| send_done(reply, "rename", result),
-            ),
+            (Place::Tree(from), Place::Tree(to)) if from.ordinal == 0 && to.ordinal == 0 => {
+                self.move_name(request, (from, name), (to, newname), mode, reply);
+            }
             (Place::Tree(from), Place::Tree(to)) if from.ordinal == to.ordinal => reply.error(Errno::EROFS),
             (Place::Tree(_) | Place::Snapshots, Place::Tree(_)) | (Place::Tree(_), Place::Snapshots) => {
                 reply.error(Errno::EXDEV);

@@ -27,6 +27,7 @@ mod pacer;
 mod panics;
 mod pool;
 mod privileges;
+mod removed;
 mod replies;
 mod service;
 mod transport;

@@ -17,6 +17,7 @@ use crate::nodes::Place;
 use crate::pacer::Pacer;
 use crate::panics;
 use crate::pool::Pool;
+use crate::removed::Removed;
 
 /// How long the kernel may keep names and attributes of trees nobody else changes.
 const FOR_LONG: Duration = Duration::from_secs(86_400);
@@ -58,6 +59,7 @@ pub(crate) struct Service {
     pub(crate) pacer: Pacer,
     pub(crate) invalidator: Invalidator,
     pub(crate) owner: Owner,
+    pub(crate) removed: Removed,
     read_only: bool,
     mounted_at: Time,
     /// When `snapshots/` was last changed through this mount.
@@ -92,6 +94,7 @@ impl Service {
             pacer: Pacer::new(poll),
             invalidator: Invalidator::default(),
             owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
+            removed: Removed::default(),
             read_only,
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
@@ -184,6 +187,7 @@ impl Service {
         for pool in [&self.data, &self.changes, &self.metadata, &self.snapshots, &self.commands, &self.texts] {
             pool.close();
         }
+        self.removed.forget_all(&self.volume);
         self.invalidator.stop();
     }
 

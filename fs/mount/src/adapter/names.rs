@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use axiomfs_live::{Access, FileKind, FsError, FsResult, Make};
+use axiomfs_live::{Access, FileKind, FsError, FsResult, Make, NodeId, RenameMode, Volume};
 use fuser::{INodeNo, ReplyEmpty, ReplyEntry, Request};
 
 use super::{Adapter, caller, changeable, own};
 use crate::calls;
 use crate::nodes::Place;
+use crate::removed::Victim;
 use crate::replies::{ListingReply, send_done, send_entry};
 use crate::service::{Lane, Service};
 
@@ -37,7 +38,7 @@ impl Adapter {
     }
 
     /// Removes a name from the live tree.
-    pub(super) fn remove(&self, request: &Request, parent: INodeNo, name: &OsStr, directory: bool, reply: ReplyEmpty) {
+    pub(super) fn remove(&self, request: &Request, parent: INodeNo, name: &OsStr, what: FileKind, reply: ReplyEmpty) {
         let parent = match changeable(parent) {
             Ok(parent) => parent,
             Err(errno) => return reply.error(errno),
@@ -47,13 +48,39 @@ impl Adapter {
             Lane::Metadata,
             name.as_bytes(),
             move |volume, access, name| {
-                if directory {
-                    volume.rmdir(access, caller, parent, name)
-                } else {
-                    volume.unlink(access, caller, parent, name)
-                }
+                let victim = Victim::hold(volume, access, parent, name)?;
+                let removed = match what {
+                    FileKind::Directory => volume.rmdir(access, caller, parent, name),
+                    _ => volume.unlink(access, caller, parent, name),
+                };
+                finish_removal(volume, Some(victim), removed)
             },
-            move |_, result| send_done(reply, "remove", result),
+            move |service, result| send_removed(service, reply, "remove", result),
+        );
+    }
+
+    /// Renames within the live tree.
+    pub(super) fn move_name(
+        &self,
+        request: &Request,
+        (from, name): (NodeId, &OsStr),
+        (to, newname): (NodeId, &OsStr),
+        mode: RenameMode,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request);
+        self.service.ask(
+            Lane::Change,
+            &(name.as_bytes().to_vec(), newname.as_bytes().to_vec()),
+            move |volume, access, (name, newname)| {
+                let victim = match mode {
+                    RenameMode::Replace => Victim::hold_if_any(volume, access, to, newname)?,
+                    RenameMode::NoReplace | RenameMode::Exchange => None,
+                };
+                let renamed = volume.rename(access, caller, from, name, to, newname, mode);
+                finish_removal(volume, victim, renamed)
+            },
+            move |service, result| send_removed(service, reply, "rename", result),
         );
     }
 
@@ -69,8 +96,39 @@ impl Adapter {
     }
 }
 
-/// Adds what fits to `reply`. Where it would block, `cookie` stands behind what was added.
+/// What lost its name, or the error, and then nothing did.
+fn finish_removal(volume: &Volume, victim: Option<Victim>, result: FsResult<()>) -> FsResult<Option<Victim>> {
+    if result.is_err()
+        && let Some(victim) = victim
+    {
+        victim.let_go(volume);
+    }
+    result.map(|()| victim)
+}
+
+fn send_removed(service: &Service, reply: ReplyEmpty, operation: &'static str, result: FsResult<Option<Victim>>) {
+    if let Ok(Some(victim)) = &result {
+        service.removed.add(&service.volume, *victim);
+    }
+    send_done(reply, operation, result);
+}
+
+/// Adds what fits to `reply`. Where it would block, `cookie` stands behind what was added. A directory that was removed
+/// has nothing in it, not even itself.
 fn fill<R: ListingReply>(
+    service: &Service,
+    access: Access,
+    directory: Place,
+    cookie: &mut u64,
+    reply: &mut R,
+) -> FsResult<()> {
+    match fill_from_tree(service, access, directory, cookie, reply) {
+        Err(FsError::Stale) if service.removed.directory(directory.node()).is_some() => Ok(()),
+        result => result,
+    }
+}
+
+fn fill_from_tree<R: ListingReply>(
     service: &Service,
     access: Access,
     directory: Place,

@@ -55,7 +55,7 @@ impl Adapter {
             Lane::Metadata,
             &(),
             move |volume, access, ()| volume.getattr(access, node),
-            move |_, result| match result {
+            move |service, result| match result.or_else(|error| service.removed.directory(node).ok_or(error)) {
                 Ok(attr) => reply.attr(&keep, &file_attr(node, &attr)),
                 Err(error) => reply.error(report("getattr", &error)),
             },
