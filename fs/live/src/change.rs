@@ -153,13 +153,14 @@ impl Shared {
         let log = self.writable()?;
         let started = Instant::now();
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
+        let mut failed = None;
         let len = data.map_or(0, <[u8]>::len);
         loop {
             self.prepare_log(access, log, need, len)?;
             match self.try_change(log, need, data, &pinned, &mut f) {
                 Ok(value) => return Ok(value),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
-                Err(TryError::Op(OpError::Miss(id))) => self.fetch(access, id, &mut pinned)?,
+                Err(TryError::Op(OpError::Miss(id))) => self.fetch(access, id, &mut pinned, &mut failed)?,
                 Err(TryError::NoRoom) => self.wait_or_give_up(access, started)?,
             }
         }

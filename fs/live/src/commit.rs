@@ -35,7 +35,7 @@ impl Checkpointer {
         let seen = *lock(&shared.head);
         let mut commit = [0; 16];
         getrandom::fill(&mut commit).map_err(|_| CheckpointError::Entropy)?;
-        let head = self.next_head(commit, &seen, set.segments.clone());
+        let head = self.next_head(shared.repository.keyring_generation(), commit, &seen, set.segments.clone());
         self.manifest.pending = Some(head.commit);
         self.manifest.write(&shared.options.state_dir, &shared.repository)?;
         match shared.repository.put_head(shared.options.volume, &head)? {
@@ -68,7 +68,13 @@ impl Checkpointer {
         [self.manifest.root, self.manifest.snapshots_root].into_iter().chain(new.map(|record| record.root)).collect()
     }
 
-    fn next_head(&self, commit: [u8; 16], seen: &HeadSeen, segments: Vec<axiomfs_repository::SegmentRef>) -> Head {
+    fn next_head(
+        &self,
+        keyring_generation: u32,
+        commit: [u8; 16],
+        seen: &HeadSeen,
+        segments: Vec<axiomfs_repository::SegmentRef>,
+    ) -> Head {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Head {
             sequence: SequenceNo(seen.sequence + 1),
@@ -80,7 +86,7 @@ impl Checkpointer {
             next_ino: self.manifest.next_ino,
             next_ordinal: self.manifest.next_ordinal,
             segments,
-            keyring_generation: 1,
+            keyring_generation,
             index_generation: seen.index_generation + 1,
             time_ns: time.as_nanos() as i64,
             audit: [0; 32],

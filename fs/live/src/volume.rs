@@ -183,6 +183,7 @@ impl Shared {
     /// Runs `f` on the tree that `ordinal` stands for, fetching what is missing where the caller may wait.
     pub fn look<T>(&self, access: Access, ordinal: u32, mut f: impl FnMut(&View<'_>) -> OpResult<T>) -> FsResult<T> {
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
+        let mut failed = None;
         loop {
             let missing = {
                 if self.stopped.load(Ordering::Relaxed) {
@@ -196,16 +197,29 @@ impl Shared {
                     Err(OpError::Miss(id)) => id,
                 }
             };
-            self.fetch(access, missing, &mut pinned)?;
+            self.fetch(access, missing, &mut pinned, &mut failed)?;
         }
     }
 
-    pub fn fetch(&self, access: Access, id: ChunkId, pinned: &mut Vec<(ChunkId, Arc<Node>)>) -> FsResult<()> {
+    /// Fetches a node for the next try of an operation.
+    ///
+    /// A commit drops local nodes of trees that were replaced meanwhile: who looked at such a tree looks again, at the tree
+    /// that took its place, and only a node that is missing twice is really missing.
+    pub fn fetch(
+        &self,
+        access: Access,
+        id: ChunkId,
+        pinned: &mut Vec<(ChunkId, Arc<Node>)>,
+        failed: &mut Option<ChunkId>,
+    ) -> FsResult<()> {
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
-        let node = self.repository.node(&id).map_err(|e| self.report(&e))?;
-        pinned.push((id, node));
+        match self.repository.node(&id) {
+            Ok(node) => pinned.push((id, node)),
+            Err(e) if *failed == Some(id) || !e.is_damage() => return Err(self.report(&e)),
+            Err(_) => *failed = Some(id),
+        }
         Ok(())
     }
 
