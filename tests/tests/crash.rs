@@ -183,7 +183,8 @@ impl Bench {
                         worker.name
                     );
                 };
-                *range = *first..=*last;
+                // Halfway through a write counts as the state before it, so the one after it stays possible.
+                *range = *first..=(*last + 1).min(*range.end());
             }
         }
     }
