@@ -128,7 +128,8 @@ fn denied(mountpoint: &Path) -> Failure {
 
 /// A refusal `{"ok":false,…}` as a failure.
 pub fn refusal(reply: &Value) -> Failure {
-    let failure = Failure::new(reply["msg"].as_str().unwrap_or("The mount refused the command"));
+    let msg = reply["msg"].as_str().unwrap_or("The mount refused the command");
+    let failure = Failure::new(msg).answer(reply.clone());
     match reply["hint"].as_str().filter(|hint| !hint.is_empty()) {
         Some(hint) => failure.hint(hint),
         None => failure,

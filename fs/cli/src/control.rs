@@ -159,7 +159,13 @@ impl Control for Panel {
 
     fn set_chain_yaml(&self, text: &str, _uid: u32) -> ControlReply {
         let parsed = Pipeline::parse(text).map_err(|error| yaml_error(error.to_string()));
-        reply(parsed.and_then(|pipeline| self.apply(&pipeline, confirmation(text))))
+        let mut result = parsed.and_then(|pipeline| self.apply(&pipeline, confirmation(text)));
+        if let Err(error) = &mut result
+            && error.errno_name == "EPERM"
+        {
+            "Add a line \"# confirm=TOKEN\" with the token from status".clone_into(&mut error.hint);
+        }
+        reply(result)
     }
 
     fn metrics(&self) -> String {

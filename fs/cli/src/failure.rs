@@ -4,18 +4,22 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
+
 /// A failure at the edge: one line for people, and whether it was wrong use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     message: String,
     hint: Option<String>,
     usage: bool,
+    /// The mount's own answer, whose further fields are for programs.
+    reply: Option<Value>,
 }
 
 impl Failure {
     /// The work could not be done: exit code 1.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: one_line(&message.into()), hint: None, usage: false }
+        Self { message: one_line(&message.into()), hint: None, usage: false, reply: None }
     }
 
     /// The command makes no sense as it was given: exit code 2.
@@ -33,6 +37,11 @@ impl Failure {
         Self { hint: Some(one_line(&hint.into())), ..self }
     }
 
+    /// The answer that said so.
+    pub fn answer(self, reply: Value) -> Self {
+        Self { reply: Some(reply), ..self }
+    }
+
     /// 1, or 2 for wrong use.
     pub fn code(&self) -> u8 {
         if self.usage { 2 } else { 1 }
@@ -44,16 +53,22 @@ impl Failure {
     }
 
     /// The form of `--json`, which also crosses the pipe from a starting daemon to its parent.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "ok": false, "exit": self.code(), "msg": self.message, "hint": self.hint })
+    pub fn to_json(&self) -> Value {
+        let mut json = json!({ "ok": false, "exit": self.code(), "msg": self.message, "hint": self.hint });
+        for (key, value) in self.reply.iter().filter_map(Value::as_object).flatten() {
+            if json.get(key).is_none() {
+                json[key] = value.clone();
+            }
+        }
+        json
     }
 
     /// Takes back what [`Failure::to_json`] made.
     pub fn from_json(text: &str) -> Option<Self> {
-        let value: serde_json::Value = serde_json::from_str(text).ok()?;
+        let value: Value = serde_json::from_str(text).ok()?;
         let hint = value.get("hint").and_then(|hint| hint.as_str()).map(str::to_owned);
         let usage = value.get("exit")?.as_u64()? == 2;
-        Some(Self { message: value.get("msg")?.as_str()?.to_owned(), hint, usage })
+        Some(Self { message: value.get("msg")?.as_str()?.to_owned(), hint, usage, reply: None })
     }
 }
 
@@ -111,6 +126,13 @@ mod tests {
         assert_eq!(Failure::new("X").hint("HOME is unset").to_string(), "X; HOME is unset");
         assert_eq!(Failure::new("x").code(), 1);
         assert_eq!(Failure::from_json("{}"), None);
+    }
+
+    #[test]
+    fn programs_see_what_the_mount_answered() {
+        let reply = json!({ "ok": false, "code": "ORDER", "errno": "EINVAL", "msg": "other words" });
+        let json = Failure::new("Words").answer(reply).to_json();
+        assert_eq!((&json["code"], &json["errno"], &json["msg"]), (&"ORDER".into(), &"EINVAL".into(), &"Words".into()));
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl DirectoryLock {
         let failed = |error: io::Error| Failure::caused(format!("Could not use the {name} {shown}"), &error);
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let meta = fs::metadata(directory).map_err(failed)?;
-        if meta.uid() != system::uid() {
+        if meta.uid() != system::user().0 {
             return Err(Failure::new(format!("The {name} {shown} belongs to another user (uid {})", meta.uid()))
                 .hint("choose another, or mount as that user"));
         }

@@ -9,7 +9,9 @@ use axiomfs_chunker_fastcdc::FastCdc;
 use axiomfs_config::{Durability, Settings};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::Host;
-use axiomfs_live::{Access, FsError, RenameMode, SnapshotInfo, Time, Volume, VolumeOptions};
+use axiomfs_live::{
+    Access, Caller, FsError, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume, VolumeOptions,
+};
 use axiomfs_repository::ids::VolumeId;
 use axiomfs_repository::{OpenOptions, Repository, RepositoryError, SnapshotRecord, tree};
 use serde_json::{Value, json};
@@ -141,7 +143,8 @@ impl Prepared {
     fn start(&self, host: &Arc<Host>, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Running, Failure> {
         let state = &self.places.state;
         let faults = faults::from_environment(state)?;
-        let staging = (!self.purpose.read_only()).then(|| state.join("staging"));
+        // Reading only needs what an earlier mount staged, where there is something.
+        let staging = Some(state.join("staging")).filter(|staging| !self.purpose.read_only() || staging.is_dir());
         let repository = unlock(&self.store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)?;
         match logging {
             Logging::Terminal => daemon_log::to_terminal()?,
@@ -158,6 +161,7 @@ impl Prepared {
         let volume = Volume::start(Arc::clone(&repository), Arc::clone(host), chunker, options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
         if let Some(lease) = &lease {
+            give_to_user(&volume)?;
             lease.put(&repository);
         }
         Ok((repository, volume, lease))
@@ -185,6 +189,27 @@ impl Prepared {
             accept_rollback: self.args.accept_rollback,
         }
     }
+}
+
+/// The root directory of a volume nobody has written to yet is root's. It is given to the user who mounts it first, who
+/// could not put anything into it otherwise.
+fn give_to_user(volume: &Volume) -> Result<(), Failure> {
+    let (uid, gid) = system::user();
+    if uid == 0 {
+        return Ok(());
+    }
+    let root = NodeId::live(ROOT_INO);
+    let give = || {
+        let fresh = volume.status().head_commit.is_none()
+            && volume.getattr(Access::Wait, root)?.uid == 0
+            && volume.readdir(Access::Wait, root, 0, 1, false)?.is_empty();
+        if fresh {
+            let owner = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
+            volume.setattr(Access::Wait, Caller { uid: 0, gid: 0, pid: std::process::id() }, root, &owner)?;
+        }
+        Ok(())
+    };
+    give().map_err(|error: FsError| Failure::caused("Could not make the root directory yours", &error))
 }
 
 fn settings(args: &StoreArgs) -> Result<Settings, Failure> {

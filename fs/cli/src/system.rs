@@ -229,10 +229,10 @@ pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     unsafe { check(libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW)).map(|_| ()) }
 }
 
-/// The effective user.
-pub fn uid() -> u32 {
-    // SAFETY: no arguments, never fails.
-    unsafe { libc::geteuid() }
+/// The effective user and group.
+pub fn user() -> (u32, u32) {
+    // SAFETY: no arguments, never fail.
+    unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
 /// The name of this machine.

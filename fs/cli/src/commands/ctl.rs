@@ -5,7 +5,7 @@ use crate::client::{Client, refusal};
 use crate::failure::Failure;
 use crate::output;
 
-/// Runs the verb. With `json` the mount's answer is printed as it is, also a refusal.
+/// Runs the verb.
 ///
 /// # Errors
 /// [`Failure`] if the mount refuses the command.
