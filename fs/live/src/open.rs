@@ -103,11 +103,17 @@ impl Volume {
     ) -> Result<Arc<Self>, OpenError> {
         let events = Events::default();
         let head = repository.latest_head(options.volume)?;
-        let manifest = Manifest::read(&options.state_dir, &repository)?;
-        if options.read_only && manifest.is_none() {
+        let manifest = Manifest::read(&options.state_dir, &repository);
+        if options.read_only {
+            if manifest.is_ok_and(|manifest| manifest.is_some_and(|manifest| manifest.dirty)) {
+                events.add(
+                    "warning",
+                    "The state directory has changes that are not in the store; a read-only mount does not show them",
+                );
+            }
             return Self::open_read_only(repository, host, chunker, options, head, events);
         }
-        let manifest = match manifest {
+        let manifest = match manifest? {
             Some(manifest) => reconcile(manifest, head.as_ref(), &options)?,
             None => first_manifest(head.as_ref()),
         };
@@ -122,18 +128,7 @@ impl Volume {
         let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
         let seen = head.as_ref().map(seen).unwrap_or_default();
-        let replayed = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events);
-        if options.read_only {
-            let log = replayed.and_then(|next| Ok(Log::create(log_options, identity, sealer, next)?));
-            if let Err(e) = &log {
-                state = load(&repository, &manifest, snapshots_root)?.0;
-                events.add("error", format!("{e}. Shown is the last checkpoint, without the log's later operations"));
-            }
-            let shared = Shared::new(repository, host, chunker, options, log.ok(), state, seen, events);
-            shared.state_mut().refused = Some(crate::types::FsError::ReadOnly);
-            return Self::spawn(Arc::new(shared), None);
-        }
-        let next_segment = replayed?;
+        let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
         let log = Log::create(log_options, identity, sealer, next_segment)?;
         state.last_segment = next_segment;
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
@@ -144,6 +139,8 @@ impl Volume {
         Self::spawn(shared, Some(checkpointer))
     }
 
+    /// Shows what the store's newest head has. The state directory is neither needed nor touched, so this works
+    /// whatever is wrong with it.
     fn open_read_only(
         repository: Arc<Repository>,
         host: Arc<Host>,
@@ -154,7 +151,10 @@ impl Volume {
     ) -> Result<Arc<Self>, OpenError> {
         let head = head.as_ref();
         repository.load_segments(head.map_or(&[], |head| &head.segments))?;
-        let (state, _) = load(&repository, &first_manifest(head), head.and_then(|head| head.snapshots_root))?;
+        let (mut state, _) = load(&repository, &first_manifest(head), head.and_then(|head| head.snapshots_root))?;
+        if state.base.is_none() {
+            state.active.apply(&Edit::Create(ROOT_INO, Box::new(root_directory())), None);
+        }
         let seen = head.map(seen).unwrap_or_default();
         let shared = Shared::new(repository, host, chunker, options, None, state, seen, events);
         Self::spawn(Arc::new(shared), None)
@@ -341,8 +341,13 @@ fn make_root(shared: &Shared) -> Result<(), OpenError> {
     if there {
         return Ok(());
     }
+    Ok(shared.log_now(&[Edit::Create(ROOT_INO, Box::new(root_directory()))])?)
+}
+
+/// An empty root directory, made now.
+fn root_directory() -> Inode {
     let t = now();
-    let root = Inode {
+    Inode {
         kind: FileKind::Directory,
         perm: 0o755,
         nlink: 2,
@@ -359,8 +364,7 @@ fn make_root(shared: &Shared) -> Result<(), OpenError> {
         parent_seq: 0,
         next_seq: FIRST_SEQ,
         target: None,
-    };
-    Ok(shared.log_now(&[Edit::Create(ROOT_INO, Box::new(root))])?)
+    }
 }
 
 /// Files that had lost their last name while they were open end with the mount that had them open.
