@@ -374,23 +374,32 @@ impl Session {
     /// # Errors
     /// [`Failure`] if not all could be sent; it is safe in the state directory.
     pub fn close(self, quiet: bool) -> Result<Value, Failure> {
-        let writable = self.volume.status().refused.is_none() && !self.prepared.purpose.read_only();
-        if !writable {
+        if self.prepared.purpose.read_only() {
             self.volume.stop();
             return Ok(json!({ "ok": true }));
+        }
+        // Whatever else keeps changes out, what was taken before can still go to the store.
+        if self.volume.status().refused == Some(FsError::Fenced) {
+            self.volume.stop();
+            return Err(not_drained(&FsError::Fenced));
         }
         let bar = RefCell::new(Bar::new("Writing to the store", quiet));
         let drained = self.volume.shutdown(&|progress| {
             bar.borrow_mut().set(progress.bytes_done, Some(progress.bytes_total));
         });
-        let committed = drained.map_err(|error| {
-            Failure::caused("Not all is in the store", &error)
-                .hint("what is missing is safe in the state directory; mount again to send it")
-        })?;
+        let committed = drained.map_err(|error| not_drained(&error))?;
         if let Some(lease) = &self.lease {
             lease.release(&self.repository);
         }
         Ok(json!({ "ok": true, "sequence": committed.sequence, "commit": status::hex(committed.commit) }))
+    }
+}
+
+fn not_drained(reason: &FsError) -> Failure {
+    let failure = Failure::caused("Not all is in the store", reason);
+    match reason {
+        FsError::Fenced => failure.hint("another writer took the volume over; the state directory has what is missing"),
+        _ => failure.hint("what is missing is safe in the state directory; mount again to send it"),
     }
 }
 
