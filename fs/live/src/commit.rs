@@ -29,8 +29,8 @@ impl Checkpointer {
             return Err(CheckpointError::Fenced { sequence: lock(&shared.head).sequence + 1 });
         }
         let data_bytes = self.data_bytes;
-        let set = shared.repository.commit_packs(&self.roots())?;
-        shared.fault("commit.packs-uploaded");
+        let uploaded = || shared.fault("commit.packs-uploaded");
+        let set = shared.repository.commit_packs_then(&self.roots(), &uploaded)?;
         shared.fault("commit.index-written");
         let seen = *lock(&shared.head);
         let mut commit = [0; 16];

@@ -67,6 +67,14 @@ impl Repository {
     /// [`RepositoryError::CommitRunning`], or what store, staging directory or chain met; then what was uploaded is kept and the next
     /// call goes on from there.
     pub fn commit_packs(&self, roots: &[Option<Root>]) -> Result<CommitSet, RepositoryError> {
+        self.commit_packs_then(roots, &|| {})
+    }
+
+    /// The same; `uploaded` is called when the packs are in the store and the index segment is not yet.
+    ///
+    /// # Errors
+    /// As [`commit_packs`](Self::commit_packs).
+    pub fn commit_packs_then(&self, roots: &[Option<Root>], uploaded: &dyn Fn()) -> Result<CommitSet, RepositoryError> {
         let packer = self.packer()?;
         let _running = Running::begin(&self.committing)?;
         let (packs, generation) = packer.finished();
@@ -78,6 +86,7 @@ impl Repository {
         let data: Vec<_> = data.into_iter().filter(|p| !self.progress().slots.contains(&p.slot)).collect();
         plan(data, self.pack_bytes, &mut tasks);
         self.upload_all(packer, tasks)?;
+        uploaded();
 
         let mut slots: HashSet<u32> = metadata.iter().map(|pack| pack.slot).collect();
         let (segments, packs, bytes) = self.write_index(packer)?;
