@@ -55,6 +55,14 @@ impl Client {
         serde_json::from_str(&text).map_err(|error| Failure::caused(format!("{} is not JSON", path.display()), &error))
     }
 
+    /// Whether nothing can be changed there, also not by a command.
+    ///
+    /// # Errors
+    /// [`Failure`] if it does not say.
+    pub fn is_read_only(&self) -> Result<bool, Failure> {
+        Ok(self.status()?["state"] == "read-only")
+    }
+
     /// Sends one command and waits for its answer.
     ///
     /// # Errors
@@ -102,7 +110,12 @@ impl Client {
         if error.kind() == io::ErrorKind::PermissionDenied {
             return denied(&self.mountpoint);
         }
-        Failure::caused(format!("{context} of {}", self.mountpoint.display()), error)
+        let shown = self.mountpoint.display();
+        if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            return Failure::new(format!("{shown} is mounted read-only, so it takes no commands"))
+                .hint("`axiomfs status` works; mount it without --read-only to change something");
+        }
+        Failure::caused(format!("{context} of {shown}"), error)
     }
 }
 

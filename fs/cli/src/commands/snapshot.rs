@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment};
 use crate::session::{self, Logging, Prepared, Purpose};
-use crate::{output, places, replies};
+use crate::{output, places, replies, status};
 
 /// Runs the verb.
 ///
@@ -72,8 +72,11 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
     let path = |name: &str| -> PathBuf { client.mountpoint().join("snapshots").join(OsStr::new(name)) };
     match verb {
         SnapshotVerb::List { .. } => {
-            let reply = client.control("snapshot list")?;
-            list(reply["snapshots"].clone(), json)
+            let snapshots = match client.is_read_only()? {
+                true => names_in(client.mountpoint())?,
+                false => client.control("snapshot list")?["snapshots"].clone(),
+            };
+            list(snapshots, json)
         }
         SnapshotVerb::Create { name, .. } => {
             fs::create_dir(path(name)).map_err(|error| explain("take", name, &error))?;
@@ -92,6 +95,20 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
             done(json, "delete", name)
         }
     }
+}
+
+/// The snapshots of a mount that takes no commands, by their directories.
+fn names_in(mountpoint: &Path) -> Result<Value, Failure> {
+    let failed = |error: io::Error| Failure::caused("Could not list the snapshots", &error);
+    let mut snapshots = Vec::new();
+    for entry in fs::read_dir(mountpoint.join("snapshots")).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let created = entry.metadata().and_then(|meta| meta.created()).ok().map(status::seconds);
+        let name = entry.file_name().to_string_lossy().into_owned();
+        snapshots.push((created, json!({ "name": name, "created": created, "committed": true })));
+    }
+    snapshots.sort_by_key(|(created, _)| *created);
+    Ok(snapshots.into_iter().map(|(_, snapshot)| snapshot).collect())
 }
 
 fn on_store(verb: &SnapshotVerb, target: &TargetArgs, environment: Environment, json: bool) -> Result<(), Failure> {

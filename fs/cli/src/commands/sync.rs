@@ -13,7 +13,12 @@ use crate::{output, progress};
 /// [`Failure`] if the store can't be reached or refuses.
 pub fn run(args: &OnMount, json: bool) -> Result<(), Failure> {
     let client = Client::connect(&args.mountpoint)?;
-    let committed = drain(&client, json)?;
+    let status = client.status()?;
+    let committed = match status["state"] == "read-only" {
+        // Nothing can be pending: what is shown is the head.
+        true => committed(&status["head"])?,
+        false => drain(&client, json)?,
+    };
     output::show(
         json,
         &json!({ "ok": true, "sequence": committed.sequence, "commit": committed.commit }),
