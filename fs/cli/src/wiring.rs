@@ -129,7 +129,11 @@ pub fn insistent(store: &OpenStore, settings: &Settings) -> Arc<dyn Store> {
 
 /// All plugins of this build.
 fn registry() -> Registry {
-    Registry::new().transform(axiomfs_compression_zstd::Factory).seal(Aes256Gcm)
+    Registry::new()
+        .transform(axiomfs_compression_zstd::Factory)
+        .transform(axiomfs_compression_lz4::Factory)
+        .transform(axiomfs_padding_padme::Factory)
+        .seal(Aes256Gcm)
 }
 
 /// The host with the chains of the settings.
@@ -242,6 +246,33 @@ mod tests {
         let mut expected = pipeline.clone();
         expected.chains.sort_by(|a, b| a.name.cmp(&b.name));
         assert_eq!(shown, expected);
+    }
+
+    /// The example that the design shows.
+    #[test]
+    fn a_pipeline_with_everything_in_it_runs() {
+        let pipeline = Pipeline::parse(
+            "version: 1\n\
+             require: [encryption]\n\
+             limits: {max_in_flight: 32, plugin_memory: 10MiB, frame_timeout: 5s}\n\
+             chains:\n  default: [{plugin: zstd, level: 3, adapt: [1, 9], on_error: skip}, {plugin: aes-256-gcm}]\n  \
+               media:   [{plugin: aes-256-gcm}]\n  \
+               fast:    [{plugin: lz4, on_error: skip}, {plugin: padme}, {plugin: aes-256-gcm}]\n  \
+               archive: [{plugin: zstd, level: 19, on_error: {fallback: default}}, {plugin: aes-256-gcm}]\n\
+             routes:\n  - {under: /logs, chain: archive}\n  - {match: \"*.{jpg,mp4,zst,gz}\", chain: media}\n\
+             policies: {rotate: {age: 30d, bytes: 1TiB}, verify: {builtin: sample/16, other: always}}\n\
+             store: {on_error: {retry: {count: 8, backoff: [200ms, 30s]}}, uploads: {adapt: [2, 32]}}\n",
+        )
+        .unwrap();
+        let host = host(&pipeline).unwrap();
+        assert_eq!(
+            host.chain("default").unwrap().spec().to_string(),
+            "zstd(level=3,adapt=1..9,on_error=skip)|aes-256-gcm"
+        );
+        assert_eq!(&*host.route(b"logs/a"), "archive");
+        let mut shown = pipeline_of(&host, &pipeline);
+        shown.chains.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(Pipeline::parse(&shown.render()).unwrap(), shown, "adapt survives being shown and read again");
     }
 
     #[test]

@@ -9,13 +9,15 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of ours each crate may name in its shipping code.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("axiomfs-api", &[]),
     ("axiomfs-config", &[]),
     ("axiomfs-host", &["axiomfs-api"]),
     ("axiomfs-chunker-fastcdc", &["axiomfs-api"]),
+    ("axiomfs-compression-lz4", &["axiomfs-api"]),
     ("axiomfs-compression-zstd", &["axiomfs-api"]),
     ("axiomfs-encryption-aes-gcm", &["axiomfs-api"]),
+    ("axiomfs-padding-padme", &["axiomfs-api"]),
     ("axiomfs-storage-local", &["axiomfs-api"]),
     ("axiomfs-storage-memory", &["axiomfs-api"]),
     ("axiomfs-repository", &["axiomfs-api", "axiomfs-host"]),
@@ -26,12 +28,14 @@ const MAY_USE: [(&str, &[&str]); 13] = [
         &[
             "axiomfs-api",
             "axiomfs-chunker-fastcdc",
+            "axiomfs-compression-lz4",
             "axiomfs-compression-zstd",
             "axiomfs-config",
             "axiomfs-encryption-aes-gcm",
             "axiomfs-host",
             "axiomfs-live",
             "axiomfs-mount",
+            "axiomfs-padding-padme",
             "axiomfs-repository",
             "axiomfs-storage-local",
         ],
@@ -41,7 +45,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 ];
 
 /// Crates of others that only some of ours may name.
-const ONLY_IN: [(&str, &[&str]); 9] = [
+const ONLY_IN: [(&str, &[&str]); 10] = [
     ("clap", &["axiomfs"]),
     ("indicatif", &["axiomfs"]),
     ("tracing-subscriber", &["axiomfs"]),
@@ -50,6 +54,7 @@ const ONLY_IN: [(&str, &[&str]); 9] = [
     ("tokio", &["axiomfs-storage-s3"]),
     ("aws-sdk-s3", &["axiomfs-storage-s3"]),
     ("aes-gcm", &["axiomfs-encryption-aes-gcm"]),
+    ("lz4_flex", &["axiomfs-compression-lz4"]),
     ("zstd", &["axiomfs-compression-zstd"]),
 ];
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::{BoundedBuf, Descriptor, PluginError};
+use crate::{BoundedBuf, Descriptor, Effort, PluginError};
 
 /// What the host knows of a frame's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +47,10 @@ pub trait Transform: Send + Sync {
     fn decode_params(&self) -> Vec<u8>;
     /// All parameters in canonical order, for people and for `chain.yaml`.
     fn params(&self) -> Vec<(&'static str, String)>;
+    /// The dial by which the host sets how hard this step works while frames go through it; none if that is fixed.
+    fn effort(&self) -> Option<&Effort> {
+        None
+    }
     /// A worker with its own codec state.
     ///
     /// # Errors

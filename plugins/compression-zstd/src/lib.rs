@@ -7,7 +7,7 @@ mod worker;
 
 use std::sync::Arc;
 
-use axiomfs_api::{Descriptor, Kind, PluginError, Transform, TransformFactory, Worker};
+use axiomfs_api::{Descriptor, Effort, Kind, PluginError, Transform, TransformFactory, Worker};
 
 /// Format number: a single standard zstd frame without a dictionary.
 pub const FORMAT: u16 = 1;
@@ -44,14 +44,27 @@ impl TransformFactory for Factory {
     }
 
     fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
-        let mut level = DEFAULT_LEVEL;
+        let (mut level, mut adapt) = (None, None);
         for (key, value) in params {
             match key.as_str() {
-                "level" => level = parse_level(value)?,
-                _ => return Err(PluginError::UnknownParameter { plugin: ID, key: key.clone(), known: "level" }),
+                "level" => level = Some(parse_level(value)?),
+                "adapt" => adapt = parse_adapt(value)?,
+                _ => return Err(PluginError::UnknownParameter { plugin: ID, key: key.clone(), known: "level, adapt" }),
             }
         }
-        Ok(Arc::new(Zstd { level }))
+        let Some((low, high)) = adapt else { return Ok(Arc::new(Zstd::fixed(level.unwrap_or(DEFAULT_LEVEL)))) };
+        let bounds = low..=high;
+        let usual = level.unwrap_or(DEFAULT_LEVEL.max(low).min(high));
+        if !bounds.contains(&usual) {
+            let (key, value) = ("adapt".into(), format!("{low}..{high}"));
+            return Err(PluginError::BadParameter {
+                plugin: ID,
+                key,
+                value,
+                expected: "bounds that the level lies within",
+            });
+        }
+        Ok(Arc::new(Zstd { level: usual, effort: Some(Arc::new(Effort::new(bounds, usual))) }))
     }
 
     fn decoder(&self, format: u16, decode_params: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
@@ -61,7 +74,7 @@ impl TransformFactory for Factory {
         if !decode_params.is_empty() {
             return Err(PluginError::Corrupt { plugin: ID, reason: "it has no decode parameters".into() });
         }
-        Ok(Arc::new(Zstd { level: DEFAULT_LEVEL }))
+        Ok(Arc::new(Zstd::fixed(DEFAULT_LEVEL)))
     }
 }
 
@@ -74,10 +87,32 @@ fn parse_level(value: &str) -> Result<i32, PluginError> {
     })
 }
 
-/// zstd at one level.
-#[derive(Debug, Clone, Copy)]
+/// `1..9`, or `off` for a level that stays.
+fn parse_adapt(value: &str) -> Result<Option<(i32, i32)>, PluginError> {
+    if value == "off" {
+        return Ok(None);
+    }
+    let level = |text: &str| text.parse().ok().filter(|level| LEVELS.contains(level));
+    let bounds = value.split_once("..").and_then(|(low, high)| Some((level(low)?, level(high)?)));
+    bounds.filter(|(low, high)| low <= high).map(Some).ok_or_else(|| PluginError::BadParameter {
+        plugin: ID,
+        key: "adapt".into(),
+        value: value.into(),
+        expected: "two levels from -7 to 22, as 1..9 ([1, 9] in a file), or off",
+    })
+}
+
+/// zstd at one level, or at one that the host moves within bounds.
+#[derive(Debug, Clone)]
 pub struct Zstd {
     level: i32,
+    effort: Option<Arc<Effort>>,
+}
+
+impl Zstd {
+    fn fixed(level: i32) -> Self {
+        Self { level, effort: None }
+    }
 }
 
 impl Transform for Zstd {
@@ -90,10 +125,18 @@ impl Transform for Zstd {
     }
 
     fn params(&self) -> Vec<(&'static str, String)> {
-        vec![("level", self.level.to_string())]
+        let mut params = vec![("level", self.level.to_string())];
+        if let Some(effort) = &self.effort {
+            params.push(("adapt", format!("{}..{}", effort.bounds().start(), effort.bounds().end())));
+        }
+        params
+    }
+
+    fn effort(&self) -> Option<&Effort> {
+        self.effort.as_deref()
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
-        Ok(Box::new(worker::ZstdWorker::new(self.level)))
+        Ok(Box::new(worker::ZstdWorker::new(self.level, self.effort.clone())))
     }
 }

@@ -1,4 +1,6 @@
-use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Worker};
+use std::sync::Arc;
+
+use axiomfs_api::{Applied, BoundedBuf, Effort, Hint, PluginError, Worker};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::CParameter;
 
@@ -12,16 +14,24 @@ const TABLE_LOG: u32 = 20;
 /// Codec state of one thread; each half is made at its first use.
 pub struct ZstdWorker {
     level: i32,
+    /// Where the level comes from, if it moves.
+    effort: Option<Arc<Effort>>,
     compressor: Option<Compressor<'static>>,
     decompressor: Option<Decompressor<'static>>,
 }
 
 impl ZstdWorker {
-    pub fn new(level: i32) -> Self {
-        Self { level, compressor: None, decompressor: None }
+    pub fn new(level: i32, effort: Option<Arc<Effort>>) -> Self {
+        Self { level, effort, compressor: None, decompressor: None }
     }
 
     fn compressor(&mut self) -> Result<&mut Compressor<'static>, PluginError> {
+        let wanted = self.effort.as_ref().map_or(self.level, |effort| effort.get());
+        if wanted != self.level {
+            self.level = wanted;
+            // Its tables have the size of the old level: a new context is what the memory bound was measured with.
+            self.compressor = None;
+        }
         if self.compressor.is_none() {
             let mut made = Compressor::new(self.level).map_err(failed)?;
             made.include_checksum(false).map_err(failed)?;
@@ -101,7 +111,7 @@ mod tests {
     #[test]
     fn memory_stays_within_the_descriptor() {
         for level in [-7, 3, 7, 8, CAPPED_LEVEL, 12, 15, 16, 19, 22] {
-            let mut worker = ZstdWorker::new(level);
+            let mut worker = ZstdWorker::new(level, None);
             for len in [1 << 20, 4 << 20] {
                 // The zeros shrink, so that the whole frame is worked on; the noise between them is quickly done with.
                 let mut frame = Noise::new(len as u64).bytes(len);

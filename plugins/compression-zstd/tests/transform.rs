@@ -68,6 +68,37 @@ fn a_level_is_no_decode_parameter() {
     assert!(out.as_slice() == frame);
 }
 
+/// The level moves under a worker that is in use; what it makes stays one format.
+#[test]
+fn the_level_moves_within_its_bounds() {
+    let params = |adapt: &str| [("level".into(), "3".into()), ("adapt".into(), adapt.into())];
+    let zstd = Factory.build(&params("1..19")).expect("bounds");
+    assert_eq!(zstd.params(), [("level", "3".to_string()), ("adapt", "1..19".to_string())]);
+    let effort = zstd.effort().expect("a dial");
+    assert_eq!((effort.get(), effort.usual()), (3, 3));
+    let frame = Noise::new(6).text(200_000);
+    let mut worker = zstd.worker().expect("a worker");
+    let mut lens = Vec::new();
+    for level in [1, 19, 3, 1] {
+        assert_eq!(effort.set(level), level);
+        let encoded = encode(&mut *worker, &frame).expect("shrinks");
+        lens.push(encoded.len());
+        let fixed = encode(&mut *self::zstd(&level.to_string()).worker().expect("a worker"), &frame);
+        assert!(fixed.expect("shrinks") == encoded, "level {level} makes what it always makes");
+        let mut out = BoundedBuf::new(frame.len());
+        worker.decode(FORMAT, &encoded, frame.len(), &mut out).expect("decodes");
+        assert!(out.as_slice() == frame);
+    }
+    assert!(lens[1] < lens[0] && lens[0] == lens[3], "{lens:?}");
+    assert!(Factory.build(&params("off")).expect("off").effort().is_none());
+    let alone = Factory.build(&[("adapt".into(), "5..9".into())]).expect("no level given");
+    assert_eq!(alone.params()[0].1, "5", "the default level, moved into the bounds");
+    for bad in ["4..9", "9..1", "1..23", "-8..3", "1", "1..", "..", "a..b", "1..2..3"] {
+        let error = Factory.build(&params(bad)).err().expect(bad);
+        assert!(matches!(&error, PluginError::BadParameter { key, .. } if key == "adapt"), "{bad}: {error}");
+    }
+}
+
 #[test]
 fn parameters_are_checked() {
     for bad in ["23", "-8", "", "three", "3.5", "99999999999"] {
