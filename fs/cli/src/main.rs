@@ -29,6 +29,10 @@ use crate::args::{Cli, Verb};
 use crate::failure::Failure;
 use crate::passphrase::Environment;
 
+/// Counts per thread, so that the host sees a plugin that takes more memory than it may.
+#[global_allocator]
+static ALLOCATOR: axiomfs_meter::Metered<std::alloc::System> = axiomfs_meter::Metered(std::alloc::System);
+
 fn main() -> ExitCode {
     system::forbid_dumps();
     let environment = Environment::take();

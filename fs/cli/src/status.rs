@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axiomfs_host::{Host, HostMetric, MetricKind};
+use axiomfs_host::{Host, MetricKind};
 use axiomfs_live::{FsError, Status, Volume};
 use serde_json::{Value, json};
 
@@ -142,7 +142,7 @@ fn host_metrics(host: &Host, text: &mut String) {
     let metrics = host.metrics();
     let mut done: Vec<&str> = Vec::new();
     for metric in &metrics {
-        let name = family_of(metric);
+        let name = metric.name;
         if done.contains(&name) {
             continue;
         }
@@ -153,20 +153,10 @@ fn host_metrics(host: &Host, text: &mut String) {
             MetricKind::Histogram => "histogram",
         };
         heading(text, name, kind, metric.help);
-        for metric in metrics.iter().filter(|other| family_of(other) == name) {
+        for metric in metrics.iter().filter(|other| other.name == name) {
             let labels = labels(metric.labels.iter().map(|(key, value)| (*key, value.as_str())));
-            sample(text, metric.name, &labels, metric.value);
+            sample(text, &format!("{name}{}", metric.series), &labels, metric.value);
         }
-    }
-}
-
-fn family_of(metric: &HostMetric) -> &'static str {
-    match metric.kind {
-        MetricKind::Histogram => {
-            let name = metric.name;
-            ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
-        }
-        MetricKind::Counter | MetricKind::Gauge => metric.name,
     }
 }
 

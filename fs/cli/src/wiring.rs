@@ -248,6 +248,57 @@ mod tests {
         assert_eq!(shown, expected);
     }
 
+    /// Arbitrary damage to `chain.yaml`: nothing panics, and what is refused has changed nothing.
+    #[test]
+    fn a_damaged_chain_file_is_taken_whole_or_not_at_all() {
+        const PIECES: [&str; 12] = [
+            "lz4",
+            "padme",
+            "[1, 9]",
+            "99",
+            "{",
+            "]",
+            ": ",
+            "fallback: default",
+            "aes-256-gcm",
+            "\n  ",
+            "require: []",
+            "~",
+        ];
+        let pipeline = Pipeline::parse(EXAMPLE).unwrap();
+        let host = host(&pipeline).unwrap();
+        let mut noise = axiomfs_api::conformance::Noise::new(11);
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..600 {
+            let mut text = EXAMPLE.as_bytes().to_vec();
+            for _ in 0..1 + noise.below(3) {
+                let (at, len) = (noise.below(text.len()), noise.below(12));
+                let end = (at + len).min(text.len());
+                let piece = match noise.below(3) {
+                    0 => Vec::new(),
+                    1 => noise.bytes(1 + len / 4),
+                    _ => PIECES[noise.below(PIECES.len())].into(),
+                };
+                text.splice(at..end, piece);
+            }
+            let before = (host.chain_specs(), host.generation(), host.require(), host.limits());
+            let Ok(parsed) = Pipeline::parse(&String::from_utf8_lossy(&text)) else { continue };
+            let replaced = routes(&parsed).and_then(|routes| {
+                host.replace(&chains(&parsed), routes, limits(&parsed), parsed.require.clone(), None)
+            });
+            match replaced {
+                Ok(_) => taken += 1,
+                Err(error) => {
+                    let now = (host.chain_specs(), host.generation(), host.require(), host.limits());
+                    assert_eq!(now, before, "refused ({error}), and changed");
+                    refused += 1;
+                }
+            }
+            assert!(host.require().contains(&"encryption".to_owned()), "relaxed without a confirmation");
+        }
+        assert!(taken > 20 && refused > 20, "{taken} taken, {refused} refused: the damage is too great or too small");
+    }
+
     /// The example that the design shows.
     #[test]
     fn a_pipeline_with_everything_in_it_runs() {

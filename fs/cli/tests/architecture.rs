@@ -9,14 +9,15 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which crates of ours each crate may name in its shipping code.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("axiomfs-api", &[]),
     ("axiomfs-config", &[]),
-    ("axiomfs-host", &["axiomfs-api"]),
+    ("axiomfs-host", &["axiomfs-api", "axiomfs-meter"]),
     ("axiomfs-chunker-fastcdc", &["axiomfs-api"]),
     ("axiomfs-compression-lz4", &["axiomfs-api"]),
     ("axiomfs-compression-zstd", &["axiomfs-api"]),
     ("axiomfs-encryption-aes-gcm", &["axiomfs-api"]),
+    ("axiomfs-meter", &[]),
     ("axiomfs-padding-padme", &["axiomfs-api"]),
     ("axiomfs-storage-local", &["axiomfs-api"]),
     ("axiomfs-storage-memory", &["axiomfs-api"]),
@@ -34,6 +35,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "axiomfs-encryption-aes-gcm",
             "axiomfs-host",
             "axiomfs-live",
+            "axiomfs-meter",
             "axiomfs-mount",
             "axiomfs-padding-padme",
             "axiomfs-repository",

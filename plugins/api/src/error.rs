@@ -56,6 +56,32 @@ pub enum PluginError {
         /// The codec's own words.
         reason: String,
     },
+    /// The plugin took more memory than it may.
+    #[error("Plugin {plugin} took {used} bytes of memory for one frame; {bound} are allowed")]
+    MemoryExceeded {
+        /// The plugin's id.
+        plugin: &'static str,
+        /// What it held at once, in bytes.
+        used: usize,
+        /// What it may, in bytes.
+        bound: usize,
+    },
+    /// The plugin did not finish a frame in its time.
+    #[error("Plugin {plugin} did not finish a frame within {bound:?}")]
+    TimedOut {
+        /// The plugin's id.
+        plugin: &'static str,
+        /// The time it had.
+        bound: std::time::Duration,
+    },
+    /// The plugin made a frame that does not decode, or broke a bound, and is not given frames any more.
+    #[error("Plugin {plugin} is not trusted any more: {reason}")]
+    Distrusted {
+        /// The plugin's id.
+        plugin: &'static str,
+        /// What it did.
+        reason: String,
+    },
     /// Encoding failed inside the plugin.
     #[error("Plugin {plugin} failed: {reason}")]
     Failed {

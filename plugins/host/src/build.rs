@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axiomfs_api::{Descriptor, Kind, PluginError, Transform};
 
 use crate::chain::{OnFailure, PlannedStep, RunLimits};
 use crate::pool::Pool;
 use crate::registry::{StepEntry, TransformEntry};
+use crate::seat::Allowance;
 use crate::unit::Unit;
 use crate::wire::{MAX_STEPS, chain_id};
 use crate::{Chain, ChainRecord, ChainSpec, Decoder, HostError, OnError, Registry, StepRecord, StepSpec, resolve};
@@ -24,6 +25,7 @@ pub struct Builder<'a> {
     pub specs: &'a [ChainSpec],
     pub plugin_memory: usize,
     pub init_timeout: Duration,
+    pub frame_timeout: Duration,
     pub run: RunLimits,
 }
 
@@ -103,7 +105,7 @@ impl Builder<'_> {
             .factory
             .decoder(step.format, &step.params)
             .map_err(|source| HostError::Setup { plugin: step.plugin.clone(), source: source.into() })?;
-        Ok((unit(entry, transform), step.format))
+        Ok((self.made(entry, transform), step.format))
     }
 
     /// Adds the plan of `spec` and of the chains it falls back to; returns its seal.
@@ -203,16 +205,39 @@ impl Builder<'_> {
         }
     }
 
-    /// Sets a step up; one that is not proven gets its time on a thread of its own.
+    /// Sets a step up within its time; code that is not proven on a thread of its own, where it may hang.
     pub fn unit(&self, entry: &Arc<TransformEntry>, step: &StepSpec) -> Result<Unit, HostError> {
         let mut seen = HashSet::new();
         if let Some((key, _)) = step.params.iter().find(|(key, _)| !seen.insert(key.as_str())) {
             return Err(HostError::Duplicate { what: "Parameter", name: key.clone() });
         }
-        let setup = |source| HostError::Setup { plugin: step.plugin.clone(), source: Box::new(source) };
-        if entry.proven {
-            return Ok(unit(entry, entry.factory.build(&step.params).map_err(setup)?));
+        if let Some(reason) = entry.trust.reason() {
+            return Err(HostError::Distrusted { plugin: step.plugin.clone(), reason });
         }
+        let start = Instant::now();
+        let result = if entry.proven { self.set_up(entry, step) } else { self.set_up_apart(entry, step) };
+        entry.stats.init_time.record(start.elapsed());
+        result
+    }
+
+    fn set_up(&self, entry: &Arc<TransformEntry>, step: &StepSpec) -> Result<Unit, HostError> {
+        // A second try, because what was slow may have been the machine.
+        for _ in 0..2 {
+            let start = Instant::now();
+            let built = entry
+                .factory
+                .build(&step.params)
+                .and_then(|transform| transform.worker().map(|_| transform))
+                .map_err(|source| HostError::Setup { plugin: step.plugin.clone(), source: Box::new(source) })?;
+            if start.elapsed() <= self.init_timeout {
+                return Ok(self.made(entry, built));
+            }
+        }
+        Err(HostError::InitTimeout { plugin: step.plugin.clone(), bound: self.init_timeout })
+    }
+
+    fn set_up_apart(&self, entry: &Arc<TransformEntry>, step: &StepSpec) -> Result<Unit, HostError> {
+        let setup = |source| HostError::Setup { plugin: step.plugin.clone(), source: Box::new(source) };
         let (send, receive) = mpsc::channel();
         let (factory, params) = (entry.factory.clone(), step.params.clone());
         let init = move || {
@@ -224,18 +249,24 @@ impl Builder<'_> {
         let failed = |reason: String| setup(PluginError::Failed { plugin: entry.factory.descriptor().id, reason });
         spawned.map_err(|error| failed(error.to_string()))?;
         match receive.recv_timeout(self.init_timeout) {
-            Ok(built) => Ok(unit(entry, built.map_err(setup)?)),
+            Ok(built) => Ok(self.made(entry, built.map_err(setup)?)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(failed("it panicked".into())),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 Err(HostError::InitTimeout { plugin: step.plugin.clone(), bound: self.init_timeout })
             }
         }
     }
-}
 
-fn unit(entry: &TransformEntry, transform: Arc<dyn Transform>) -> Unit {
-    let plugin = entry.factory.descriptor().id;
-    Unit { plugin, transform, stats: entry.stats.clone(), proven: entry.proven }
+    fn made(&self, entry: &TransformEntry, transform: Arc<dyn Transform>) -> Unit {
+        Unit {
+            plugin: entry.factory.descriptor().id,
+            transform,
+            stats: entry.stats.clone(),
+            trust: entry.trust.clone(),
+            proven: entry.proven,
+            allowance: Allowance { memory: self.plugin_memory, time: self.frame_timeout },
+        }
+    }
 }
 
 /// The first slot from `from` on that fits `unit`, made if there is none.

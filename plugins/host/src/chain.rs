@@ -1,6 +1,5 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, TAG_LEN};
 
@@ -43,7 +42,6 @@ pub struct Chain {
 pub struct RunLimits {
     pub permits: Arc<Permits>,
     pub max_frame: usize,
-    pub slow: Duration,
     /// Of so many frames of proven steps one is decoded and compared; 0 for none.
     pub verify_sample: u32,
     pub verified: Arc<AtomicU64>,
@@ -120,18 +118,66 @@ impl Chain {
             return Err(HostError::FrameTooLarge { len: raw.len(), max: self.run.max_frame });
         }
         let _permit = self.run.permits.acquire();
-        let mut encoded = self.pool.with(|bench| self.run_plan(bench, 0, hint, raw, true))?;
-        if encoded.applied != 0 && self.is_verified() {
+        self.pool.with(|bench| self.encode_verified(bench, hint, raw))
+    }
+
+    /// Encodes until something comes out that decodes, taking the trust of every step that was wrong.
+    fn encode_verified(&self, bench: &mut Bench, hint: Hint, raw: &[u8]) -> Result<Encoded, HostError> {
+        let wrong = || HostError::Verify { chain: self.name.to_string() };
+        let mut verify = self.is_verified();
+        for round in 0..=self.units.len() {
+            let encoded = match self.run_plan(bench, 0, hint, raw, true) {
+                Err(_) if round > 0 => return Err(wrong()),
+                done => done?,
+            };
+            if encoded.applied == 0 || !verify {
+                return Ok(encoded);
+            }
             self.run.verified.fetch_add(1, Ordering::Relaxed);
-            if self.decoder.decode_permitted(encoded.applied, &encoded.bytes, raw.len()).ok().as_deref() != Some(raw) {
-                tracing::error!(chain = %self.name, len = raw.len(), "An encoded frame does not decode to what went in");
-                if !self.may_skip_all() {
-                    return Err(HostError::Verify { chain: self.name.to_string() });
+            if self.decoder.decode_permitted(encoded.applied, &encoded.bytes, raw.len()).ok().as_deref() == Some(raw) {
+                return Ok(encoded);
+            }
+            tracing::error!(chain = %self.name, len = raw.len(), "An encoded frame does not decode to what went in");
+            verify = true;
+            self.blame(bench, hint, raw, encoded.applied);
+        }
+        Err(wrong())
+    }
+
+    /// Finds the steps whose output does not decode and takes their trust. Where none shows it again, those that made the
+    /// frame lose it: the ones that are not proven, or all if all are.
+    fn blame(&self, bench: &mut Bench, hint: Hint, raw: &[u8], applied: u32) {
+        let mut found = false;
+        let lose = |unit: &Unit| {
+            PluginStats::add(&unit.stats.wrong, 1);
+            unit.trust.lose("it made a frame that does not decode to what went in".into());
+        };
+        for plan in &self.plans {
+            let mut current = raw.to_vec();
+            for step in plan {
+                let unit = &self.units[step.unit];
+                let mut out = BoundedBuf::new(output_bound(current.len()));
+                if !matches!(unit.encode(&mut bench.workers[step.unit], hint, &current, &mut out), Ok(Applied::Yes)) {
+                    continue;
                 }
-                encoded = unchanged(raw);
+                if self.decoder.undoes(step.slot, out.as_slice(), &current) {
+                    current = out.into_vec();
+                } else {
+                    lose(unit);
+                    found = true;
+                    break;
+                }
             }
         }
-        Ok(encoded)
+        if found {
+            return;
+        }
+        let suspects = || {
+            let steps = self.plans.iter().flatten();
+            steps.filter(|step| applied >> step.slot & 1 == 1).map(|step| &self.units[step.unit])
+        };
+        let all_proven = suspects().all(|unit| unit.proven);
+        suspects().filter(|unit| all_proven || !unit.proven).for_each(lose);
     }
 
     /// Whether the next frame is decoded and compared.
@@ -141,10 +187,6 @@ impl Chain {
         }
         let every = u64::from(self.run.verify_sample);
         every > 0 && self.frames.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
-    }
-
-    fn may_skip_all(&self) -> bool {
-        self.plans.iter().flatten().all(|step| step.on_failure == OnFailure::Skip)
     }
 
     /// Runs one plan; where `lenient` is false, any failure is one of the chain.
@@ -162,7 +204,7 @@ impl Chain {
             let unit = &self.units[step.unit];
             let src = current.as_deref().unwrap_or(raw);
             let mut out = BoundedBuf::reuse(bench.buffer(), output_bound(src.len()));
-            match unit.encode(&mut bench.workers[step.unit], hint, src, &mut out, self.run.slow) {
+            match unit.encode(&mut bench.workers[step.unit], hint, src, &mut out) {
                 Ok(Applied::Yes) => {
                     applied |= 1 << step.slot;
                     if let Some(previous) = current.replace(out.into_vec()) {

@@ -65,6 +65,15 @@ impl Decoder {
         self.pool.with(|bench| self.run(bench, applied, encoded, raw_len))
     }
 
+    /// Whether the step of `slot` makes `raw` of `encoded` again.
+    pub(crate) fn undoes(&self, slot: usize, encoded: &[u8], raw: &[u8]) -> bool {
+        let (unit, format) = &self.units[slot];
+        let mut out = BoundedBuf::new(raw.len());
+        self.pool
+            .with(|bench| unit.decode(&mut bench.workers[slot], *format, encoded, raw.len(), &mut out))
+            .is_ok_and(|()| out.as_slice() == raw)
+    }
+
     fn check(&self, applied: u32, encoded_len: usize, raw_len: usize) -> Result<(), HostError> {
         let steps = self.units.len();
         if u64::from(applied) >> steps != 0 {

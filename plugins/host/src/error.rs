@@ -78,6 +78,22 @@ pub enum HostError {
         /// The time it had.
         bound: Duration,
     },
+    /// A plugin did not end its frames in time, so it was not unloaded.
+    #[error("Plugin {plugin} did not end the frames that are in it within {bound:?}")]
+    UnloadTimeout {
+        /// Its id.
+        plugin: String,
+        /// The time it had.
+        bound: Duration,
+    },
+    /// A plugin made wrong frames or broke a bound.
+    #[error("Plugin {plugin} is not trusted any more: {reason}")]
+    Distrusted {
+        /// Its id.
+        plugin: String,
+        /// What it did.
+        reason: String,
+    },
     /// The steps can't stand in this order, or not together.
     #[error("{reason}")]
     Order {
@@ -238,6 +254,26 @@ impl HostError {
             Self::SwapRunning => "Try again in a moment".into(),
             Self::Unconfirmed { .. } => "Append confirm=TOKEN with the token from status".into(),
             Self::NotLoaded { plugin } => format!("plugin load {plugin}"),
+            Self::Distrusted { plugin, .. } => format!("plugin load {plugin} trusts it again"),
+            Self::InitTimeout { .. } | Self::UnloadTimeout { .. } => "Nothing was changed; try again".into(),
+            Self::UnknownPlugin { known, .. } => format!("Use one of: {known}"),
+            Self::UnknownChain { known, .. } => format!("Use one of: {known}"),
+            Self::NotInChain { chain, .. } => format!("See chain show {chain}"),
+            Self::Duplicate { .. } => "Leave one of them out".into(),
+            Self::BadName { .. } => "Choose another name".into(),
+            Self::MissingPlugin { plugin, .. } => format!("plugin load {plugin}, or a build that has it"),
+            Self::Setup { source, .. } => match &**source {
+                PluginError::UnknownParameter { known, .. } => format!("It has: {known}"),
+                PluginError::BadParameter { key, expected, .. } => format!("{key} must be {expected}"),
+                _ => "See the events of this mount".into(),
+            },
+            Self::Strategy { .. } => "Use on_error=fail, or another chain".into(),
+            Self::SelfTest { .. } => "Leave the plugin out; its frames could not be read back".into(),
+            Self::InUse { plugin, .. } => {
+                format!("Take {plugin} out of the chains first; what is stored may still need it")
+            }
+            Self::BadRoute { .. } => "Correct the route; nothing was changed".into(),
+            Self::BadLimit { expected, .. } => format!("Use {expected}"),
             Self::Memory { .. } => "Raise limits.plugin_memory".into(),
             _ => String::new(),
         }
@@ -252,7 +288,8 @@ impl HostError {
                 PluginError::UnknownParameter { .. } | PluginError::BadParameter { .. } => ("PARAMETER", "EINVAL"),
                 _ => ("SETUP", "EIO"),
             },
-            Self::InitTimeout { .. } => ("TIMEOUT", "ETIMEDOUT"),
+            Self::InitTimeout { .. } | Self::UnloadTimeout { .. } => ("TIMEOUT", "ETIMEDOUT"),
+            Self::Distrusted { .. } => ("DISTRUSTED", "EILSEQ"),
             Self::Order { .. } => ("ORDER", "EINVAL"),
             Self::Requirement { .. } => ("MISSING", "EINVAL"),
             Self::BadRoute { .. } => ("ROUTE", "EINVAL"),

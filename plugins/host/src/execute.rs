@@ -51,12 +51,22 @@ pub struct PluginInfo {
     pub loaded: bool,
     /// Whether a sample of its frames is verified instead of all.
     pub proven: bool,
+    /// Why it is given no more frames to encode, if that is so.
+    pub distrusted: Option<String>,
     /// The format number it writes.
     pub writes: u16,
     /// The format numbers it reads.
     pub reads: &'static [u16],
     /// What it provides.
     pub provides: &'static [&'static str],
+    /// What must stand in its chain.
+    pub requires: &'static [&'static str],
+    /// What may only stand after it.
+    pub before: &'static [&'static str],
+    /// What may only stand before it.
+    pub after: &'static [&'static str],
+    /// Whether a frame stays right without it.
+    pub skippable: bool,
     /// Most memory of one worker in bytes.
     pub memory: usize,
     /// The chains that use it.
@@ -323,11 +333,19 @@ impl Host {
 
     fn load(&self, id: &str) -> Result<(), HostError> {
         let StepEntry::Transform(entry) = self.registry.step(id)? else { return Ok(()) };
-        if entry.is_loaded() {
+        let distrusted = entry.trust.is_lost();
+        if entry.is_loaded() && !distrusted {
             return Ok(());
         }
         let limits = self.limits();
-        self.builder(&[], &limits).unit(entry, &StepSpec::new(id))?;
+        // Who loads a plugin that was put out trusts it again; it still has to start.
+        entry.trust.restore();
+        if let Err(error) = self.builder(&[], &limits).unit(entry, &StepSpec::new(id)) {
+            if distrusted {
+                entry.trust.lose(error.to_string());
+            }
+            return Err(error);
+        }
         entry.set_loaded(true);
         Ok(())
     }
@@ -342,17 +360,21 @@ impl Host {
         if let Some(chain) = user {
             return in_use(format!("chain {} has it", chain.name()));
         }
+        let start = Instant::now();
         entry.set_loaded(false);
         // From here on no new chain or decoder gets it; what began before shows in one of the two checks.
-        let reason = if self.is_decoder_needed(id) {
-            "stored frames need it for decoding"
+        let result = if self.is_decoder_needed(id) {
+            in_use("stored frames need it for decoding".into())
         } else if !self.is_idle(&entry.stats.running) {
-            "frames are still in it"
+            Err(HostError::UnloadTimeout { plugin: id.into(), bound: self.limits().unload_timeout })
         } else {
-            return Ok(());
+            Ok(())
         };
-        entry.set_loaded(true);
-        in_use(reason.into())
+        if result.is_err() {
+            entry.set_loaded(true);
+        }
+        entry.stats.unload_time.record(start.elapsed());
+        result
     }
 
     /// Whether `running` falls to none within the time an unload may take.
@@ -369,9 +391,9 @@ impl Host {
 
     fn plugin_info(&self, step: &StepEntry) -> PluginInfo {
         let d = step.descriptor();
-        let (loaded, proven, stats) = match step {
-            StepEntry::Transform(entry) => (entry.is_loaded(), entry.proven, Some(&entry.stats)),
-            StepEntry::Seal(_) => (true, true, None),
+        let (loaded, proven, distrusted, stats) = match step {
+            StepEntry::Transform(entry) => (entry.is_loaded(), entry.proven, entry.trust.reason(), Some(&entry.stats)),
+            StepEntry::Seal(_) => (true, true, None, None),
         };
         let specs = self.chain_specs();
         let has = |spec: &&ChainSpec| spec.steps.iter().any(|s| s.plugin == d.id);
@@ -389,6 +411,11 @@ impl Host {
             writes: d.writes,
             reads: d.reads,
             provides: d.provides,
+            requires: d.requires,
+            before: d.before,
+            after: d.after,
+            skippable: d.skippable,
+            distrusted,
             memory: d.memory,
             params: first.map(|step| step.params.clone()).unwrap_or_default(),
             chains: specs.iter().filter(has).map(|spec| spec.name.clone()).collect(),

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -11,7 +11,7 @@ use crate::chain::RunLimits;
 use crate::events::Events;
 use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
-use crate::stats::{HostMetric, MetricKind};
+use crate::stats::Histogram;
 use crate::{Chain, ChainName, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, self_test};
 
 /// The chain for everything that no route sends elsewhere.
@@ -26,7 +26,7 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Most memory one worker of a plugin may need, in bytes.
     pub plugin_memory: usize,
-    /// A step that takes longer on one frame is counted and reported.
+    /// Time for one frame in one step. Code that is not proven is left behind after it; other code's frames are counted.
     pub frame_timeout: Duration,
     /// Time to set up a plugin that is not proven.
     pub init_timeout: Duration,
@@ -107,9 +107,14 @@ pub struct Host {
     pub(crate) registry: Registry,
     pub(crate) state: ArcSwap<State>,
     decoders: ArcSwap<HashMap<Box<[u8]>, Arc<Decoder>>>,
-    permits: Arc<Permits>,
-    verified: Arc<AtomicU64>,
-    swaps: AtomicU64,
+    pub(crate) permits: Arc<Permits>,
+    pub(crate) verified: Arc<AtomicU64>,
+    pub(crate) swaps: AtomicU64,
+    pub(crate) swap_time: Histogram,
+    /// What getting a chain took while a change was being made.
+    pub(crate) swap_wait: Histogram,
+    /// Whether a change is being made.
+    is_changing: AtomicBool,
     /// Held while a change is prepared and made. Frames never take it.
     changing: Mutex<()>,
     pub(crate) events: Events,
@@ -153,6 +158,9 @@ impl Host {
             permits: Arc::new(Permits::new(limits.max_in_flight)),
             verified: Arc::default(),
             swaps: AtomicU64::new(0),
+            swap_time: Histogram::default(),
+            swap_wait: Histogram::default(),
+            is_changing: AtomicBool::new(false),
             changing: Mutex::default(),
             events: Events::default(),
             confirm: random_token(),
@@ -166,6 +174,18 @@ impl Host {
     /// # Errors
     /// [`HostError::UnknownChain`].
     pub fn chain(&self, name: &str) -> Result<Arc<Chain>, HostError> {
+        let start = self.is_changing.load(Ordering::Relaxed).then(Instant::now);
+        if self.registry.attention.load(Ordering::Acquire) {
+            self.put_out();
+        }
+        let chain = self.current(name);
+        if let Some(start) = start {
+            self.swap_wait.record(start.elapsed());
+        }
+        chain
+    }
+
+    fn current(&self, name: &str) -> Result<Arc<Chain>, HostError> {
         let state = self.state.load();
         let chain = state.chains.get(name).or_else(|| {
             let name = state.retired.get(name).map(|_| DEFAULT_CHAIN)?;
@@ -273,39 +293,15 @@ impl Host {
         result
     }
 
-    /// What is counted.
-    pub fn metrics(&self) -> Vec<HostMetric> {
-        let gauge =
-            |name, help, value: f64| HostMetric { name, help, kind: MetricKind::Gauge, labels: Vec::new(), value };
-        let counter = |name, help, value: u64| HostMetric {
-            name,
-            help,
-            kind: MetricKind::Counter,
-            labels: Vec::new(),
-            value: value as f64,
-        };
-        let verified = self.verified.load(Ordering::Relaxed);
-        let mut out = vec![
-            gauge("axiomfs_chain_generation", "Generation of the chains", self.generation() as f64),
-            gauge("axiomfs_frames_in_flight", "Frames being encoded or decoded", self.permits.held() as f64),
-            counter("axiomfs_chain_swaps_total", "Chains replaced", self.swaps.load(Ordering::Relaxed)),
-            counter("axiomfs_frames_verified_total", "Frames decoded and compared after encoding", verified),
-        ];
-        for step in self.registry.steps() {
-            if let StepEntry::Transform(entry) = step {
-                entry.stats.metrics(entry.factory.descriptor().id, &mut out);
-            }
-        }
-        out
-    }
-
     /// Begins a change; only one is made at a time.
-    pub(crate) fn begin(&self) -> Result<std::sync::MutexGuard<'_, ()>, HostError> {
-        match self.changing.try_lock() {
-            Ok(guard) => Ok(guard),
-            Err(TryLockError::WouldBlock) => Err(HostError::SwapRunning),
-            Err(TryLockError::Poisoned(_)) => Ok(lock(&self.changing)),
-        }
+    pub(crate) fn begin(&self) -> Result<Changing<'_>, HostError> {
+        let guard = match self.changing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::WouldBlock) => return Err(HostError::SwapRunning),
+            Err(TryLockError::Poisoned(_)) => lock(&self.changing),
+        };
+        self.is_changing.store(true, Ordering::Relaxed);
+        Ok(Changing { host: self, start: Instant::now(), _guard: guard })
     }
 
     pub(crate) fn check_confirmed(&self, given: Option<&str>, what: impl Fn() -> String) -> Result<(), HostError> {
@@ -356,10 +352,10 @@ impl Host {
             specs,
             plugin_memory: limits.plugin_memory,
             init_timeout: limits.init_timeout,
+            frame_timeout: limits.frame_timeout,
             run: RunLimits {
                 permits: self.permits.clone(),
                 max_frame: limits.max_frame,
-                slow: limits.frame_timeout,
                 verify_sample: limits.verify_sample,
                 verified: self.verified.clone(),
             },
@@ -369,6 +365,20 @@ impl Host {
     /// Whether a decoder that is kept needs `plugin`.
     pub(crate) fn is_decoder_needed(&self, plugin: &str) -> bool {
         self.decoders.load().values().any(|decoder| decoder.units.iter().any(|(unit, _)| unit.plugin == plugin))
+    }
+}
+
+/// A change being made. Only one is at a time; its end is counted.
+pub(crate) struct Changing<'a> {
+    host: &'a Host,
+    start: Instant,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.host.is_changing.store(false, Ordering::Relaxed);
+        self.host.swap_time.record(self.start.elapsed());
     }
 }
 

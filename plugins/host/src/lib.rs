@@ -15,14 +15,17 @@ mod events;
 mod execute;
 mod fault;
 mod host;
+mod metrics;
 mod pool;
 mod registry;
 mod resolve;
 mod retry;
 mod route;
+mod seat;
 mod self_test;
 mod spec;
 mod stats;
+mod trust;
 mod unit;
 mod wire;
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use axiomfs_api::Worker;
+use crate::seat::Seat;
 
 /// Buffers larger than this are not kept between frames.
 const MAX_SPARE: usize = 1 << 20;
@@ -9,7 +9,7 @@ const MAX_SPARE: usize = 1 << 20;
 /// What one thread needs for one frame: a worker per unit, made at first use, and a buffer to reuse.
 #[derive(Default)]
 pub struct Bench {
-    pub workers: Vec<Option<Box<dyn Worker>>>,
+    pub workers: Vec<Seat>,
     spare: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ impl Pool {
     pub fn with<T>(&self, work: impl FnOnce(&mut Bench) -> T) -> T {
         let busy = Busy::new(&self.busy);
         let mut bench = lock(&self.idle).pop().unwrap_or_default();
-        bench.workers.resize_with(self.units, || None);
+        bench.workers.resize_with(self.units, Seat::default);
         let result = work(&mut bench);
         lock(&self.idle).push(bench);
         drop(busy);

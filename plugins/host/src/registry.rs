@@ -6,11 +6,13 @@ use axiomfs_api::{Descriptor, Seal, TransformFactory};
 
 use crate::HostError;
 use crate::stats::PluginStats;
+use crate::trust::Trust;
 
 /// A transform there is.
 pub struct TransformEntry {
     pub factory: Arc<dyn TransformFactory>,
     pub stats: Arc<PluginStats>,
+    pub trust: Arc<Trust>,
     /// Proven code's frames are verified by sample, other code's all.
     pub proven: bool,
     loaded: AtomicBool,
@@ -46,6 +48,8 @@ impl StepEntry {
 #[derive(Default)]
 pub struct Registry {
     steps: BTreeMap<&'static str, StepEntry>,
+    /// Set when a plugin lost its trust and may still stand in chains.
+    pub(crate) attention: Arc<AtomicBool>,
 }
 
 impl Registry {
@@ -73,7 +77,8 @@ impl Registry {
     fn add(mut self, factory: impl TransformFactory + 'static, proven: bool) -> Self {
         let id = factory.descriptor().id;
         let (factory, stats, loaded) = (Arc::new(factory), Arc::default(), AtomicBool::new(true));
-        self.steps.insert(id, StepEntry::Transform(Arc::new(TransformEntry { factory, stats, proven, loaded })));
+        let trust = Arc::new(Trust::new(self.attention.clone()));
+        self.steps.insert(id, StepEntry::Transform(Arc::new(TransformEntry { factory, stats, trust, proven, loaded })));
         self
     }
 
@@ -94,6 +99,14 @@ impl Registry {
     /// All steps, by id.
     pub(crate) fn steps(&self) -> impl Iterator<Item = &StepEntry> {
         self.steps.values()
+    }
+
+    /// Ids of the plugins that lost their trust, and why.
+    pub(crate) fn distrusted(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.steps.iter().filter_map(|(id, step)| match step {
+            StepEntry::Transform(entry) => entry.trust.reason().map(|reason| (*id, reason)),
+            StepEntry::Seal(_) => None,
+        })
     }
 
     /// Ids of what provides `capability`, for messages.

@@ -10,6 +10,7 @@ pub const BUCKETS_US: [u64; 12] =
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS_US.len() + 1],
     sum_us: AtomicU64,
+    max_us: AtomicU64,
 }
 
 impl Histogram {
@@ -17,25 +18,38 @@ impl Histogram {
         let us = took.as_micros() as u64;
         self.buckets[BUCKETS_US.partition_point(|&bound| bound < us)].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
+        self.max_us.fetch_max(us, Relaxed);
+    }
+
+    /// The longest of all.
+    pub fn max(&self) -> Duration {
+        Duration::from_micros(self.max_us.load(Relaxed))
     }
 
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|b| b.load(Relaxed)).sum()
     }
 
-    fn metrics(&self, name: [&'static str; 3], help: &'static str, plugin: &str, out: &mut Vec<HostMetric>) {
-        let label = || ("plugin", plugin.to_owned());
+    /// The series `_bucket`, `_sum` and `_count` of the family `name`.
+    pub fn metrics(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        label: Option<(&'static str, &str)>,
+        out: &mut Vec<HostMetric>,
+    ) {
+        let labels = || label.iter().map(|(key, value)| (*key, (*value).to_owned())).collect::<Vec<_>>();
+        let mut add = |series, labels, value| {
+            out.push(HostMetric { name, series, help, kind: MetricKind::Histogram, labels, value });
+        };
         let mut below = 0;
         for (i, bucket) in self.buckets.iter().enumerate() {
             below += bucket.load(Relaxed);
             let bound = BUCKETS_US.get(i).map_or("+Inf".into(), |us| (*us as f64 / 1e6).to_string());
-            let labels = vec![label(), ("le", bound)];
-            out.push(HostMetric { name: name[0], help, kind: MetricKind::Histogram, labels, value: below as f64 });
+            add("_bucket", [labels(), vec![("le", bound)]].concat(), below as f64);
         }
-        let sum = self.sum_us.load(Relaxed) as f64 / 1e6;
-        out.push(HostMetric { name: name[1], help, kind: MetricKind::Histogram, labels: vec![label()], value: sum });
-        let count = below as f64;
-        out.push(HostMetric { name: name[2], help, kind: MetricKind::Histogram, labels: vec![label()], value: count });
+        add("_sum", labels(), self.sum_us.load(Relaxed) as f64 / 1e6);
+        add("_count", labels(), below as f64);
     }
 }
 
@@ -49,6 +63,7 @@ pub struct PluginStats {
     pub skipped: AtomicU64,
     pub fallbacks: AtomicU64,
     pub slow: AtomicU64,
+    pub wrong: AtomicU64,
     pub decode_in: AtomicU64,
     pub decode_out: AtomicU64,
     pub decode_errors: AtomicU64,
@@ -56,6 +71,8 @@ pub struct PluginStats {
     pub running: AtomicU64,
     pub encode_time: Histogram,
     pub decode_time: Histogram,
+    pub init_time: Histogram,
+    pub unload_time: Histogram,
 }
 
 impl PluginStats {
@@ -65,7 +82,7 @@ impl PluginStats {
 
     /// All of it as metrics.
     pub fn metrics(&self, plugin: &str, out: &mut Vec<HostMetric>) {
-        let counters: [(&'static str, &'static str, &AtomicU64); 10] = [
+        let counters: [(&'static str, &'static str, &AtomicU64); 11] = [
             ("axiomfs_plugin_encode_input_bytes_total", "Bytes given to the plugin to encode", &self.encode_in),
             ("axiomfs_plugin_encode_output_bytes_total", "Bytes the plugin encoded them to", &self.encode_out),
             ("axiomfs_plugin_not_applied_total", "Frames the plugin passed on unchanged", &self.not_applied),
@@ -73,6 +90,7 @@ impl PluginStats {
             ("axiomfs_plugin_skipped_total", "Failed steps that frames went on without", &self.skipped),
             ("axiomfs_plugin_fallbacks_total", "Frames sent to the fallback chain", &self.fallbacks),
             ("axiomfs_plugin_slow_total", "Calls that took longer than frame_timeout", &self.slow),
+            ("axiomfs_plugin_wrong_total", "Frames of the plugin that did not decode to what went in", &self.wrong),
             ("axiomfs_plugin_decode_input_bytes_total", "Bytes given to the plugin to decode", &self.decode_in),
             ("axiomfs_plugin_decode_output_bytes_total", "Bytes the plugin decoded them to", &self.decode_out),
             ("axiomfs_plugin_decode_errors_total", "Frames the plugin failed to decode", &self.decode_errors),
@@ -80,20 +98,20 @@ impl PluginStats {
         for (name, help, counter) in counters {
             let labels = vec![("plugin", plugin.to_owned())];
             let value = counter.load(Relaxed) as f64;
-            out.push(HostMetric { name, help, kind: MetricKind::Counter, labels, value });
+            out.push(HostMetric { name, series: "", help, kind: MetricKind::Counter, labels, value });
         }
-        let names = [
-            "axiomfs_plugin_encode_seconds_bucket",
-            "axiomfs_plugin_encode_seconds_sum",
-            "axiomfs_plugin_encode_seconds_count",
-        ];
-        self.encode_time.metrics(names, "Time to encode a frame", plugin, out);
-        let names = [
-            "axiomfs_plugin_decode_seconds_bucket",
-            "axiomfs_plugin_decode_seconds_sum",
-            "axiomfs_plugin_decode_seconds_count",
-        ];
-        self.decode_time.metrics(names, "Time to decode a frame", plugin, out);
+        let running = self.running.load(Relaxed) as f64;
+        let labels = vec![("plugin", plugin.to_owned())];
+        let (name, help) = ("axiomfs_plugin_running", "Calls of the plugin that run now");
+        out.push(HostMetric { name, series: "", help, kind: MetricKind::Gauge, labels, value: running });
+        for (name, help, histogram) in [
+            ("axiomfs_plugin_encode_seconds", "Time to encode a frame", &self.encode_time),
+            ("axiomfs_plugin_decode_seconds", "Time to decode a frame", &self.decode_time),
+            ("axiomfs_plugin_init_seconds", "Time to set the plugin up", &self.init_time),
+            ("axiomfs_plugin_unload_seconds", "Time to unload the plugin", &self.unload_time),
+        ] {
+            histogram.metrics(name, help, Some(("plugin", plugin)), out);
+        }
     }
 }
 
@@ -111,8 +129,10 @@ pub enum MetricKind {
 /// One value for `metrics`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostMetric {
-    /// The series' name.
+    /// The family's name.
     pub name: &'static str,
+    /// What follows it in the name of this series: `_bucket`, `_sum` or `_count` of a histogram, else nothing.
+    pub series: &'static str,
     /// What it counts.
     pub help: &'static str,
     /// What the value means.

@@ -1,35 +1,40 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Transform, Worker};
+use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Transform};
 
+use crate::seat::{Allowance, Seat, Task};
 use crate::stats::PluginStats;
+use crate::trust::Trust;
 
 /// A transform ready to run, with what is counted of it.
 pub struct Unit {
     pub plugin: &'static str,
     pub transform: Arc<dyn Transform>,
     pub stats: Arc<PluginStats>,
+    pub trust: Arc<Trust>,
     pub proven: bool,
+    pub allowance: Allowance,
 }
 
 impl Unit {
-    /// Encodes with the worker of `seat`. A worker that failed is not used again.
+    /// Encodes with the worker of `seat`.
     pub fn encode(
         &self,
-        seat: &mut Option<Box<dyn Worker>>,
+        seat: &mut Seat,
         hint: Hint,
         src: &[u8],
         out: &mut BoundedBuf,
-        slow: Duration,
     ) -> Result<Applied, PluginError> {
+        if let Some(reason) = self.trust.reason() {
+            return Err(PluginError::Distrusted { plugin: self.plugin, reason });
+        }
         let start = Instant::now();
-        let result = self.run(seat, |worker| worker.encode(hint, src, out));
+        let result = self.run(seat, Task::Encode(hint), src, out);
         let took = start.elapsed();
         self.stats.encode_time.record(took);
-        if took > slow {
+        if took > self.allowance.time {
             PluginStats::add(&self.stats.slow, 1);
             tracing::warn!(plugin = self.plugin, ?took, len = src.len(), "A frame took longer than frame_timeout");
         }
@@ -37,7 +42,12 @@ impl Unit {
         match &result {
             Ok(Applied::Yes) => PluginStats::add(&self.stats.encode_out, out.as_slice().len()),
             Ok(Applied::No) => PluginStats::add(&self.stats.not_applied, 1),
-            Err(_) => PluginStats::add(&self.stats.encode_errors, 1),
+            Err(error) => {
+                PluginStats::add(&self.stats.encode_errors, 1);
+                if matches!(error, PluginError::MemoryExceeded { .. } | PluginError::TimedOut { .. }) {
+                    self.trust.lose(error.to_string());
+                }
+            }
         }
         result
     }
@@ -45,14 +55,14 @@ impl Unit {
     /// Decodes with the worker of `seat` into exactly `raw_len` bytes.
     pub fn decode(
         &self,
-        seat: &mut Option<Box<dyn Worker>>,
+        seat: &mut Seat,
         format: u16,
         src: &[u8],
         raw_len: usize,
         out: &mut BoundedBuf,
     ) -> Result<(), PluginError> {
         let start = Instant::now();
-        let result = self.run(seat, |worker| worker.decode(format, src, raw_len, out)).and_then(|()| {
+        let result = self.run(seat, Task::Decode { format, raw_len }, src, out).and_then(|_| {
             let actual = out.as_slice().len();
             if actual == raw_len { Ok(()) } else { Err(PluginError::LengthMismatch { expected: raw_len, actual }) }
         });
@@ -65,22 +75,13 @@ impl Unit {
         result
     }
 
-    fn run<T>(
-        &self,
-        seat: &mut Option<Box<dyn Worker>>,
-        call: impl FnOnce(&mut dyn Worker) -> Result<T, PluginError>,
-    ) -> Result<T, PluginError> {
+    fn run(&self, seat: &mut Seat, task: Task, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
         self.stats.running.fetch_add(1, Relaxed);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut worker = match seat.take() {
-                Some(worker) => worker,
-                None => self.transform.worker()?,
-            };
-            let result = call(&mut *worker)?;
-            *seat = Some(worker);
-            Ok(result)
-        }));
+        let result = match self.proven {
+            true => seat.run(&self.transform, self.allowance, task, src, out),
+            false => seat.run_isolated(&self.transform, self.allowance, task, src, out),
+        };
         self.stats.running.fetch_sub(1, Relaxed);
-        result.unwrap_or_else(|_| Err(PluginError::Failed { plugin: self.plugin, reason: "it panicked".into() }))
+        result
     }
 }

@@ -151,10 +151,13 @@ fn wrong_bytes_are_caught_before_they_count() {
     let trouble = Trouble::default();
     let host = build(false, OnError::Fail, &trouble);
     trouble.corrupt_encoding(true);
+    let chain = host.chain("default").expect("a chain");
     for _ in 0..5 {
-        let error = host.chain("default").expect("a chain").encode(Hint::Data, &text).expect_err("is caught");
-        assert!(matches!(error, HostError::Verify { .. }), "{error}");
+        let error = chain.encode(Hint::Data, &text).expect_err("is caught");
+        assert!(matches!(error, HostError::Verify { .. } | HostError::Encode { .. }), "{error}");
     }
+    assert_eq!(round_trip(&host, "default", &text), 0, "it is out of the chain by then");
+    assert_eq!(host.chain_specs()[0].to_string(), "aes-256-gcm");
     trouble.corrupt_encoding(false);
     let host = build(false, OnError::Skip, &trouble);
     trouble.corrupt_encoding(true);
@@ -163,8 +166,9 @@ fn wrong_bytes_are_caught_before_they_count() {
     let host = build(true, OnError::Fail, &trouble);
     trouble.corrupt_encoding(true);
     let chain = host.chain("default").expect("a chain");
-    let caught = (0..32).filter(|_| chain.encode(Hint::Data, &text).is_err()).count();
-    assert_eq!(caught, 2, "of a proven step one frame of 16 is verified");
+    let unnoticed = (0..32).take_while(|_| chain.encode(Hint::Data, &text).is_ok()).count();
+    assert!(unnoticed < 16, "of a proven step one frame of 16 is verified, not the {unnoticed}th");
+    assert_eq!(round_trip(&host, "default", &text), 0);
 }
 
 #[test]

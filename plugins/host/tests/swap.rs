@@ -313,7 +313,7 @@ fn plugins_are_loaded_and_unloaded() {
             std::thread::yield_now();
         }
         let error = refused(&host, "plugin unload slow");
-        assert!(error.errno_name == "EBUSY" && error.msg.contains("still in it"), "{error}");
+        assert!(error.errno_name == "ETIMEDOUT" && error.msg.contains("did not end the frames"), "{error}");
         frame.join().expect("no panic").expect("the frame ends well");
     });
     run(&host, "plugin unload slow").expect("its frames have ended");
@@ -371,8 +371,9 @@ fn swaps_disturb_no_frame() {
 fn no_frame_waits_for_a_swap() {
     let trouble = Trouble::default();
     let registry = registry().transform(Plugin::new("slow").troubled(&trouble));
+    let limits = Limits { init_timeout: Duration::from_secs(2), ..Limits::default() };
     let chains = vec![spec("default", vec![zstd(3), seal()])];
-    let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");
+    let host = Host::new(registry, chains, RouteTable::default(), limits, vec![]).expect("a host");
     trouble.slow_init(Duration::from_millis(300));
     std::thread::scope(|scope| {
         let swap = scope.spawn(|| run(&host, "chain add default slow"));
@@ -386,6 +387,10 @@ fn no_frame_waits_for_a_swap() {
         }
         swap.join().expect("no panic").expect("swaps");
         assert!(frames > 20, "only {frames} frames in a quarter of a second");
+        let metrics = host.metrics();
+        let value = |name, series| metrics.iter().find(|m| m.name == name && m.series == series).expect(name).value;
+        assert!(value("axiomfs_swap_wait_seconds", "_count") > 20.0, "those that came during the change were timed");
+        assert!(value("axiomfs_swap_max_seconds", "") >= 0.3);
     });
     assert!(host.chain("default").expect("a chain").spec().to_string().contains("slow"));
 }

@@ -41,6 +41,12 @@ struct Switches {
     fail: AtomicBool,
     panic: AtomicBool,
     corrupt: AtomicBool,
+    /// One in so many inputs, chosen by their bytes, is encoded wrongly; 0 for none.
+    rarely_corrupt: AtomicU64,
+    /// One in so many inputs, chosen by their bytes, fails; 0 for none.
+    rarely_fail: AtomicU64,
+    /// Bytes that it allocates and writes while it encodes.
+    greed: AtomicUsize,
     slow_init_ms: AtomicU64,
     slow: Mutex<Duration>,
     running: AtomicUsize,
@@ -55,6 +61,18 @@ impl Trouble {
 
     pub fn corrupt_encoding(&self, corrupt: bool) {
         self.0.corrupt.store(corrupt, SeqCst);
+    }
+
+    pub fn corrupt_one_in(&self, n: u64) {
+        self.0.rarely_corrupt.store(n, SeqCst);
+    }
+
+    pub fn fail_one_in(&self, n: u64) {
+        self.0.rarely_fail.store(n, SeqCst);
+    }
+
+    pub fn greed(&self, bytes: usize) {
+        self.0.greed.store(bytes, SeqCst);
     }
 
     pub fn slow(&self, time: Duration) {
@@ -158,9 +176,13 @@ impl Worker for Plugin {
         if switches.fail.load(SeqCst) {
             return Err(PluginError::Failed { plugin: self.descriptor.id, reason: "told to".into() });
         }
+        if is_chosen(src, switches.rarely_fail.load(SeqCst)) {
+            return Err(PluginError::Failed { plugin: self.descriptor.id, reason: "now and then".into() });
+        }
+        std::hint::black_box(vec![1u8; switches.greed.load(SeqCst)]);
         let tail = vec![0xee; src.len() % 7];
         let mut bytes: Vec<u8> = src.iter().map(|b| b ^ 0x55).chain(tail).collect();
-        if switches.corrupt.load(SeqCst)
+        if (switches.corrupt.load(SeqCst) || is_chosen(src, switches.rarely_corrupt.load(SeqCst)))
             && let Some(first) = bytes.first_mut()
         {
             *first ^= 1;
@@ -180,4 +202,11 @@ impl Worker for Plugin {
         let bytes: Vec<u8> = src[..raw_len].iter().map(|b| b ^ 0x55).collect();
         out.extend(&bytes)
     }
+}
+
+/// Whether an input is the one in `n` that something happens to; the same input always is, or never.
+pub fn is_chosen(src: &[u8], n: u64) -> bool {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(src).as_bytes()[..8]);
+    n > 0 && u64::from_le_bytes(first).is_multiple_of(n)
 }

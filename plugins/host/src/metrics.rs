@@ -1,0 +1,49 @@
+use std::sync::atomic::Ordering;
+
+use crate::Host;
+use crate::registry::StepEntry;
+use crate::stats::{HostMetric, MetricKind};
+
+impl Host {
+    /// What is counted.
+    pub fn metrics(&self) -> Vec<HostMetric> {
+        let gauge = |name, help, value: f64| HostMetric {
+            name,
+            series: "",
+            help,
+            kind: MetricKind::Gauge,
+            labels: Vec::new(),
+            value,
+        };
+        let counter = |name, help, value: u64| HostMetric {
+            name,
+            series: "",
+            help,
+            kind: MetricKind::Counter,
+            labels: Vec::new(),
+            value: value as f64,
+        };
+        let verified = self.verified.load(Ordering::Relaxed);
+        let mut out = vec![
+            gauge("axiomfs_chain_generation", "Generation of the chains", self.generation() as f64),
+            gauge("axiomfs_frames_in_flight", "Frames being encoded or decoded", self.permits.held() as f64),
+            counter("axiomfs_chain_swaps_total", "Chains replaced", self.swaps.load(Ordering::Relaxed)),
+            counter("axiomfs_frames_verified_total", "Frames decoded and compared after encoding", verified),
+            gauge(
+                "axiomfs_swap_wait_max_seconds",
+                "Longest time that a frame waited for its chain while a change was made",
+                self.swap_wait.max().as_secs_f64(),
+            ),
+            gauge("axiomfs_swap_max_seconds", "Longest time a change took", self.swap_time.max().as_secs_f64()),
+        ];
+        let help = "Time that frames waited for their chain while a change was made";
+        self.swap_wait.metrics("axiomfs_swap_wait_seconds", help, None, &mut out);
+        self.swap_time.metrics("axiomfs_swap_seconds", "Time a change took, its self-tests included", None, &mut out);
+        for step in self.registry.steps() {
+            if let StepEntry::Transform(entry) = step {
+                entry.stats.metrics(entry.factory.descriptor().id, &mut out);
+            }
+        }
+        out
+    }
+}
