@@ -177,9 +177,11 @@ fn a_stale_mount_says_how_to_get_rid_of_it() {
     let pid = Pid::from_raw(repo.pid() as i32).expect("a process id");
     kill_process(pid, Signal::KILL).expect("killed");
     repo.wait_daemon();
-    let args = repo.mount_args();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    mount_refused(&repo, &args, RIGHT, &["umount"]);
+    // It is not a mount of this store: its owner may still look for it.
+    let other = TestRepo::new("stale-other");
+    let (state, cache) = (other.dir.join("state2"), other.dir.join("cache2"));
+    let onto_it = [text(&other.store), text(&repo.mnt), "--state", text(&state), "--cache", text(&cache)];
+    mount_refused(&other, &onto_it, RIGHT, &["umount"]);
     for verb in ["status", "sync"] {
         refused(&repo.axiomfs(&[verb, text(&repo.mnt)]), &["umount|stale|daemon"]);
     }
@@ -187,6 +189,26 @@ fn a_stale_mount_says_how_to_get_rid_of_it() {
     assert_eq!(done.code(), 0, "umount must clear a stale mount: {}{}", done.stdout, done.stderr);
     repo.mount();
     assert_eq!(fs::read(repo.live().join("f")).expect("read"), b"kept");
+}
+
+#[test]
+fn a_stale_mount_of_the_same_store_is_cleared_away_by_mounting_again() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("stale-same");
+    repo.mount();
+    fs::write(repo.live().join("f"), b"kept").expect("written");
+    let pid = Pid::from_raw(repo.pid() as i32).expect("a process id");
+    kill_process(pid, Signal::KILL).expect("killed");
+    repo.wait_daemon();
+    // In the background too, as a user would, and with a wrong passphrase first: that must not unmount anything.
+    let args = repo.mount_args();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    mount_refused(&repo, &args, "wrong", &["passphrase"]);
+    assert!(repo.live().symlink_metadata().is_err(), "the dead mount is still there");
+    repo.mount();
+    assert_eq!(fs::read(repo.live().join("f")).expect("read"), b"kept");
+    repo.umount();
+    assert!(fs::read_dir(&repo.mnt).expect("the empty mount point").next().is_none(), "one mount lay above another");
 }
 
 #[test]

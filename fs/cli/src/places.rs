@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use axiomfs_mount::is_dead_mount_of;
+
 use crate::failure::Failure;
 use crate::system;
 
@@ -209,9 +211,6 @@ impl std::fmt::Display for Holder {
 /// [`Failure`] that says what to do.
 pub fn check_mountpoint(mountpoint: &Path) -> Result<PathBuf, Failure> {
     let shown = mountpoint.display();
-    if is_dead(mountpoint) {
-        return Err(stale(mountpoint));
-    }
     let meta = match fs::metadata(mountpoint) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -244,10 +243,18 @@ pub fn is_stale(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
-/// Whether the daemon of a mount is gone. The mount point itself may still be answered by the kernel from memory, so
-/// something below it is asked for.
-pub fn is_dead(mountpoint: &Path) -> bool {
-    fs::symlink_metadata(mountpoint.join(".axiomfs/status")).is_err_and(|error| is_stale(&error))
+/// Checks that the stale mount at this mount point is one of `store`, which mounting that store again clears away, and settles
+/// the path.
+///
+/// # Errors
+/// [`Failure`] that says what to do, if it is a mount of something else.
+pub fn check_stale_mount(mountpoint: &Path, store: &str) -> Result<PathBuf, Failure> {
+    let settled = settle(mountpoint)?;
+    match is_dead_mount_of(&settled, store) {
+        Ok(true) => Ok(settled),
+        Ok(false) => Err(stale(mountpoint)),
+        Err(error) => Err(Failure::caused("Could not read the table of mounts", &error)),
+    }
 }
 
 /// What to say of a mount whose daemon is gone.

@@ -43,6 +43,7 @@ use axiomfs_live::Volume;
 
 pub use control::{Control, ControlReply, PluginFiles};
 pub use error::MountError;
+pub use mountpoint::{is_dead, is_dead_mount_of};
 
 use adapter::Adapter;
 use kernel_mount::KernelMount;
@@ -117,7 +118,7 @@ impl std::fmt::Debug for ServiceHandle {
 /// The mount point is missing, no directory, not empty or in use; the kernel or its helper refuses; a thread can't be
 /// started. In each case nothing stays mounted.
 pub fn mount(volume: Arc<Volume>, control: Arc<dyn Control>, options: MountOptions) -> Result<Mounted, MountError> {
-    let path = mountpoint::prepare(&options.mountpoint)?;
+    let path = mountpoint::prepare(&options.mountpoint, &options.name)?;
     let poll = transport::polling_tick(options.poll, options.event_threads);
     let service = Service::new(volume, control, options.workers, poll, options.read_only);
     let service = Arc::new(service.map_err(MountError::Thread)?);

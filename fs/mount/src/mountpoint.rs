@@ -44,16 +44,18 @@ pub(crate) struct MountEntry {
 }
 
 /// Checks that `path` is an empty directory nothing is mounted on, and gives its absolute form. What a killed daemon
-/// of ours left there is unmounted first.
-pub(crate) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
+/// left there that had mounted `name` too is unmounted first.
+pub(crate) fn prepare(path: &Path, name: &str) -> Result<PathBuf, MountError> {
     let examine = |source| MountError::Examine { path: path.to_owned(), source };
     let absolute = std::path::absolute(path).map_err(examine)?;
+    if is_dead(&absolute) {
+        clear_dead_mount(&absolute, name)?;
+    }
     if let Err(error) = std::fs::metadata(&absolute) {
-        match error.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ECONNABORTED) => clear_dead_mount(&absolute)?,
-            Some(libc::ENOENT) => return Err(MountError::Missing { path: absolute }),
-            _ => return Err(examine(error)),
-        }
+        return match error.raw_os_error() {
+            Some(libc::ENOENT) => Err(MountError::Missing { path: absolute }),
+            _ => Err(examine(error)),
+        };
     }
     let path = absolute.canonicalize().map_err(examine)?;
     if !path.metadata().map_err(examine)?.is_dir() {
@@ -68,11 +70,30 @@ pub(crate) fn prepare(path: &Path) -> Result<PathBuf, MountError> {
     Ok(path)
 }
 
-/// Unmounts what a daemon left that was killed. Only a mount of ours: others have their own owners.
-fn clear_dead_mount(path: &Path) -> Result<(), MountError> {
+/// Whether a FUSE mount lies here whose daemon is gone. The mount point itself may still be answered by the kernel from
+/// memory, so something below it is asked for.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    let gone = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED));
+    std::fs::symlink_metadata(mountpoint.join(".axiomfs/status")).is_err_and(|error| gone(&error))
+}
+
+/// Whether what a daemon left at `mountpoint` that ended without unmounting was a mount of `name` (as in
+/// [`MountOptions::name`](crate::MountOptions::name)). Such a mount is cleared away by the next [`mount`](crate::mount) of the same
+/// name there; any other may have an owner who still looks for it.
+///
+/// # Errors
+/// What reading the table of mounts met.
+pub fn is_dead_mount_of(mountpoint: &Path, name: &str) -> io::Result<bool> {
+    let ours = |entry: MountEntry| entry.kind == FILESYSTEM_TYPE && entry.source == source_name(OsStr::new(name));
+    Ok(is_dead(mountpoint) && mounted_at(mountpoint)?.is_some_and(ours))
+}
+
+/// Unmounts what a killed daemon left.
+fn clear_dead_mount(path: &Path, name: &str) -> Result<(), MountError> {
     let examine = |source| MountError::Examine { path: path.to_owned(), source };
+    let ours = is_dead_mount_of(path, name).map_err(examine)?;
     match mounted_at(path).map_err(examine)? {
-        Some(entry) if entry.kind == FILESYSTEM_TYPE => {
+        Some(_) if ours => {
             tracing::warn!(path = %path.display(), "Unmounting what a daemon left that ended without unmounting");
             unmount(path, Detach::Lazily, Duration::ZERO)
         }
@@ -259,14 +280,16 @@ mod tests {
     #[test]
     fn only_an_empty_directory_is_mounted_on() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(prepare(directory.path()).unwrap(), directory.path().canonicalize().unwrap());
+        assert_eq!(prepare(directory.path(), "s").unwrap(), directory.path().canonicalize().unwrap());
         let missing = directory.path().join("missing");
-        assert!(matches!(prepare(&missing), Err(MountError::Missing { path }) if path == missing));
+        assert!(matches!(prepare(&missing, "s"), Err(MountError::Missing { path }) if path == missing));
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(matches!(prepare(&file), Err(MountError::NotDirectory { .. })));
-        assert!(matches!(prepare(directory.path()), Err(MountError::NotEmpty { .. })));
-        assert!(matches!(prepare(Path::new("/proc")), Err(MountError::AlreadyMounted { kind, .. }) if kind == "proc"));
+        assert!(matches!(prepare(&file, "s"), Err(MountError::NotDirectory { .. })));
+        assert!(matches!(prepare(directory.path(), "s"), Err(MountError::NotEmpty { .. })));
+        assert!(
+            matches!(prepare(Path::new("/proc"), "s"), Err(MountError::AlreadyMounted { kind, .. }) if kind == "proc")
+        );
     }
 
     #[test]

@@ -15,8 +15,8 @@ use thiserror::Error;
 /// Format number: the same seed, sizes and bytes give the same cuts for as long as it stays.
 pub const FORMAT: u16 = 1;
 
-/// 256 KiB, 1 MiB, 4 MiB.
-pub const DEFAULT_SIZES: ChunkSizes = ChunkSizes { min: 256 << 10, avg: 1 << 20, max: 4 << 20 };
+/// 64 KiB, 256 KiB, 1 MiB.
+pub const DEFAULT_SIZES: ChunkSizes = ChunkSizes { min: 64 << 10, avg: 256 << 10, max: 1 << 20 };
 
 /// What the host must know of this plugin.
 pub static DESCRIPTOR: Descriptor = Descriptor {

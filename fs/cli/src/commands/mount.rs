@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, places, progress, shutdown};
+use crate::{output, places, progress, shutdown, wiring};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,7 +28,11 @@ const MAX_WORD: u64 = 64 << 10;
 /// # Errors
 /// [`Failure`] if nothing could be mounted (nothing is changed then), or, in the foreground, if the end was not clean.
 pub fn run(args: &MountArgs, environment: Environment, json: bool) -> Result<(), Failure> {
-    let mountpoint = places::check_mountpoint(&args.mountpoint)?;
+    let mountpoint = if axiomfs_mount::is_dead(&args.mountpoint) {
+        places::check_stale_mount(&args.mountpoint, &wiring::open_store(&args.store)?.store.location())?
+    } else {
+        places::check_mountpoint(&args.mountpoint)?
+    };
     let purpose = Purpose::Mount { mountpoint: mountpoint.clone(), read_only: args.is_read_only() };
     let prepared = Prepared::new(&args.store, &args.repository, &purpose)?;
     let passphrase = passphrase::obtain(&args.repository.passphrase, environment, Ask::Once)?;

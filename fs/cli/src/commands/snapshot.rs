@@ -42,7 +42,7 @@ fn place(target: &TargetArgs) -> Result<Place, Failure> {
     }
     let path = Path::new(&target.target);
     match fs::metadata(path) {
-        _ if places::is_dead(path) => Err(places::stale(path)),
+        _ if axiomfs_mount::is_dead(path) => Err(places::stale(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Failure::new(format!("{} does not exist", path.display()))
                 .hint("give the mount point of an axiomfs, or the directory of a repository"))

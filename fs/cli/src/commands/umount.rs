@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::commands::sync;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{output, places, shutdown, system};
+use crate::{output, shutdown, system};
 
 /// Longest wait for the daemon's end after its mount is gone. What was pending is in the store by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// [`Failure`] if the mount is busy, or if not all of it could reach the store.
 pub fn run(args: &UmountArgs, json: bool) -> Result<(), Failure> {
     let mountpoint = args.mountpoint.as_path();
-    if places::is_dead(mountpoint) {
+    if axiomfs_mount::is_dead(mountpoint) {
         unmount(mountpoint)?;
         let note = "The mount was stale and is gone; what was written last is in its state directory: mount again";
         return output::show(json, &json!({ "ok": true, "stale": true }), note);
