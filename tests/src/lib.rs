@@ -10,5 +10,6 @@ pub mod powercut;
 pub mod repo;
 pub mod rng;
 pub mod run;
+pub mod s3;
 pub mod search;
 pub mod source;

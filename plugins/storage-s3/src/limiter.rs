@@ -1,0 +1,47 @@
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Holds all transfers of one direction together to a number of bytes per second.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    rate: Option<f64>,
+    /// When all that was let through so far has had its time.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Limiter {
+    /// `rate` in bytes per second; without one nothing is held back.
+    pub fn new(rate: Option<u64>) -> Self {
+        Self { rate: rate.map(|rate| rate.max(1) as f64), free_at: Mutex::new(None) }
+    }
+
+    /// Counts bytes that pass now and says how long to wait before the next.
+    pub fn pass(&self, bytes: usize) -> Duration {
+        self.pass_at(bytes, Instant::now())
+    }
+
+    fn pass_at(&self, bytes: usize, now: Instant) -> Duration {
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        // Time that nobody used is lost: no burst follows a pause.
+        let end = free_at.map_or(now, |at| at.max(now)) + Duration::from_secs_f64(bytes as f64 / rate);
+        *free_at = Some(end);
+        end - now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_users_share_the_rate_and_pauses_save_nothing() {
+        let limiter = Limiter::new(Some(1000));
+        let start = Instant::now();
+        assert_eq!(limiter.pass_at(500, start), Duration::from_millis(500));
+        assert_eq!(limiter.pass_at(500, start), Duration::from_secs(1), "the second waits for the first");
+        let later = start + Duration::from_secs(60);
+        assert_eq!(limiter.pass_at(1000, later), Duration::from_secs(1));
+        assert_eq!(Limiter::new(None).pass(1 << 30), Duration::ZERO);
+    }
+}
