@@ -129,7 +129,7 @@ fn run(
 ) -> Result<Applied, PluginError> {
     let plugin = transform.descriptor().id;
     let held = seated.as_ref().map_or(0, |seated| seated.held);
-    let limit = out.limit();
+    let (limit, capacity) = (out.limit(), out.capacity());
     let call = || {
         let mut worker = match seated.take() {
             Some(seated) => seated.worker,
@@ -149,6 +149,8 @@ fn run(
     if used > memory {
         return Err(PluginError::MemoryExceeded { plugin, used, bound: memory });
     }
-    *seated = Some(Seated { worker, held: held + usage.kept });
+    // What the output grew by is not the worker's.
+    let grown = out.capacity().cast_signed() - capacity.cast_signed();
+    *seated = Some(Seated { worker, held: held + usage.kept - grown });
     Ok(applied)
 }

@@ -151,6 +151,22 @@ fn a_plugin_that_asks_for_too_much_is_refused_and_one_that_takes_it_is_stopped()
     }
 }
 
+/// What the output takes is not the worker's, however many frames there are.
+#[test]
+fn memory_is_not_taken_for_kept_that_is_not() {
+    let registry =
+        odd(&Trouble::default()).transform(axiomfs_compression_lz4::Factory).transform(axiomfs_padding_padme::Factory);
+    let host = host(registry, Limits::default());
+    execute(&host, "chain set skip lz4|zstd|padme|aes-256-gcm").expect("a right chain");
+    let mut noise = Noise::new(8);
+    for round in 0..200 {
+        let frame = if round % 2 == 0 { noise.text(700_000) } else { noise.bytes(300_000) };
+        stored(&host, "skip", &frame).expect("stored");
+        stored(&host, "default", &frame[..100_000]).expect("stored");
+    }
+    assert!(host.plugins().iter().all(|plugin| plugin.distrusted.is_none()), "{:?}", host.plugins());
+}
+
 #[test]
 fn a_plugin_that_hangs_is_left_behind() {
     let trouble = Trouble::default();
