@@ -3,6 +3,7 @@
 
 pub mod generate;
 pub mod history;
+pub mod metrics;
 pub mod model;
 pub mod observe;
 pub mod perform;

@@ -43,6 +43,7 @@ The directory must be empty or not exist. Without the passphrase nobody can read
     #[command(after_help = "Examples:
   axiomfs mount /srv/vault /mnt/vault
   axiomfs mount /srv/vault /mnt/vault --cache /fast/disk/vault --config vault.yaml
+  axiomfs mount /srv/vault /mnt/vault --metrics 9184   also serve metrics at http://127.0.0.1:9184/metrics
   axiomfs mount /srv/vault /mnt/vault -f               stay in the foreground, log to the terminal
 
 A mount shows three names: live/ to read and write, snapshots/ with a read-only directory per snapshot, and (unlisted)
@@ -93,6 +94,9 @@ Commands:
   route list | route explain PATH | key status | key rotate | store status | reload | sync | advise | audit verify
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
+    /// Tell about plugins
+    #[command(subcommand)]
+    Plugin(PluginVerb),
     /// Work on settings files
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -167,6 +171,9 @@ pub struct MountArgs {
     /// Stay in the foreground and log to the terminal
     #[arg(short = 'f', long)]
     pub foreground: bool,
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics; a port alone is for this machine only
+    #[arg(long, value_name = "ADDRESS", value_parser = crate::metrics_http::parse_address)]
+    pub metrics: Option<std::net::SocketAddr>,
     /// Mount options, comma-separated: allow_other (other users may enter, by their permissions), ro, rw
     #[arg(short = 'o', value_name = "OPTION", value_delimiter = ',', value_parser = ["allow_other", "ro", "rw"])]
     pub options: Vec<String>,
@@ -274,6 +281,19 @@ pub struct TargetArgs {
     /// See the options
     #[command(flatten)]
     pub repository: StoreArgs,
+}
+
+/// What can be told about plugins.
+#[derive(Debug, Subcommand)]
+pub enum PluginVerb {
+    /// List the plugins of this build, or of a mount with the chains they are in and what they did
+    #[command(after_help = "Examples:
+  axiomfs plugin list
+  axiomfs plugin list /mnt/vault --json")]
+    List {
+        /// A mounted axiomfs
+        mountpoint: Option<PathBuf>,
+    },
 }
 
 /// What can be done with settings files.

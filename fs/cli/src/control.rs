@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axiomfs_config::{Pipeline, Settings};
-use axiomfs_host::{Command, ControlError, Host, PluginInfo, parse_command};
+use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, parse_command};
 use axiomfs_live::{FsError, Volume};
 use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
 use serde_json::{Value, json};
 
 use crate::commands::config;
+use crate::metrics;
 use crate::replies;
 use crate::session::Session;
 use crate::status::{self, Facts};
@@ -25,6 +26,7 @@ pub struct Panel {
     volume: Arc<Volume>,
     host: Arc<Host>,
     repository: Arc<Repository>,
+    counted: Arc<Counted>,
     facts: Facts,
     /// Read again by `reload`.
     settings_file: Option<PathBuf>,
@@ -42,6 +44,7 @@ impl Panel {
             volume: Arc::clone(session.volume()),
             host: Arc::clone(session.host()),
             repository: Arc::clone(session.repository()),
+            counted: Arc::clone(session.counted()),
             facts: session.facts(mountpoint),
             settings_file: session.settings_file().map(Path::to_owned),
             pipeline: Mutex::new(settings.pipeline.clone()),
@@ -169,7 +172,8 @@ impl Control for Panel {
     }
 
     fn metrics(&self) -> String {
-        status::metrics(&self.facts, &self.volume, &self.host)
+        let counted = [self.host.metrics(), self.counted.metrics()].concat();
+        metrics::render(&self.facts, &self.volume, &counted)
     }
 
     fn events(&self) -> String {
@@ -190,8 +194,22 @@ fn plugin_files(plugin: &PluginInfo) -> PluginFiles {
     };
     PluginFiles {
         id: plugin.id.to_owned(),
-        descriptor: pick(&["id", "kind", "version", "summary", "writes", "reads", "provides", "memory"]),
-        config: pick(&["loaded", "chains", "params"]),
+        descriptor: pick(&[
+            "id",
+            "kind",
+            "version",
+            "summary",
+            "writes",
+            "reads",
+            "provides",
+            "requires",
+            "before",
+            "after",
+            "memory",
+            "skippable",
+            "proven",
+        ]),
+        config: pick(&["loaded", "distrusted", "chains", "params"]),
         stats: pick(&["encoded_frames", "decoded_frames", "errors"]),
     }
 }

@@ -10,6 +10,8 @@ mod failure;
 mod faults;
 mod lease;
 mod locks;
+mod metrics;
+mod metrics_http;
 mod output;
 mod passphrase;
 mod places;
@@ -59,6 +61,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Status(args) => commands::status::run(args, json),
         Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, json),
         Verb::Ctl(args) => commands::ctl::run(args, json),
+        Verb::Plugin(verb) => commands::plugin::run(verb, json),
         Verb::Config(verb) => commands::config::run(verb, json),
     }
 }

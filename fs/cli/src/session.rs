@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axiomfs_chunker_fastcdc::FastCdc;
 use axiomfs_config::{Durability, Settings};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
-use axiomfs_host::Host;
+use axiomfs_host::{Counted, Host};
 use axiomfs_live::{
     Access, Caller, FsError, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume, VolumeOptions,
 };
@@ -82,6 +82,8 @@ pub struct Prepared {
     settings_file: Option<PathBuf>,
     purpose: Purpose,
     store: OpenStore,
+    /// The same store, where its requests are counted.
+    counted: Arc<Counted>,
     places: Places,
     args: StoreArgs,
 }
@@ -108,12 +110,14 @@ impl Prepared {
     pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
         let settings = settings(args)?;
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
-        let store = wiring::open_store(location)?;
+        let mut store = wiring::open_store(location)?;
+        let counted = Arc::new(Counted::new(store.store));
+        store.store = counted.clone();
         let id = wiring::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
         let local_name = format!("{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
-        Ok(Self { settings, settings_file, purpose: purpose.clone(), store, places, args: args.clone() })
+        Ok(Self { settings, settings_file, purpose: purpose.clone(), store, counted, places, args: args.clone() })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -306,6 +310,11 @@ impl Session {
     /// The repository.
     pub fn repository(&self) -> &Arc<Repository> {
         &self.repository
+    }
+
+    /// The store, where its requests are counted.
+    pub fn counted(&self) -> &Arc<Counted> {
+        &self.prepared.counted
     }
 
     /// The local directories.

@@ -135,6 +135,8 @@ fn registry() -> Registry {
         .transform(axiomfs_compression_lz4::Factory)
         .transform(axiomfs_padding_padme::Factory)
         .seal(Aes256Gcm)
+        .other(&axiomfs_chunker_fastcdc::DESCRIPTOR)
+        .other(&axiomfs_storage_local::DESCRIPTOR)
 }
 
 /// The host with the chains of the settings.

@@ -2,11 +2,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use axiomfs_api::Kind;
+use axiomfs_api::{Descriptor, Kind};
 
 use crate::command::with_params;
 use crate::host::{DEFAULT_CHAIN, unknown};
-use crate::registry::StepEntry;
+use crate::registry::{StepEntry, TransformEntry};
 use crate::{
     Chain, ChainCommand, ChainSpec, Command, ControlError, Host, HostError, PluginCommand, Position, Replaced, Route,
     RouteCommand, StepSpec, resolve, self_test,
@@ -161,7 +161,11 @@ impl Host {
 
     /// All plugins of this build, by id.
     pub fn plugins(&self) -> Vec<PluginInfo> {
-        self.registry.steps().map(|step| self.plugin_info(step)).collect()
+        let steps = self.registry.steps().map(|step| self.plugin_info(step));
+        let others = self.registry.others().iter().map(|descriptor| self.info(descriptor, None));
+        let mut all: Vec<_> = steps.chain(others).collect();
+        all.sort_by_key(|plugin| plugin.id);
+        all
     }
 
     fn execute_chain(&self, command: &ChainCommand) -> Result<Reply, ControlError> {
@@ -390,11 +394,15 @@ impl Host {
     }
 
     fn plugin_info(&self, step: &StepEntry) -> PluginInfo {
-        let d = step.descriptor();
-        let (loaded, proven, distrusted, stats) = match step {
-            StepEntry::Transform(entry) => (entry.is_loaded(), entry.proven, entry.trust.reason(), Some(&entry.stats)),
-            StepEntry::Seal(_) => (true, true, None, None),
-        };
+        match step {
+            StepEntry::Transform(entry) => self.info(step.descriptor(), Some(entry)),
+            StepEntry::Seal(_) => self.info(step.descriptor(), None),
+        }
+    }
+
+    fn info(&self, d: &'static Descriptor, entry: Option<&Arc<TransformEntry>>) -> PluginInfo {
+        let (loaded, proven) = entry.map_or((true, true), |entry| (entry.is_loaded(), entry.proven));
+        let (distrusted, stats) = (entry.and_then(|entry| entry.trust.reason()), entry.map(|entry| &entry.stats));
         let specs = self.chain_specs();
         let has = |spec: &&ChainSpec| spec.steps.iter().any(|s| s.plugin == d.id);
         let first = specs.iter().find(has).and_then(|spec| spec.steps.iter().find(|s| s.plugin == d.id));

@@ -9,6 +9,7 @@
 mod build;
 mod chain;
 mod command;
+mod counted;
 mod decoder;
 mod error;
 mod events;
@@ -34,6 +35,7 @@ pub use chain::{Chain, ChainName, Encoded};
 pub use command::{
     ChainCommand, Command, ControlError, MAX_COMMAND, PluginCommand, Position, RouteCommand, parse_command,
 };
+pub use counted::Counted;
 pub use decoder::Decoder;
 pub use error::HostError;
 pub use events::HostEvent;

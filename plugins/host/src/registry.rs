@@ -48,6 +48,8 @@ impl StepEntry {
 #[derive(Default)]
 pub struct Registry {
     steps: BTreeMap<&'static str, StepEntry>,
+    /// Plugins that are no steps: chunkers and stores, for lists.
+    others: Vec<&'static Descriptor>,
     /// Set when a plugin lost its trust and may still stand in chains.
     pub(crate) attention: Arc<AtomicBool>,
 }
@@ -72,6 +74,16 @@ impl Registry {
     pub fn seal(mut self, seal: impl Seal + 'static) -> Self {
         self.steps.insert(seal.descriptor().id, StepEntry::Seal(Arc::new(seal)));
         self
+    }
+
+    /// Lists a chunker or a store, which chains don't have.
+    pub fn other(mut self, descriptor: &'static Descriptor) -> Self {
+        self.others.push(descriptor);
+        self
+    }
+
+    pub(crate) fn others(&self) -> &[&'static Descriptor] {
+        &self.others
     }
 
     fn add(mut self, factory: impl TransformFactory + 'static, proven: bool) -> Self {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use axiomfs_api::{Body, ObjectKey, Store, StoreErrorKind, conformance};
-use axiomfs_host::{Call, Fault, Faulty, Operation, Retry, RetryPolicy};
+use axiomfs_host::{Call, Counted, Fault, Faulty, Operation, Retry, RetryPolicy};
 use axiomfs_storage_local::LocalStore;
 use axiomfs_storage_memory::MemoryStore;
 
@@ -33,6 +33,7 @@ fn wrappers_keep_the_contract() {
     let scratch = temp();
     conformance::store(&*faulty(), scratch.path());
     conformance::store(&Retry::new(Arc::new(MemoryStore::new()), QUICK), scratch.path());
+    conformance::store(&Counted::new(Arc::new(MemoryStore::new())), scratch.path());
     let dir = temp();
     let local: Arc<dyn Store> = Arc::new(LocalStore::create(dir.path()).expect("creates"));
     conformance::store(&Retry::new(Arc::new(Faulty::new(local)), QUICK), scratch.path());
@@ -154,4 +155,36 @@ fn faults_are_as_planned() {
     });
     store.list("pre", None, 1).expect("lists");
     assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn requests_are_counted_by_kind() {
+    let faulty = faulty();
+    let counted = Counted::new(faulty.clone());
+    let (a, b) = (key("a"), key("b"));
+    counted.put_new(&a, Body::Bytes(b"12345")).expect("puts");
+    counted.put_new(&a, Body::Bytes(b"12345")).expect_err("is there");
+    counted.get(&a, 100).expect("gets");
+    counted.get_range(&a, 1, 2).expect("gets");
+    counted.get(&b, 100).expect_err("is not there");
+    faulty.set_plan(|_| Fault::Refuse(StoreErrorKind::Throttled));
+    counted.get(&a, 100).expect_err("throttled");
+    faulty.set_plan(|_| Fault::Refuse(StoreErrorKind::AccessDenied));
+    counted.list("", None, 10).expect_err("denied");
+    let metrics = counted.metrics();
+    let value = |name: &str, series: &str, labels: &[&str]| {
+        let mut found = metrics.iter().filter(|m| {
+            m.name == name && m.series == series && labels.iter().all(|label| m.labels.iter().any(|(_, v)| v == label))
+        });
+        found.next().map(|m| m.value).expect(name)
+    };
+    assert_eq!(value("axiomfs_store_bytes_total", "", &["put_new"]), 5.0);
+    assert_eq!(value("axiomfs_store_bytes_total", "", &["get"]), 5.0);
+    assert_eq!(value("axiomfs_store_bytes_total", "", &["get_range"]), 2.0);
+    assert_eq!(value("axiomfs_store_request_seconds", "_count", &["get"]), 3.0);
+    assert_eq!(value("axiomfs_store_errors_total", "", &["get", "transient"]), 1.0);
+    assert_eq!(value("axiomfs_store_errors_total", "", &["get", "permanent"]), 0.0, "not there is an answer");
+    assert_eq!(value("axiomfs_store_errors_total", "", &["list", "permanent"]), 1.0);
+    assert_eq!(value("axiomfs_store_errors_total", "", &["put_new", "permanent"]), 0.0);
+    assert_eq!(value("axiomfs_store_requests_running", "", &["get"]), 0.0);
 }

@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+use axiomfs_api::{Body, Descriptor, Kind, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 
 use directories::Directories;
 use errors::failed;
@@ -22,6 +22,22 @@ use staged::Staged;
 
 /// Where objects lie before they have their name. Not an object's first segment, therefore.
 const TMP: &str = "tmp";
+
+/// What the host must know of this plugin.
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    id: "local",
+    kind: Kind::Store,
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Objects as files in a directory of this machine",
+    writes: 1,
+    reads: &[1],
+    provides: &["storage"],
+    requires: &[],
+    before: &[],
+    after: &[],
+    memory: 1 << 20,
+    skippable: false,
+};
 
 /// Objects as files under one directory.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ pub mod config;
 pub mod ctl;
 pub mod init;
 pub mod mount;
+pub mod plugin;
 pub mod snapshot;
 pub mod status;
 pub mod sync;

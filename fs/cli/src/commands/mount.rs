@@ -13,6 +13,7 @@ use crate::args::MountArgs;
 use crate::client::Client;
 use crate::control::Panel;
 use crate::failure::Failure;
+use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
@@ -146,9 +147,14 @@ impl Job<'_> {
             read_only: self.args.is_read_only(),
             ..MountOptions::default()
         };
+        let metrics = self.args.metrics.map(metrics_http::listen).transpose()?;
+        let metrics_address = metrics.as_ref().and_then(Listener::address);
         let panel = Arc::new(Panel::new(session, self.mountpoint));
-        let mounted = axiomfs_mount::mount(Arc::clone(session.volume()), panel, options)
+        let mounted = axiomfs_mount::mount(Arc::clone(session.volume()), panel.clone(), options)
             .map_err(|error| Failure::caused(format!("Could not mount {}", self.args.store), &error))?;
+        if let Some(listener) = metrics {
+            listener.serve(panel);
+        }
         tracing::info!(store = session.store(), mountpoint = %self.mountpoint.display(), "mounted");
         end_by_signal(mounted.unmounter());
         ready(json!({
@@ -156,6 +162,7 @@ impl Job<'_> {
             "mountpoint": self.mountpoint.to_string_lossy(),
             "pid": std::process::id(),
             "state_dir": state.to_string_lossy(),
+            "metrics": metrics_address.map(|address| format!("http://{address}/metrics")),
         }))?;
         let served = mounted.wait().map_err(|error| Failure::caused("The mount broke off", &error));
         tracing::info!("unmounted, draining to the store");

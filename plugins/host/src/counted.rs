@@ -1,0 +1,146 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+
+use crate::fault::Operation;
+use crate::stats::{Histogram, HostMetric, MetricKind};
+
+const OPERATIONS: [(Operation, &str); 8] = [
+    (Operation::Get, "get"),
+    (Operation::GetRange, "get_range"),
+    (Operation::Stat, "stat"),
+    (Operation::PutNew, "put_new"),
+    (Operation::Put, "put"),
+    (Operation::Delete, "delete"),
+    (Operation::List, "list"),
+    (Operation::Space, "space"),
+];
+
+/// What was counted of one kind of request.
+#[derive(Default)]
+struct Requests {
+    running: AtomicU64,
+    /// Failures that may pass, and others. That an object is not there, or is there already, is an answer and no failure.
+    transient: AtomicU64,
+    permanent: AtomicU64,
+    bytes: AtomicU64,
+    time: Histogram,
+}
+
+/// A store whose requests are counted and timed, each try by itself.
+pub struct Counted {
+    inner: Arc<dyn Store>,
+    requests: [Requests; 8],
+}
+
+impl Counted {
+    /// Wraps `inner`.
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self { inner, requests: Default::default() }
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> Vec<HostMetric> {
+        let mut out = Vec::new();
+        let family = |name, help, kind, of: &dyn Fn(&Requests) -> u64, out: &mut Vec<HostMetric>| {
+            for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+                let labels = vec![("request", (*word).to_owned())];
+                out.push(HostMetric { name, series: "", help, kind, labels, value: of(requests) as f64 });
+            }
+        };
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        let (counter, gauge) = (MetricKind::Counter, MetricKind::Gauge);
+        let help = "Bytes that requests to the store carried";
+        family("axiomfs_store_bytes_total", help, counter, &|r| load(&r.bytes), &mut out);
+        let help = "Requests to the store that run now";
+        family("axiomfs_store_requests_running", help, gauge, &|r| load(&r.running), &mut out);
+        for (class, of) in [
+            ("transient", (&|r: &Requests| load(&r.transient)) as &dyn Fn(&Requests) -> u64),
+            ("permanent", &|r| load(&r.permanent)),
+        ] {
+            for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+                let labels = vec![("request", (*word).to_owned()), ("class", class.to_owned())];
+                let (name, help) = ("axiomfs_store_errors_total", "Requests to the store that failed");
+                out.push(HostMetric { name, series: "", help, kind: counter, labels, value: of(requests) as f64 });
+            }
+        }
+        for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+            let help = "Time of requests to the store, each try by itself";
+            requests.time.metrics("axiomfs_store_request_seconds", help, Some(("request", word)), &mut out);
+        }
+        out
+    }
+
+    fn count<T>(
+        &self,
+        operation: Operation,
+        call: impl FnOnce() -> Result<T, StoreError>,
+        bytes: impl FnOnce(&T) -> u64,
+    ) -> Result<T, StoreError> {
+        let place = OPERATIONS.iter().position(|(known, _)| *known == operation).unwrap_or_default();
+        let requests = &self.requests[place];
+        requests.running.fetch_add(1, Relaxed);
+        let start = Instant::now();
+        let result = call();
+        requests.time.record(start.elapsed());
+        requests.running.fetch_sub(1, Relaxed);
+        match &result {
+            Ok(done) => requests.bytes.fetch_add(bytes(done), Relaxed),
+            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists) => 0,
+            Err(error) if error.kind.is_transient() => requests.transient.fetch_add(1, Relaxed),
+            Err(_) => requests.permanent.fetch_add(1, Relaxed),
+        };
+        result
+    }
+}
+
+/// Length of what is put, as far as it can be told.
+fn len(body: Body<'_>) -> u64 {
+    match body {
+        Body::Bytes(bytes) => bytes.len() as u64,
+        Body::File(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+    }
+}
+
+impl Store for Counted {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn get(&self, key: &ObjectKey, max: u64) -> Result<Vec<u8>, StoreError> {
+        self.count(Operation::Get, || self.inner.get(key, max), |bytes| bytes.len() as u64)
+    }
+
+    fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
+        self.count(Operation::GetRange, || self.inner.get_range(key, offset, len), |bytes| bytes.len() as u64)
+    }
+
+    fn stat(&self, key: &ObjectKey) -> Result<ObjectMeta, StoreError> {
+        self.count(Operation::Stat, || self.inner.stat(key), |_| 0)
+    }
+
+    fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        // Before the call: the file may be gone after it.
+        let bytes = len(body);
+        self.count(Operation::PutNew, || self.inner.put_new(key, body), |()| bytes)
+    }
+
+    fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        let bytes = len(body);
+        self.count(Operation::Put, || self.inner.put(key, body), |()| bytes)
+    }
+
+    fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.count(Operation::Delete, || self.inner.delete(key), |()| 0)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.count(Operation::List, || self.inner.list(prefix, after, limit), |_| 0)
+    }
+
+    fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
+        self.count(Operation::Space, || self.inner.space(), |_| 0)
+    }
+}
