@@ -120,6 +120,26 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Names of the settings that a mount keeps from its beginning to its end, and that are others in `new`.
+    pub fn fixed_differences(&self, new: &Settings) -> Vec<&'static str> {
+        let all = [
+            ("memory", self.memory != new.memory),
+            ("timeout", self.timeout != new.timeout),
+            ("durability", self.durability != new.durability),
+            ("log.max", self.log.max != new.log.max),
+            ("log.segment", self.log.segment != new.log.segment),
+            ("staging.max", self.staging != new.staging),
+            ("checkpoint.interval", self.checkpoint.interval != new.checkpoint.interval),
+            ("checkpoint.bytes", self.checkpoint.bytes != new.checkpoint.bytes),
+            ("commit.interval", self.commit.interval != new.commit.interval),
+            ("commit.bytes", self.commit.bytes != new.commit.bytes),
+            ("cache.encrypt", self.cache != new.cache),
+            ("store.on_error", self.pipeline.store.on_error != new.pipeline.store.on_error),
+            ("store.uploads", self.pipeline.store.uploads != new.pipeline.store.uploads),
+        ];
+        all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+
     /// Reads a whole settings file.
     ///
     /// # Errors

@@ -95,7 +95,12 @@ Commands:
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
     /// Tell about plugins
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  axiomfs plugin list                what this build has
+  axiomfs plugin list /mnt/vault     and what a mount does with it"
+    )]
     Plugin(PluginVerb),
     /// Work on settings files
     #[command(subcommand)]

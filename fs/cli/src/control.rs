@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::commands::config;
 use crate::metrics;
+use crate::reload::Mark;
 use crate::replies;
 use crate::session::Session;
 use crate::status::{self, Facts};
@@ -30,6 +31,7 @@ pub struct Panel {
     facts: Facts,
     /// Read again by `reload`.
     settings_file: Option<PathBuf>,
+    settings_mark: Mark,
     /// What the mount was started with; all but the pipeline stays until the next mount.
     settings: Settings,
     /// What was last set; the host knows only its own part.
@@ -46,6 +48,7 @@ impl Panel {
             repository: Arc::clone(session.repository()),
             counted: Arc::clone(session.counted()),
             facts: session.facts(mountpoint),
+            settings_mark: session.settings_mark(),
             settings_file: session.settings_file().map(Path::to_owned),
             pipeline: Mutex::new(settings.pipeline.clone()),
             settings,
@@ -118,10 +121,43 @@ impl Panel {
             });
         };
         let new = config::load(file).map_err(|failure| yaml_error(failure.to_string()))?;
-        let mut reply = self.apply(&new.pipeline, confirm)?;
-        let rest = Settings { pipeline: self.settings.pipeline.clone(), ..new };
-        reply["remount_needed"] = (rest != self.settings).into();
-        Ok(reply)
+        let fixed = self.settings.fixed_differences(&new);
+        if !fixed.is_empty() {
+            return Err(ControlError {
+                code: "FIXED",
+                errno_name: "EINVAL",
+                msg: format!("These settings can't change while mounted: {}", fixed.join(", ")),
+                hint: "Nothing was changed; set them back, or unmount and mount again".to_owned(),
+            });
+        }
+        self.apply(&new.pipeline, confirm)
+    }
+
+    /// Where the settings came from, if from a file.
+    pub fn settings_file(&self) -> Option<&Path> {
+        self.settings_file.as_deref()
+    }
+
+    /// The state of that file when the mount read it.
+    pub fn settings_mark(&self) -> Mark {
+        self.settings_mark
+    }
+
+    /// Whether there is a file to read again.
+    pub fn has_settings_file(&self) -> bool {
+        self.settings_file.is_some()
+    }
+
+    /// Reads the settings file again because of `why`; the events tell how that ended.
+    pub fn reload_noted(&self, why: &str) {
+        match self.reload(None) {
+            Ok(reply) => {
+                self.volume.note("reload", format!("Settings read again ({why}), generation {}", reply["generation"]))
+            }
+            Err(error) => {
+                self.volume.note("refused", format!("Settings not taken over ({why}): {}; {}", error.msg, error.hint))
+            }
+        }
     }
 
     /// Replaces chains, routes, limits and requirements at once, or nothing.

@@ -1,10 +1,17 @@
 //! Named points of failure, for tests of crashes: `AXIOMFS_FAULT_POINT=name[:n]` makes the process abort when it comes to the
 //! point for the n-th time. With `AXIOMFS_FAULT_ACTION=touch` it makes the file `.fault-name` in the state directory and
 //! goes on, so that a test can do the harm itself.
+//!
+//! `AXIOMFS_FAULT_STORE_DELAY=FILE` makes each pack take longer on its way to the store, by the milliseconds in FILE, which
+//! is read each time.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axiomfs_api::Store;
+use axiomfs_host::{Fault, Faulty, Operation};
 
 use crate::failure::Failure;
 
@@ -32,6 +39,20 @@ pub fn from_environment(state: &Path) -> Result<Hook, Failure> {
     };
     let (name, at) = parse(&wish)?;
     Ok(hook(name, at, action))
+}
+
+/// The store, slower if the environment asks for it.
+pub fn slowed(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    let Some(file) = std::env::var_os("AXIOMFS_FAULT_STORE_DELAY").map(PathBuf::from) else { return store };
+    let slow = Faulty::new(store);
+    slow.set_plan(move |call| {
+        let delay = || std::fs::read_to_string(&file).ok()?.trim().parse().ok().map(Duration::from_millis);
+        match (call.operation, call.object.starts_with("packs/")) {
+            (Operation::PutNew, true) => delay().map_or(Fault::None, Fault::Delay),
+            _ => Fault::None,
+        }
+    });
+    Arc::new(slow)
 }
 
 fn parse(wish: &str) -> Result<(String, u64), Failure> {

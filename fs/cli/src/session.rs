@@ -24,6 +24,7 @@ use crate::locks::Locks;
 use crate::passphrase::Secret;
 use crate::places::{Holder, Places, Surroundings};
 use crate::progress::{self, Bar};
+use crate::reload::{self, Mark};
 use crate::status::{self, Facts};
 use crate::wiring::OpenStore;
 use crate::{daemon_log, faults, output, places, system, wiring};
@@ -80,6 +81,8 @@ pub enum Logging {
 pub struct Prepared {
     settings: Settings,
     settings_file: Option<PathBuf>,
+    /// Of the file, right before it was read.
+    settings_mark: Mark,
     purpose: Purpose,
     store: OpenStore,
     /// The same store, where its requests are counted.
@@ -108,16 +111,26 @@ impl Prepared {
     /// # Errors
     /// [`Failure`] that says what to do.
     pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
+        let settings_mark = args.config.as_deref().and_then(reload::mark);
         let settings = settings(args)?;
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
         let mut store = wiring::open_store(location)?;
-        let counted = Arc::new(Counted::new(store.store));
+        let counted = Arc::new(Counted::new(faults::slowed(store.store)));
         store.store = counted.clone();
         let id = wiring::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
         let local_name = format!("{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
-        Ok(Self { settings, settings_file, purpose: purpose.clone(), store, counted, places, args: args.clone() })
+        Ok(Self {
+            settings,
+            settings_file,
+            settings_mark,
+            purpose: purpose.clone(),
+            store,
+            counted,
+            places,
+            args: args.clone(),
+        })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -335,6 +348,11 @@ impl Session {
     /// The file they came from.
     pub fn settings_file(&self) -> Option<&Path> {
         self.prepared.settings_file.as_deref()
+    }
+
+    /// The state of that file when they were read.
+    pub fn settings_mark(&self) -> Mark {
+        self.prepared.settings_mark
     }
 
     /// What its status says all the time.

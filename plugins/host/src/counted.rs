@@ -41,6 +41,12 @@ impl Counted {
         Self { inner, requests: Default::default() }
     }
 
+    /// Create-only puts that run now: packs, segments and heads on their way.
+    pub fn putting(&self) -> u64 {
+        let put_new = OPERATIONS.iter().position(|(known, _)| *known == Operation::PutNew).unwrap_or_default();
+        self.requests[put_new].running.load(Relaxed)
+    }
+
     /// What was counted.
     pub fn metrics(&self) -> Vec<HostMetric> {
         let mut out = Vec::new();

@@ -17,6 +17,7 @@ mod execute;
 mod fault;
 mod host;
 mod metrics;
+mod pace;
 mod pool;
 mod registry;
 mod resolve;
@@ -42,9 +43,15 @@ pub use events::HostEvent;
 pub use execute::{ChainInfo, PluginInfo, Reply, TestReport};
 pub use fault::{Call, Fault, Faulty, Operation};
 pub use host::{Host, Limits, Replaced};
+pub use pace::Pressure;
 pub use registry::Registry;
 pub use retry::{Retry, RetryPolicy};
 pub use route::{Matcher, Route, RouteTable, settled};
 pub use spec::{ChainSpec, OnError, StepSpec};
 pub use stats::{HostMetric, MetricKind};
 pub use wire::{ChainId, ChainRecord, StepRecord};
+
+/// The author's guide, so that its example is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct AuthorsGuide;

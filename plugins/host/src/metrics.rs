@@ -39,6 +39,7 @@ impl Host {
         let help = "Time that frames waited for their chain while a change was made";
         self.swap_wait.metrics("axiomfs_swap_wait_seconds", help, None, &mut out);
         self.swap_time.metrics("axiomfs_swap_seconds", "Time a change took, its self-tests included", None, &mut out);
+        out.extend(self.efforts());
         for step in self.registry.steps() {
             if let StepEntry::Transform(entry) = step {
                 entry.stats.metrics(entry.factory.descriptor().id, &mut out);

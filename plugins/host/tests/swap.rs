@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use axiomfs_api::Hint;
 use axiomfs_api::conformance::Noise;
 use axiomfs_host::{
-    ChainSpec, ControlError, Host, HostError, Limits, Matcher, OnError, Registry, Reply, Route, RouteTable, StepSpec,
-    parse_command,
+    ChainSpec, ControlError, Host, HostError, Limits, Matcher, OnError, Pressure, Registry, Reply, Route, RouteTable,
+    StepSpec, parse_command,
 };
 use plugins::{Plugin, Trouble, host, registry, seal, spec, zstd};
 
@@ -393,6 +393,29 @@ fn no_frame_waits_for_a_swap() {
         assert!(value("axiomfs_swap_max_seconds", "") >= 0.3);
     });
     assert!(host.chain("default").expect("a chain").spec().to_string().contains("slow"));
+}
+
+#[test]
+fn dials_turn_with_what_presses_and_events_say_why() {
+    let adaptive = StepSpec::new("zstd").with("level", 3).with("adapt", "1..5");
+    let host = host(vec![spec("default", vec![adaptive, seal()]), spec("fixed", vec![zstd(9), seal()])]);
+    let level = || {
+        let metrics = host.metrics();
+        let all: Vec<_> = metrics.iter().filter(|m| m.name == "axiomfs_plugin_effort").map(|m| m.value).collect();
+        assert_eq!(all.len(), 1, "only the step that adapts has a dial");
+        all[0]
+    };
+    let mut seen = vec![level()];
+    let all = [[Pressure::Store; 3], [Pressure::None; 3], [Pressure::Encoders; 3], [Pressure::None; 3]];
+    for pressure in all.into_iter().flatten() {
+        host.pace(pressure);
+        seen.push(level());
+    }
+    assert_eq!(seen, [3.0, 4.0, 5.0, 5.0, 4.0, 3.0, 3.0, 2.0, 1.0, 1.0, 2.0, 3.0, 3.0]);
+    let events: Vec<_> = host.events_after(0).into_iter().filter(|event| event.kind == "adapt").collect();
+    assert_eq!(events.len(), 8, "only what moves is told");
+    assert_eq!(events[0].text, "zstd of chain default goes from 3 to 4: the store takes less than the encoders make");
+    assert_eq!(host.generation(), 1, "a dial is no change of the chain");
 }
 
 #[test]

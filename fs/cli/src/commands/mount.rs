@@ -17,7 +17,7 @@ use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, places, progress, shutdown, wiring};
+use crate::{output, pacing, places, progress, reload, shutdown, wiring};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -153,10 +153,12 @@ impl Job<'_> {
         let mounted = axiomfs_mount::mount(Arc::clone(session.volume()), panel.clone(), options)
             .map_err(|error| Failure::caused(format!("Could not mount {}", self.args.store), &error))?;
         if let Some(listener) = metrics {
-            listener.serve(panel);
+            listener.serve(panel.clone());
         }
+        pacing::start(session.host(), session.repository(), session.counted());
+        reload::watch(&panel);
         tracing::info!(store = session.store(), mountpoint = %self.mountpoint.display(), "mounted");
-        end_by_signal(mounted.unmounter());
+        end_by_signal(mounted.unmounter(), Arc::clone(&panel));
         ready(json!({
             "ok": true,
             "mountpoint": self.mountpoint.to_string_lossy(),
@@ -170,10 +172,17 @@ impl Job<'_> {
     }
 }
 
-/// The first signal unmounts and drains; the second ends at once, which loses nothing that was written: the log has it.
-fn end_by_signal(unmounter: Unmounter) {
+/// A hangup reads the settings file again, where there is one. Any other signal unmounts and drains; the next ends at once,
+/// which loses nothing that was written: the log has it.
+fn end_by_signal(unmounter: Unmounter, panel: Arc<Panel>) {
     thread::spawn(move || {
-        let signal = system::wait_for_signal();
+        let mut signal = system::wait_for_signal();
+        while signal == libc::SIGHUP && panel.has_settings_file() {
+            panel.reload_noted("a hangup signal");
+            signal = system::wait_for_signal();
+        }
+        // From here on it only ends: what it holds must not keep the session open.
+        drop(panel);
         tracing::info!(signal, "unmounting");
         thread::spawn(|| {
             let signal = system::wait_for_signal();

@@ -1,0 +1,103 @@
+//! Settings that follow: the level moves with the queue, and an edited settings file is taken over.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axiomfs_tests::metrics::Metrics;
+use axiomfs_tests::repo::{TestRepo, alone, beside_others, text};
+use axiomfs_tests::rng::prose;
+use axiomfs_tests::run::{must, wait_for};
+
+fn level(repo: &TestRepo) -> f64 {
+    Metrics::of(repo).value("axiomfs_plugin_effort")
+}
+
+#[test]
+fn the_level_rises_while_the_store_is_slow_and_falls_when_it_is_fast_again() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("adapt");
+    repo.settings(
+        "checkpoint: {interval: 300ms, bytes: 8MiB}\ncommit: {interval: 500ms, bytes: 1MiB}\n\
+         chains: {default: [{plugin: zstd, level: 3, adapt: [1, 9]}, {plugin: aes-256-gcm}]}\n",
+    );
+    // Milliseconds that each pack takes on its way: with packs of some MiB, about 5 MiB/s.
+    let delay = repo.dir.join("delay");
+    fs::write(&delay, "2000").expect("written");
+    repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
+    assert_eq!(level(&repo), 3.0);
+    let done = AtomicBool::new(false);
+    let (mut rose, mut fell) = (Duration::MAX, Duration::MAX);
+    thread::scope(|s| {
+        s.spawn(|| {
+            for i in 0.. {
+                if done.load(Ordering::SeqCst) {
+                    break;
+                }
+                fs::write(repo.live().join(format!("f{}", i % 50)), prose(i, 2 << 20)).expect("the log has room");
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) && rose == Duration::MAX {
+            if level(&repo) >= 6.0 {
+                rose = start.elapsed();
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        fs::write(&delay, "0").expect("written");
+        let start = Instant::now();
+        while rose < Duration::MAX && start.elapsed() < Duration::from_secs(20) && fell == Duration::MAX {
+            if level(&repo) <= 3.0 {
+                fell = start.elapsed();
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+    let events = repo.events();
+    eprintln!("from 3 to 6 in {rose:?}, back in {fell:?}");
+    assert!(rose < Duration::from_secs(10), "the level rose in {rose:?}: {events}");
+    // A pack that is on its way still takes its two seconds.
+    assert!(fell < Duration::from_secs(12), "the level fell in {fell:?}: {events}");
+    assert!(events.contains("goes from 3 to 4: the store takes less"), "{events}");
+    repo.umount();
+}
+
+#[test]
+fn an_edited_settings_file_is_taken_over_whole_or_not_at_all() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("reload");
+    let chains =
+        |level: u32| format!("chains: {{default: [{{plugin: zstd, level: {level}}}, {{plugin: aes-256-gcm}}]}}\n");
+    repo.settings(&chains(3)).mount();
+    let shown =
+        |repo: &TestRepo| repo.control_ok("chain show")["chains"][0]["chain"].as_str().unwrap_or_default().to_owned();
+    assert!(shown(&repo).contains("level=3"));
+    // By itself, some seconds after it was written.
+    repo.settings(&chains(7));
+    wait_for("the edited file counts", Duration::from_secs(20), || shown(&repo).contains("level=7"));
+    assert!(repo.events().contains("reload"), "{}", repo.events());
+    // At once, by SIGHUP.
+    repo.settings(&chains(8));
+    must("kill", &["-HUP", &repo.pid().to_string()], Duration::from_secs(10));
+    wait_for("the signal was heeded", Duration::from_secs(20), || shown(&repo).contains("level=8"));
+    // By command; what can't change while mounted is named, and then nothing changes.
+    repo.settings(&format!("memory: 300MiB\nlog: {{max: 1GiB}}\n{}", chains(9)));
+    let reply = repo.control("reload");
+    assert_eq!((reply["ok"].as_bool(), reply["errno"].as_str()), (Some(false), Some("EINVAL")), "{reply}");
+    let msg = reply["msg"].as_str().unwrap_or_default();
+    assert!(msg.contains("memory") && msg.contains("log.max") && !msg.contains("timeout"), "{msg}");
+    assert!(shown(&repo).contains("level=8"), "half of it was applied");
+    // A file with a mistake changes nothing and is reported; the next right one counts again.
+    for (file, word) in [("chains: [".to_owned(), "settings.yaml"), (chains(99), "-7 to 22")] {
+        repo.settings(&file);
+        wait_for("the mistake is reported", Duration::from_secs(20), || repo.events().contains(word));
+        assert!(shown(&repo).contains("level=8"), "{file}");
+    }
+    repo.settings(&chains(5));
+    wait_for("the next right file counts", Duration::from_secs(20), || shown(&repo).contains("level=5"));
+    assert!(repo.is_running(), "SIGHUP and wrong files end nothing");
+    repo.umount();
+}
