@@ -1,5 +1,7 @@
 """What is measured: each gives a fresh directory, makes it durable, makes it cold, and says what it stored."""
 
+import time
+
 from .machine import first_line
 from .system import disk_usage, drop_page_cache, is_mounted, peak_memory, remove, run
 
@@ -164,6 +166,17 @@ class Axiomfs(Mounted):
         remove(self.base / "cache")
         drop_page_cache()
         self.mount()
+
+    def remount_cold(self):
+        """Seconds until a mount answers that has nothing but the store."""
+        self.unmount()
+        remove(self.base / "cache")
+        remove(self.base / "state")
+        drop_page_cache()
+        start = time.monotonic()
+        self.mount()
+        next(iter(self.directory().iterdir()), None)
+        return time.monotonic() - start
 
     def stored(self):
         return disk_usage(self.base / "store")

@@ -27,6 +27,8 @@ def ratio(row, per, other):
 def verdict(row, per, whole):
     """What must be reached, and whether it is. Only the whole data can tell."""
     target, ours = ROWS[row][3], per.get("axiomfs")
+    if target is None:
+        return "–"
     sign = "≥" if ROWS[row][2] else "≤"
     if not ours or not whole:
         return f"{sign} {number(target)}"

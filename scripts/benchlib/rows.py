@@ -4,13 +4,11 @@ import contextlib
 import os
 import random
 import statistics
-import subprocess
 import time
 
+from . import growth
 from .peers import Backup
-from .system import Failed, run, say
-
-MIB = 1 << 20
+from .system import MIB, Failed, read_through, run, say
 
 # name: (what it says, unit, whether more is better, what axiomfs must reach)
 ROWS = {
@@ -29,7 +27,7 @@ ROWS = {
     "rm": ("`rm -rf tree`", "s", False, 4),
     "stored": ("stored (data and metadata)", "MiB", False, 225),
     "memory": ("peak memory", "MiB", False, 356),
-}
+} | growth.ROWS
 
 
 class Figures:
@@ -140,19 +138,6 @@ def random_reads(path, count=1_000):
     return count / took[0]
 
 
-def read_through(command):
-    """Seconds until a command has written all its output into a pipe. (tar would not read at all for /dev/null.)"""
-    with clock() as took:
-        with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-            buffer = bytearray(MIB)
-            while child.stdout.readinto(buffer):
-                pass
-            errors = child.stderr.read().decode(errors="replace")
-    if child.returncode != 0:
-        raise Failed(f"{' '.join(map(str, command))}: exit code {child.returncode}\n{errors[-2000:]}")
-    return took[0]
-
-
 def create_files(directory, count):
     content = b"x" * 100
     names = [f"{directory}/f{number:05}" for number in range(count)]
@@ -177,7 +162,8 @@ def write_and_sync(path, count):
     return count / took[0]
 
 
-SESSIONS = {"big": big_file, "tree": many_files, "small": small_files}
+USUAL = {"big": big_file, "tree": many_files, "small": small_files}
+SESSIONS = USUAL | growth.SESSIONS
 
 
 def measure(contenders, source, runs, sessions):
@@ -201,7 +187,7 @@ def measure(contenders, source, runs, sessions):
                     todo(one, source, figures)
                     peak = one.peak()
                     if peak and todo is not backup:
-                        figures.add(one, "memory", peak / MIB)
+                        figures.add(one, "growth-memory" if session in growth.SESSIONS else "memory", peak / MIB)
                 except (Failed, OSError) as error:
                     say(f"FAILED: {error}")
                     failures.append({"contender": one.name, "run": number + 1, "session": todo.__name__, "error": str(error)})

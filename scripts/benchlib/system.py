@@ -12,6 +12,9 @@ import time
 HALTPOLL = pathlib.Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
 
 
+MIB = 1 << 20
+
+
 class Failed(Exception):
     """A command failed, or something did not happen in time."""
 
@@ -46,6 +49,20 @@ def run_measured(command, env=None):
     if child.returncode != 0:
         raise Failed(f"{' '.join(map(str, command))}: exit code {child.returncode}\n{text[-2000:]}")
     return took, usage.ru_maxrss * 1024
+
+
+def read_through(command):
+    """Seconds until a command has written all its output into a pipe. (tar would not read at all for /dev/null.)"""
+    start = time.monotonic()
+    with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        buffer = bytearray(MIB)
+        while child.stdout.readinto(buffer):
+            pass
+        errors = child.stderr.read().decode(errors="replace")
+    took = time.monotonic() - start
+    if child.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {child.returncode}\n{errors[-2000:]}")
+    return took
 
 
 def wait_for(what, condition, limit=30.0):

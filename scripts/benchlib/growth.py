@@ -1,0 +1,134 @@
+"""What happens when there is much: a million files, a directory of a million entries, a huge sparse file."""
+
+import os
+import pathlib
+import random
+import statistics
+import time
+
+from .system import MIB, disk_usage, read_through, run, say
+
+# name: (what it says, unit, whether more is better, what axiomfs must reach)
+ROWS = {
+    "million-first": ("1,000,000 files of 0–4 KiB: the first 100,000", "/s", True, None),
+    "million-last": ("1,000,000 files of 0–4 KiB: the last 100,000", "/s", True, None),
+    "million-steady": ("last rate ÷ first rate", "", True, 0.8),
+    "million-find": ("cold `find` of all of them", "files/s", True, None),
+    "million-mount": ("mount of them from cold", "s", False, 3),
+    "million-snapshot": ("snapshot of them", "ms", False, 50),
+    "million-second": ("a second snapshot after 1,000 changes adds", "MiB", False, 2),
+    "wide-create": ("create in a directory of 1,000,000 entries ÷ in a small one", "", True, 0.5),
+    "wide-lookup": ("lookup in a directory of 1,000,000 entries ÷ in a small one", "", True, 0.5),
+    "sparse-writes": ("4 KiB overwrites + fsync in a 50 GiB sparse file, for a minute", "/s", True, 500),
+    "growth-memory": ("peak memory of all that", "MiB", False, 356),
+}
+
+FILES, DIRECTORIES, STEP = 1_000_000, 1_000, 100_000
+
+
+def million_files(one, source, figures):
+    """Files in directories, found again from cold, and what a snapshot after a few changes costs."""
+    files, step = (FILES // 50, STEP // 50) if not source.facts["whole"] else (FILES, STEP)
+    directory = one.open()
+    text = source.mixed.read_bytes()[: 64 * MIB]
+    rng = random.Random(6)
+    rates = []
+    for number in range(DIRECTORIES):
+        (directory / f"d{number:04}").mkdir()
+    for begin in range(0, files, step):
+        start = time.monotonic()
+        for number in range(begin, begin + step):
+            # One directory after the other, as programs do.
+            write(f"{directory}/d{number * DIRECTORIES // files:04}/f{number:07}", text, rng)
+        rates.append(step / (time.monotonic() - start))
+    figures.add(one, "million-first", rates[0])
+    figures.add(one, "million-last", rates[-1])
+    figures.add(one, "million-steady", rates[-1] / rates[0])
+    if one.name == "axiomfs":
+        snapshots(one, directory, files, text, rng, figures)
+    one.cold()
+    figures.add(one, "million-find", files / read_through(["find", directory]))
+    if one.name == "axiomfs":
+        figures.add(one, "million-mount", one.remount_cold())
+
+
+def snapshots(one, directory, files, text, rng, figures):
+    took = []
+    for name in ("a", "b", "c"):
+        start = time.monotonic()
+        (directory.parent / "snapshots" / name).mkdir()
+        took.append((time.monotonic() - start) * 1000)
+    figures.add(one, "million-snapshot", statistics.median(took))
+    one.durable()
+    before = disk_usage(one.base / "store")
+    for _ in range(1_000):
+        number = rng.randrange(files)
+        write(f"{directory}/d{number * DIRECTORIES // files:04}/f{number:07}", text, rng)
+    (directory.parent / "snapshots" / "d").mkdir()
+    one.durable()
+    figures.add(one, "million-second", (disk_usage(one.base / "store") - before) / MIB)
+
+
+def write(name, text, rng):
+    begin = rng.randrange(len(text) - 4096)
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        os.write(file, text[begin : begin + rng.randrange(4097)])
+    finally:
+        os.close(file)
+
+
+def wide_directory(one, source, figures):
+    """Empty files in one directory, and what one more costs there and elsewhere."""
+    files = FILES if source.facts["whole"] else FILES // 50
+    directory = one.open()
+    wide, small = directory / "wide", directory / "small"
+    wide.mkdir()
+    small.mkdir()
+    touch(wide, range(files))
+    count = 5_000
+    rates = {}
+    for name, place, known in (("small", small, count), ("wide", wide, files)):
+        start = time.monotonic()
+        touch(place, range(files, files + count))
+        create = count / (time.monotonic() - start)
+        if one.name == "axiomfs":
+            # So that the kernel's own memory of names doesn't answer.
+            pathlib.Path("/proc/sys/vm/drop_caches").write_text("2\n")
+        rng = random.Random(7)
+        names = [f"{place}/e{files + rng.randrange(count) if place is small else rng.randrange(known):07}" for _ in range(count)]
+        start = time.monotonic()
+        for path in names:
+            os.stat(path)
+        rates[name] = create, count / (time.monotonic() - start)
+        say(f"  {one.name}: {name}: {create:.0f} creates/s, {rates[name][1]:.0f} lookups/s")
+    figures.add(one, "wide-create", rates["wide"][0] / rates["small"][0])
+    figures.add(one, "wide-lookup", rates["wide"][1] / rates["small"][1])
+
+
+def touch(directory, numbers):
+    for number in numbers:
+        os.close(os.open(f"{directory}/e{number:07}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+
+
+def sparse_file(one, source, figures):
+    """Random overwrites of a huge sparse file, each made durable."""
+    seconds = 60 if source.facts["whole"] else 5
+    path = one.open() / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(50 << 30)
+    rng, block, done = random.Random(8), os.urandom(4096), 0
+    file = os.open(path, os.O_WRONLY)
+    try:
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            os.pwrite(file, block, rng.randrange((50 << 30) // 4096) * 4096)
+            os.fsync(file)
+            done += 1
+        figures.add(one, "sparse-writes", done / (time.monotonic() - start))
+    finally:
+        os.close(file)
+    one.durable()
+
+
+SESSIONS = {"million": million_files, "wide": wide_directory, "sparse": sparse_file}
