@@ -13,7 +13,7 @@ use crate::ids::{ChunkId, PackId};
 use crate::index::{NewPack, PackEntry, SegmentRef, write_segment};
 use crate::names;
 use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
-use crate::packer::{Packer, SHARED_FRAME, encode_frame};
+use crate::packer::{METADATA_FRAME, Packer, encode_frame};
 use crate::repository::Repository;
 use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
@@ -369,7 +369,7 @@ impl<'a> NodePacks<'a> {
     }
 
     fn add(&mut self, id: ChunkId, node: &[u8]) -> Result<(), RepositoryError> {
-        if self.raw.len() + node.len() > SHARED_FRAME {
+        if self.raw.len() + node.len() > METADATA_FRAME {
             self.end_frame()?;
         }
         self.raw.extend_from_slice(node);

@@ -31,6 +31,8 @@ use crate::stats::Counters;
 pub(crate) const OWN_FRAME: usize = 128 << 10;
 /// A shared frame is closed when it would pass this many raw bytes.
 pub(crate) const SHARED_FRAME: usize = 512 << 10;
+/// Bytes of nodes that make a frame of metadata. Larger ones compress little better, and whoever wants one node decodes them all.
+pub(crate) const METADATA_FRAME: usize = 64 << 10;
 
 /// What may share a frame: never two owners, routes or kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,6 +43,16 @@ pub struct FrameClass {
     pub route: ChainName,
     /// Data or metadata.
     pub kind: FrameKind,
+}
+
+impl FrameClass {
+    /// Bytes that fill a frame of small chunks.
+    fn frame_bytes(&self) -> usize {
+        match self.kind {
+            FrameKind::Data => SHARED_FRAME,
+            FrameKind::Metadata => METADATA_FRAME,
+        }
+    }
 }
 
 /// Whether a chunk was there already.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Found, FrameClass, OpenPack, SHARED_FRAME, len32};
+use super::{Found, FrameClass, OpenPack, len32};
 use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
@@ -140,7 +140,7 @@ impl State {
 
     /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
     pub(super) fn add_small(&mut self, class: &FrameClass, id: ChunkId, data: &[u8]) -> bool {
-        let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > SHARED_FRAME);
+        let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > class.frame_bytes());
         if full {
             self.close(class);
         }

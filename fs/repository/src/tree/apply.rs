@@ -293,7 +293,7 @@ where
     /// Cuts full nodes off what is open, once enough stays for another.
     fn cut(&mut self, level: u8) -> Result<(), E> {
         let sizes = self.sizes;
-        while self.level(level)?.open.size() > sizes.target + sizes.min {
+        while self.level(level)?.open.size() > sizes.target + sizes.min && self.level(level)?.open.len() > 1 {
             let at = self.level(level)?.open.fitting(sizes.target);
             self.split(level, at)?;
         }

@@ -33,10 +33,11 @@ pub const KEY_MAX: usize = 300;
 pub const VALUE_MAX: usize = 16 * 1024;
 /// Largest node that is read, in bytes.
 pub const NODE_MAX: usize = 64 * 1024;
-/// Largest node that is written, in bytes.
-pub const NODE_TARGET: usize = 32 * 1024;
+/// Largest node that is written, in bytes, unless a single entry is larger. A small change rewrites a node on each level, and a
+/// cache of nodes holds what is asked for and not its neighbours: so, rather small.
+pub const NODE_TARGET: usize = 8 * 1024;
 /// Nodes that would be smaller, in bytes, are put together with a neighbour.
-pub const NODE_MIN: usize = 8 * 1024;
+pub const NODE_MIN: usize = 2 * 1024;
 /// Most levels a tree may have.
 pub const HEIGHT_MAX: u8 = 16;
 
