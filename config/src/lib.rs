@@ -8,6 +8,7 @@ mod document;
 mod error;
 mod pipeline;
 mod render;
+mod s3;
 mod settings;
 mod units;
 
@@ -16,6 +17,7 @@ pub use pipeline::{
     ChainSettings, LimitSettings, OnError, OnStoreError, Pipeline, Policies, Retry, Rotate, RouteSettings, Selector,
     StepSettings, StoreSettings, Uploads, Verify,
 };
+pub use s3::{S3Encryption, S3Settings};
 pub use settings::{
     CacheSettings, CheckpointSettings, CommitSettings, Durability, LogSettings, Settings, StagingSettings, VERSION,
 };

@@ -3,6 +3,7 @@ use std::time::Duration;
 use crate::document::{Bounds, Cursor, Document, Map};
 use crate::error::ConfigError;
 use crate::pipeline::{self, Pipeline};
+use crate::s3::S3Settings;
 use crate::units::format_bytes;
 
 /// The settings version this build reads and writes.
@@ -49,6 +50,8 @@ pub struct Settings {
     pub commit: CommitSettings,
     /// Local files.
     pub cache: CacheSettings,
+    /// A store in an S3 bucket.
+    pub s3: S3Settings,
     /// Chains, routes and what belongs to them; the part that can be changed on a live mount.
     pub pipeline: Pipeline,
 }
@@ -114,6 +117,7 @@ impl Default for Settings {
             checkpoint: CheckpointSettings { interval: Duration::from_secs(5), bytes: 256 * MIB },
             commit: CommitSettings { interval: Duration::from_secs(30), bytes: 64 * MIB },
             cache: CacheSettings { encrypt: true },
+            s3: S3Settings::default(),
             pipeline: Pipeline::default(),
         }
     }
@@ -147,7 +151,8 @@ impl Settings {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let document = Document::parse(text)?;
         let root = document.root();
-        let own = ["version", "memory", "timeout", "durability", "log", "staging", "checkpoint", "commit", "cache"];
+        let own =
+            ["version", "memory", "timeout", "durability", "log", "staging", "checkpoint", "commit", "cache", "s3"];
         let map = versioned(&root, &[&own[..], &pipeline::KEYS[..]].concat())?;
 
         let mut settings = Self::default();
@@ -182,6 +187,9 @@ impl Settings {
             && let Some(value) = group.mapping(&["encrypt"])?.get("encrypt")
         {
             settings.cache.encrypt = value.boolean()?;
+        }
+        if let Some(group) = map.get("s3") {
+            settings.s3 = S3Settings::read(&group)?;
         }
         settings.pipeline = Pipeline::read(&map)?;
         Ok(settings)

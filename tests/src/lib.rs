@@ -8,6 +8,7 @@ pub mod model;
 pub mod observe;
 pub mod perform;
 pub mod powercut;
+pub mod proxy;
 pub mod repo;
 pub mod rng;
 pub mod run;

@@ -95,6 +95,15 @@ impl TestRepo {
         repo
     }
 
+    /// An initialised repository in a bucket, not mounted.
+    pub fn in_bucket(name: &str, url: &str) -> TestRepo {
+        let mut repo = TestRepo::without_init(name);
+        repo.store = PathBuf::from(url);
+        let done = repo.axiomfs(&["init", url, "--kdf-memory", "64MiB"]);
+        assert!(done.status.success(), "init failed: {}{}", done.stdout, done.stderr);
+        repo
+    }
+
     /// The directories of a repository that doesn't exist yet.
     pub fn without_init(name: &str) -> TestRepo {
         let scratch = scratch(name);
@@ -152,6 +161,9 @@ impl TestRepo {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(args).env("AXIOMFS_PASSPHRASE", &self.passphrase).current_dir(&self.dir);
+        if self.store.starts_with("s3:") {
+            command.envs(crate::s3::environment());
+        }
         command.env("XDG_STATE_HOME", self.dir.join("xdg-state")).env("XDG_CACHE_HOME", self.dir.join("xdg-cache"));
         command
     }
@@ -300,6 +312,17 @@ impl TestRepo {
         let done = self.axiomfs(&["sync", text(&self.mnt), "--json"]);
         assert!(done.status.success(), "sync failed: {}{}\n{}", done.stdout, done.stderr, self.daemon_log());
         serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("sync printed no JSON ({e}): {}", done.stdout))
+    }
+
+    /// Requests to the store of these kinds since the mount, by its own count.
+    pub fn requests(&self, kinds: &[&str]) -> u64 {
+        let text = fs::read_to_string(self.mnt.join(".axiomfs/metrics")).expect("the metrics can be read");
+        let one = |kind: &&str| {
+            let name = format!("axiomfs_store_request_seconds_count{{request=\"{kind}\"}} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
+            value.unwrap_or_else(|| panic!("no {name} in the metrics: {text}")) as u64
+        };
+        kinds.iter().map(one).sum()
     }
 
     /// The status file of the mount.

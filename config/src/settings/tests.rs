@@ -225,3 +225,24 @@ fn chain_yaml_has_no_settings_of_the_mount() {
         "Line 2: there is no setting memory; there are version, require, limits, chains, routes, policies, store"
     );
 }
+
+#[test]
+fn settings_of_a_bucket_are_read_and_checked() {
+    let text = "version: 1\ns3:\n  storage_class: {data: STANDARD_IA, metadata: STANDARD}\n  encryption: {kms: my-key}\n  \
+        bandwidth: {up: 1MiB, down: 2MiB}\n  ca_bundle: /etc/ca.pem\n";
+    let s3 = Settings::parse(text).unwrap().s3;
+    assert_eq!((s3.data_class.as_deref(), s3.metadata_class.as_deref()), (Some("STANDARD_IA"), Some("STANDARD")));
+    assert_eq!(s3.encryption, crate::S3Encryption::Kms(Some("my-key".to_owned())));
+    assert_eq!((s3.up, s3.down), (Some(1 << 20), Some(2 << 20)));
+    assert_eq!(s3.ca_bundle.as_deref(), Some(std::path::Path::new("/etc/ca.pem")));
+    for (wrong, word) in [
+        ("storage_class: {data: GLACIER}", "GLACIER_IR"),
+        ("storage_class: {data: cold}", "storage class"),
+        ("encryption: aes", "kms"),
+        ("bandwidth: {up: 1KiB}", "64KiB"),
+        ("ca_bundle: ca.pem", "absolute"),
+        ("uploads: 3", "s3.uploads"),
+    ] {
+        assert!(refused(&format!("version: 1\ns3:\n  {wrong}\n")).contains(word), "{wrong}");
+    }
+}

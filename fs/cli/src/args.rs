@@ -36,6 +36,7 @@ pub enum Verb {
     #[command(after_help = "Examples:
   axiomfs init /srv/vault                              asks for a passphrase, twice
   axiomfs init /srv/vault --passphrase-file ~/.vault   takes the first line of a file
+  axiomfs init 's3://bucket/vault?region=eu-central-1' in a bucket; credentials as for the AWS tools
 
 The directory must be empty or not exist. Without the passphrase nobody can read the repository, also not you: keep it.")]
     Init(InitArgs),
@@ -44,6 +45,7 @@ The directory must be empty or not exist. Without the passphrase nobody can read
   axiomfs mount /srv/vault /mnt/vault
   axiomfs mount /srv/vault /mnt/vault --cache /fast/disk/vault --config vault.yaml
   axiomfs mount /srv/vault /mnt/vault --metrics 9184   also serve metrics at http://127.0.0.1:9184/metrics
+  axiomfs mount 's3://bucket/vault?region=eu-central-1' /mnt/vault
   axiomfs mount /srv/vault /mnt/vault -f               stay in the foreground, log to the terminal
 
 A mount shows three names: live/ to read and write, snapshots/ with a read-only directory per snapshot, and (unlisted)
@@ -121,7 +123,7 @@ pub struct PassphraseArgs {
 /// Arguments of `init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Directory of the new repository
+    /// Directory of the new repository, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME
     pub store: String,
     /// Name of its first volume
     #[arg(long, value_name = "NAME", default_value = "main", value_parser = volume_name)]
@@ -129,6 +131,12 @@ pub struct InitArgs {
     /// Memory one guess at the passphrase costs, from 64MiB to 2GiB
     #[arg(long, value_name = "SIZE", value_parser = kdf_memory)]
     pub kdf_memory: Option<u64>,
+    /// Settings file, for how a bucket is used
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Go on where the bucket's server can't create objects exclusively: then nothing but you keeps a second writer out
+    #[arg(long)]
+    pub unsafe_single_writer: bool,
     /// See the options
     #[command(flatten)]
     pub passphrase: PassphraseArgs,
@@ -155,6 +163,9 @@ pub struct StoreArgs {
     /// Accept a store that shows an older state than this machine has seen
     #[arg(long)]
     pub accept_rollback: bool,
+    /// Go on where the bucket's server can't create objects exclusively: then nothing but you keeps a second writer out
+    #[arg(long)]
+    pub unsafe_single_writer: bool,
     /// See the options
     #[command(flatten)]
     pub passphrase: PassphraseArgs,
@@ -163,7 +174,7 @@ pub struct StoreArgs {
 /// Arguments of `mount`.
 #[derive(Debug, Args)]
 pub struct MountArgs {
-    /// Directory of the repository
+    /// Directory of the repository, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME
     pub store: String,
     /// An empty directory
     pub mountpoint: PathBuf,

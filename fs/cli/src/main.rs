@@ -22,6 +22,7 @@ mod replies;
 mod session;
 mod shutdown;
 mod status;
+mod stores;
 mod system;
 mod wiring;
 

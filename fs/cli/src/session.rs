@@ -26,11 +26,8 @@ use crate::places::{Holder, Places, Surroundings};
 use crate::progress::{self, Bar};
 use crate::reload::{self, Mark};
 use crate::status::{self, Facts};
-use crate::wiring::OpenStore;
-use crate::{daemon_log, faults, output, places, system, wiring};
-
-/// Most uploads at a time: one disk is busy with a few.
-const MAX_UPLOADS: u32 = 4;
+use crate::stores::{OpenStore, StoreOptions};
+use crate::{daemon_log, faults, output, places, stores, system, wiring};
 
 /// What a volume is opened for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +81,7 @@ pub struct Prepared {
     /// Of the file, right before it was read.
     settings_mark: Mark,
     purpose: Purpose,
-    store: OpenStore,
-    /// The same store, where its requests are counted.
-    counted: Arc<Counted>,
+    location: String,
     places: Places,
     args: StoreArgs,
 }
@@ -97,6 +92,7 @@ type Running = (Arc<Repository>, Arc<Volume>, Option<Lease>);
 /// A running volume.
 pub struct Session {
     prepared: Prepared,
+    store: OpenStore,
     host: Arc<Host>,
     repository: Arc<Repository>,
     volume: Arc<Volume>,
@@ -114,23 +110,14 @@ impl Prepared {
         let settings_mark = args.config.as_deref().and_then(reload::mark);
         let settings = settings(args)?;
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
-        let mut store = wiring::open_store(location)?;
-        let counted = Arc::new(Counted::new(faults::slowed(store.store)));
-        store.store = counted.clone();
-        let id = wiring::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
+        // Closed again: a store may have threads, and the daemon is forked off after this.
+        let store = stores::open(location, options(&settings, args))?;
+        let id = stores::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
         let local_name = format!("{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
-        Ok(Self {
-            settings,
-            settings_file,
-            settings_mark,
-            purpose: purpose.clone(),
-            store,
-            counted,
-            places,
-            args: args.clone(),
-        })
+        let (purpose, location) = (purpose.clone(), location.to_owned());
+        Ok(Self { settings, settings_file, settings_mark, purpose, location, places, args: args.clone() })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -139,16 +126,17 @@ impl Prepared {
     /// [`Failure`] that says what to do; what was made for this attempt is removed again.
     pub fn open(self, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Session, Failure> {
         let host = host(&self.settings)?;
+        let store = stores::open(&self.location, options(&self.settings, &self.args))?;
         let holder = Holder {
             pid: std::process::id(),
             host: system::host_name(),
             since: output::utc_now(),
-            purpose: self.purpose.words(&self.store.store.location()),
+            purpose: self.purpose.words(&store.store.location()),
         };
         let locks = Locks::take(&self.places, &holder)?;
-        match self.start(&host, passphrase, logging, quiet) {
+        match self.start(&store, &host, passphrase, logging, quiet) {
             Ok((repository, volume, lease)) => {
-                Ok(Session { prepared: self, host, repository, volume, lease, _locks: locks })
+                Ok(Session { prepared: self, store, host, repository, volume, lease, _locks: locks })
             }
             Err(failure) => {
                 locks.undo();
@@ -157,18 +145,28 @@ impl Prepared {
         }
     }
 
-    fn start(&self, host: &Arc<Host>, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Running, Failure> {
+    fn start(
+        &self,
+        store: &OpenStore,
+        host: &Arc<Host>,
+        passphrase: Secret,
+        logging: Logging,
+        quiet: bool,
+    ) -> Result<Running, Failure> {
+        if !self.purpose.read_only() && !self.args.unsafe_single_writer {
+            stores::probe(store)?;
+        }
         let state = &self.places.state;
         let faults = faults::from_environment(state)?;
         // Reading only needs what an earlier mount staged, where there is something.
         let staging = Some(state.join("staging")).filter(|staging| !self.purpose.read_only() || staging.is_dir());
-        let repository = unlock(&self.store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)?;
+        let repository = unlock(store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)?;
         match logging {
             Logging::Terminal => daemon_log::to_terminal()?,
             Logging::StateDirectory => daemon_log::to_directory(state)?,
             Logging::Nowhere => {}
         }
-        let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(&self.store, &error))?;
+        let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
         let lease = match self.purpose.read_only() {
             true => None,
             false => Some(Lease::check(&repository, id, &self.args.volume, self.args.takeover)?),
@@ -233,6 +231,10 @@ fn settings(args: &StoreArgs) -> Result<Settings, Failure> {
     args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)
 }
 
+fn options<'a>(settings: &'a Settings, args: &StoreArgs) -> StoreOptions<'a> {
+    StoreOptions { settings, unsafe_single_writer: args.unsafe_single_writer }
+}
+
 fn host(settings: &Settings) -> Result<Arc<Host>, Failure> {
     wiring::host(&settings.pipeline)
         .map_err(|error| Failure::caused("The chains of the settings can't run", &error).hint(error.hint()))
@@ -252,10 +254,10 @@ fn unlock(
         cache_bytes: settings.memory * 3 / 8,
         staging,
         workers: std::thread::available_parallelism().map_or(2, usize::from),
-        uploads: settings.pipeline.store.uploads.max.min(MAX_UPLOADS) as usize,
+        uploads: store.uploads,
         ..OpenOptions::default()
     };
-    let insistent = wiring::insistent(store, settings);
+    let insistent = Arc::clone(&store.store);
     let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), &passphrase, options);
     progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
         .map_err(|error| could_not_open(store, &error))
@@ -287,7 +289,9 @@ pub fn committed_snapshots(
     quiet: bool,
 ) -> Result<Vec<SnapshotInfo>, Failure> {
     let settings = settings(args)?;
-    let store = wiring::open_store(location)?;
+    let store = stores::open(location, options(&settings, args))?;
+    // Says what is wrong with the place better than the repository could.
+    stores::repository_id(&store)?;
     let repository = unlock(&store, &host(&settings)?, &settings, &args.volume, None, passphrase, quiet)?;
     read_snapshots(&repository, &args.volume).map_err(|error| could_not_open(&store, &error))
 }
@@ -327,7 +331,7 @@ impl Session {
 
     /// The store, where its requests are counted.
     pub fn counted(&self) -> &Arc<Counted> {
-        &self.prepared.counted
+        &self.store.seen
     }
 
     /// The local directories.
@@ -337,7 +341,7 @@ impl Session {
 
     /// Where the store is.
     pub fn store(&self) -> String {
-        self.prepared.store.store.location()
+        self.store.store.location()
     }
 
     /// What it runs with.
@@ -362,6 +366,7 @@ impl Session {
             volume: self.prepared.args.volume.clone(),
             repository: self.repository.id().to_string(),
             store: self.store(),
+            seen: Arc::clone(&self.store.seen),
             mountpoint: text(mountpoint),
             state_dir: text(&self.places().state),
             cache_dir: text(&self.places().cache),

@@ -1,9 +1,10 @@
 //! What `.axiomfs/status`, `metrics` and `events` show. Only values that are in memory: they must answer when the store
 //! does not.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axiomfs_host::Host;
+use axiomfs_host::{Counted, Host};
 use axiomfs_live::{FsError, Status, Volume};
 use serde_json::{Value, json};
 
@@ -17,6 +18,8 @@ pub struct Facts {
     pub repository: String,
     /// Where the store is.
     pub store: String,
+    /// The store's calls.
+    pub seen: Arc<Counted>,
     /// Where it is mounted.
     pub mountpoint: String,
     /// State directory.
@@ -40,6 +43,10 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
         "volume": facts.volume,
         "repository": facts.repository,
         "store": facts.store,
+        "store_problem": facts.seen.trouble().map(|trouble| json!({
+            "since": utc(seconds(trouble.since)),
+            "error": trouble.error.replace('\n', " "),
+        })),
         "mountpoint": facts.mountpoint,
         "state_dir": facts.state_dir,
         "cache_dir": facts.cache_dir,

@@ -1,132 +1,15 @@
 //! Puts the parts together: which plugins there are, and how settings become components and components settings.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axiomfs_api::{ChunkSizes, ObjectKey, Store, StoreErrorKind};
-use axiomfs_config::{
-    ChainSettings, LimitSettings, OnError, OnStoreError, Pipeline, RouteSettings, Selector, Settings, StepSettings,
-    Verify,
-};
+use axiomfs_api::ChunkSizes;
+use axiomfs_config::{ChainSettings, LimitSettings, OnError, Pipeline, RouteSettings, Selector, StepSettings, Verify};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
-use axiomfs_host::{
-    ChainSpec, Host, HostError, Limits, Matcher, Registry, Retry, RetryPolicy, Route, RouteTable, StepSpec,
-};
-use axiomfs_storage_local::LocalStore;
-
-use crate::failure::Failure;
+use axiomfs_host::{ChainSpec, Host, HostError, Limits, Matcher, Registry, Route, RouteTable, StepSpec};
 
 /// How files are cut: 64 KiB, 256 KiB, 1 MiB. Larger chunks compress a little better (1 MiB on average: 2 % less stored), but a
 /// read of one page decodes a whole chunk, so that random reads take in proportion to it.
 pub const CHUNK_SIZES: ChunkSizes = ChunkSizes { min: 64 << 10, avg: 256 << 10, max: 1 << 20 };
-
-/// Where a repository lies, opened.
-pub struct OpenStore {
-    /// The store.
-    pub store: Arc<dyn Store>,
-    /// Its directory on this machine, if it is one.
-    pub directory: Option<PathBuf>,
-}
-
-/// Opens the store that a command line names.
-///
-/// # Errors
-/// [`Failure`] if there is none.
-pub fn open_store(location: &str) -> Result<OpenStore, Failure> {
-    let path = local_path(location)?;
-    match LocalStore::open(path) {
-        Ok(store) => Ok(local(store)),
-        Err(error) if error.kind == StoreErrorKind::NotFound => {
-            Err(Failure::new(format!("There is no directory {location}"))
-                .hint(format!("axiomfs init {location} makes a repository there")))
-        }
-        Err(error) => Err(Failure::caused(format!("Could not open the store {location}"), &error)),
-    }
-}
-
-/// Makes sure that a repository can be made there, before the passphrase is asked for.
-///
-/// # Errors
-/// [`Failure`] if there is something already; nothing is changed.
-pub fn check_new_store(location: &str) -> Result<(), Failure> {
-    let path = local_path(location)?;
-    let unchanged = "nothing was changed; choose a directory that is empty or does not exist";
-    match std::fs::read_dir(path) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) if path.join("config").is_file() && path.join("keys").is_dir() => {
-                Err(Failure::new(format!("{location} holds a repository already")).hint(unchanged))
-            }
-            Some(_) => Err(Failure::new(format!("The directory {location} is not empty")).hint(unchanged)),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::caused(format!("Could not use {location}"), &error).hint(unchanged)),
-    }
-}
-
-/// Makes the directory of a new store.
-///
-/// # Errors
-/// [`Failure`] if there is something already.
-pub fn create_store(location: &str) -> Result<OpenStore, Failure> {
-    check_new_store(location)?;
-    LocalStore::create(local_path(location)?)
-        .map(local)
-        .map_err(|error| Failure::caused(format!("Could not make the store {location}"), &error))
-}
-
-/// The repository's id as its `config` object says it, to name local directories by, before the passphrase proves it. `None` if
-/// the object is not as expected: opening the repository then says what is wrong with it.
-///
-/// # Errors
-/// [`Failure`] if there is no repository.
-pub fn repository_id(store: &OpenStore) -> Result<Option<String>, Failure> {
-    /// Far more than its six lines need.
-    const MAX_CONFIG: u64 = 64 << 10;
-    let location = store.store.location();
-    let read = ObjectKey::new("config").and_then(|key| store.store.get(&key, MAX_CONFIG));
-    let bytes = read.map_err(|error| match error.kind {
-        StoreErrorKind::NotFound => Failure::new(format!("{location} is not an axiomfs repository"))
-            .hint(format!("is it the right directory? `axiomfs init {location}` makes a new one")),
-        _ => Failure::caused(format!("Could not open {location}"), &error),
-    })?;
-    Ok(id_in(&String::from_utf8_lossy(&bytes)))
-}
-
-fn id_in(config: &str) -> Option<String> {
-    let id = config.lines().find_map(|line| line.strip_prefix("repository: "))?;
-    let is_id = id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    is_id.then(|| id.to_owned())
-}
-
-fn local(store: LocalStore) -> OpenStore {
-    let directory = Some(store.root().to_owned());
-    OpenStore { store: Arc::new(store), directory }
-}
-
-fn local_path(location: &str) -> Result<&Path, Failure> {
-    match location.split_once("://") {
-        Some((scheme, _)) => Err(Failure::usage(format!("Stores of the kind {scheme}:// are not part of this build"))
-            .hint("give the path of a directory")),
-        None if location.is_empty() => {
-            Err(Failure::usage("The store's name is empty").hint("give the path of a directory"))
-        }
-        None => Ok(Path::new(location)),
-    }
-}
-
-/// The store with the patience that the settings ask for.
-pub fn insistent(store: &OpenStore, settings: &Settings) -> Arc<dyn Store> {
-    let inner = Arc::clone(&store.store);
-    match &settings.pipeline.store.on_error {
-        OnStoreError::Fail => inner,
-        OnStoreError::Retry(retry) => {
-            let (first_pause, longest_pause) = retry.backoff;
-            let deadline = settings.timeout;
-            Arc::new(Retry::new(inner, RetryPolicy { count: retry.count, first_pause, longest_pause, deadline }))
-        }
-    }
-}
 
 /// All plugins of this build.
 fn registry() -> Registry {
@@ -137,6 +20,7 @@ fn registry() -> Registry {
         .seal(Aes256Gcm)
         .other(&axiomfs_chunker_fastcdc::DESCRIPTOR)
         .other(&axiomfs_storage_local::DESCRIPTOR)
+        .other(&axiomfs_storage_s3::DESCRIPTOR)
 }
 
 /// The host with the chains of the settings.
@@ -347,15 +231,6 @@ mod tests {
             let pipeline = Pipeline::parse(&format!("version: 1\nchains:\n  {chains}\n")).unwrap();
             let error = crate::failure::chain(&host(&pipeline).expect_err(chains));
             assert!(error.contains(word), "{chains}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_id_is_found_in_a_config_object() {
-        let id = "00112233445566778899aabbccddeeff";
-        assert_eq!(id_in(&format!("axiomfs repository\nformat: 1\nrepository: {id}\n")), Some(id.to_owned()));
-        for other in ["", "repository: ../../etc", "repository: 0011"] {
-            assert_eq!(id_in(other), None);
         }
     }
 }

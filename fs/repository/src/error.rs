@@ -226,3 +226,14 @@ impl<T> InObject<T> for Result<T, Malformed> {
         self.map_err(|Malformed(reason)| RepositoryError::corrupt(object, reason))
     }
 }
+/// Reads once more what came damaged: a range of an object has no checksum that would tell bytes changed on the way from
+/// bytes changed where they lie.
+pub(crate) fn again_if_damaged<T>(mut read: impl FnMut() -> Result<T, RepositoryError>) -> Result<T, RepositoryError> {
+    match read() {
+        Err(RepositoryError::Corrupt { object, .. }) => {
+            tracing::debug!(%object, "damaged as it was read, reading it once more");
+            read()
+        }
+        done => done,
+    }
+}

@@ -9,7 +9,7 @@ use axiomfs_host::Host;
 
 use crate::bytes::Bytes;
 use crate::crypto::SALT;
-use crate::error::{InObject, RepositoryError};
+use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::frame::{FrameKind, FrameRecord, directory};
 use crate::ids::ChunkId;
 use crate::index::Located;
@@ -274,7 +274,10 @@ impl Reader {
             }
         }
         let mut landing = Landing { reader: self, key, flight, result: None };
-        let result = self.load(place);
+        let result = match place.pack {
+            PackPlace::Staged(_) => self.load(place),
+            PackPlace::Stored(_) => again_if_damaged(|| self.load(place)),
+        };
         if let Err(RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. }) = &result {
             self.put_into_quarantine(key);
         }

@@ -1,6 +1,6 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 
@@ -29,16 +29,48 @@ struct Requests {
     time: Histogram,
 }
 
-/// A store whose requests are counted and timed, each try by itself.
+/// Since when a store does not answer as it should, and what it said last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreTrouble {
+    /// When the first of the requests that failed in a row did.
+    pub since: SystemTime,
+    /// The last failure, in words.
+    pub error: String,
+}
+
+/// A store whose requests are counted and timed, each try by itself, and whose last failure is remembered until a request
+/// is answered.
 pub struct Counted {
     inner: Arc<dyn Store>,
     requests: [Requests; 8],
+    trouble: Mutex<Option<StoreTrouble>>,
 }
 
 impl Counted {
     /// Wraps `inner`.
     pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, requests: Default::default() }
+        Self { inner, requests: Default::default(), trouble: Mutex::default() }
+    }
+
+    /// What is wrong, if the last request failed in a way that may pass.
+    pub fn trouble(&self) -> Option<StoreTrouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note<T>(&self, result: &Result<T, StoreError>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = match result {
+            Err(error) if error.kind.is_transient() => {
+                let since = trouble.as_ref().map_or_else(SystemTime::now, |trouble| trouble.since);
+                let error = match &error.source {
+                    Some(source) => format!("{error}: {source}"),
+                    None => error.to_string(),
+                };
+                Some(StoreTrouble { since, error })
+            }
+            // Any other failure is an answer.
+            _ => None,
+        };
     }
 
     /// Create-only puts that run now: packs, segments and heads on their way.
@@ -92,6 +124,7 @@ impl Counted {
         let result = call();
         requests.time.record(start.elapsed());
         requests.running.fetch_sub(1, Relaxed);
+        self.note(&result);
         match &result {
             Ok(done) => requests.bytes.fetch_add(bytes(done), Relaxed),
             Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::AlreadyExists) => 0,

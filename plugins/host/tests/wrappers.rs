@@ -188,3 +188,20 @@ fn requests_are_counted_by_kind() {
     assert_eq!(value("axiomfs_store_errors_total", "", &["put_new", "permanent"]), 0.0);
     assert_eq!(value("axiomfs_store_requests_running", "", &["get"]), 0.0);
 }
+
+#[test]
+fn trouble_is_told_until_it_is_over() {
+    let inner = faulty();
+    let store = Counted::new(inner.clone());
+    store.put_new(&key("a"), Body::Bytes(b"x")).expect("creates");
+    inner.set_plan(|_| Fault::Refuse(StoreErrorKind::Unavailable));
+    let before = std::time::SystemTime::now();
+    for _ in 0..3 {
+        store.get(&key("a"), 10).expect_err("refused");
+    }
+    let trouble = store.trouble().expect("there is trouble");
+    assert!(trouble.since >= before && trouble.error.contains("injected"), "{trouble:?}");
+    inner.heal();
+    assert_eq!(store.get(&key("b"), 10).expect_err("not there").kind, StoreErrorKind::NotFound);
+    assert_eq!(store.trouble(), None, "an answer, if not a good one");
+}

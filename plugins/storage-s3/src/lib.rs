@@ -15,8 +15,26 @@ mod watch;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axiomfs_api::{Descriptor, Kind};
+
 pub use location::{BadLocation, Location};
 pub use store::S3Store;
+
+/// What this plugin is.
+pub static DESCRIPTOR: Descriptor = Descriptor {
+    id: "s3",
+    kind: Kind::Store,
+    version: env!("CARGO_PKG_VERSION"),
+    summary: "Objects in a bucket of S3 or a server that speaks its protocol",
+    writes: 1,
+    reads: &[1],
+    provides: &["storage"],
+    requires: &[],
+    before: &[],
+    after: &[],
+    memory: 64 << 20,
+    skippable: false,
+};
 
 /// How a bucket is used.
 #[derive(Debug, Clone, PartialEq, Eq)]

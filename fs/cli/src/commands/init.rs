@@ -1,13 +1,16 @@
 //! `axiomfs init`.
 
+use axiomfs_config::Settings;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_repository::{InitOptions, KdfParams, Repository};
 use serde_json::json;
 
 use crate::args::InitArgs;
+use crate::commands::config;
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment};
-use crate::{output, progress, wiring};
+use crate::stores::StoreOptions;
+use crate::{output, progress, stores};
 
 /// Passes over the memory, as RFC 9106 recommends for less memory than its first choice.
 const PASSES: u32 = 3;
@@ -18,7 +21,9 @@ const LANES: u32 = 4;
 /// # Errors
 /// [`Failure`] if the place is not empty or the passphrase can't be had; nothing is left behind then.
 pub fn run(args: &InitArgs, environment: Environment, json: bool) -> Result<(), Failure> {
-    wiring::check_new_store(&args.store)?;
+    let settings = args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)?;
+    let how = StoreOptions { settings: &settings, unsafe_single_writer: args.unsafe_single_writer };
+    stores::check_new(&args.store, how)?;
     let passphrase = passphrase::obtain(&args.passphrase, environment, Ask::Twice)?;
     let mut options = InitOptions { volume: args.volume.clone(), ..InitOptions::default() };
     if let Some(bytes) = args.kdf_memory {
@@ -26,7 +31,7 @@ pub fn run(args: &InitArgs, environment: Environment, json: bool) -> Result<(), 
         options.kdf = KdfParams::new(kib, PASSES, LANES)
             .map_err(|error| Failure::caused("Could not use --kdf-memory", &error))?;
     }
-    let target = wiring::create_store(&args.store)?;
+    let target = stores::create(&args.store, how)?;
     let made = progress::watch(
         "Deriving the key from the passphrase",
         json,

@@ -17,7 +17,7 @@ use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, pacing, places, progress, reload, shutdown, wiring};
+use crate::{output, pacing, places, progress, reload, shutdown, stores};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ const MAX_WORD: u64 = 64 << 10;
 /// [`Failure`] if nothing could be mounted (nothing is changed then), or, in the foreground, if the end was not clean.
 pub fn run(args: &MountArgs, environment: Environment, json: bool) -> Result<(), Failure> {
     let mountpoint = if axiomfs_mount::is_dead(&args.mountpoint) {
-        places::check_stale_mount(&args.mountpoint, &wiring::open_store(&args.store)?.store.location())?
+        places::check_stale_mount(&args.mountpoint, &stores::name(&args.store)?)?
     } else {
         places::check_mountpoint(&args.mountpoint)?
     };

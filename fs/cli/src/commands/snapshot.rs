@@ -194,6 +194,7 @@ mod tests {
                 volume: "main".into(),
                 takeover: false,
                 accept_rollback: false,
+                unsafe_single_writer: false,
                 passphrase: Default::default(),
             },
         };

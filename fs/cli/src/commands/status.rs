@@ -38,6 +38,10 @@ fn render(status: &Value) -> String {
         format!("Snapshots  {}{}", count(&status["snapshots"]), waiting(&status["snapshots_not_committed"])),
         format!("State dir  {}", text(&status["state_dir"])),
     ];
+    if let Some(since) = status["store_problem"]["since"].as_str() {
+        let error = text(&status["store_problem"]["error"]);
+        lines.push(format!("Store fails since {since}: {error}; what waits is sent when it answers"));
+    }
     if let Some(problem) = status["problem"].as_str() {
         lines.push(format!("Problem    {problem}"));
     }

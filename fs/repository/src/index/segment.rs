@@ -6,7 +6,7 @@ use axiomfs_api::{ObjectKey, Sealer, Store};
 
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::{SALT, derive, nonce};
-use crate::error::{InObject, RepositoryError};
+use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::ids::{ChunkId, RepositoryId, SegmentId, VolumeId};
 use crate::keys::Keyring;
 use crate::pack::{Chain, decode_chains};
@@ -253,12 +253,14 @@ impl Segment {
         if let Some(root) = self.root.get() {
             return Ok(root);
         }
-        let mut bytes = store.get_range(&self.key, self.reference.root_offset, self.reference.root_len.into())?;
-        let root = self
-            .seal
-            .open(BlockKind::Root, 0, &mut bytes)
-            .and_then(|()| Root::decode(&bytes, self.reference.root_offset))
-            .in_object(format_args!("Root of {}", self.name))?;
+        let read = || {
+            let mut bytes = store.get_range(&self.key, self.reference.root_offset, self.reference.root_len.into())?;
+            self.seal
+                .open(BlockKind::Root, 0, &mut bytes)
+                .and_then(|()| Root::decode(&bytes, self.reference.root_offset))
+                .in_object(format_args!("Root of {}", self.name))
+        };
+        let root = again_if_damaged(read)?;
         Ok(self.root.get_or_init(|| Arc::new(root)))
     }
 
@@ -270,9 +272,11 @@ impl Segment {
         number: u32,
         place: Place,
     ) -> Result<Vec<u8>, RepositoryError> {
-        let mut bytes = store.get_range(&self.key, place.offset, place.len.into())?;
-        self.seal.open(kind, number, &mut bytes).in_object(self.block_name(kind, number))?;
-        Ok(bytes)
+        again_if_damaged(|| {
+            let mut bytes = store.get_range(&self.key, place.offset, place.len.into())?;
+            self.seal.open(kind, number, &mut bytes).in_object(self.block_name(kind, number))?;
+            Ok(bytes)
+        })
     }
 
     pub(crate) fn block_name(&self, kind: BlockKind, number: u32) -> String {

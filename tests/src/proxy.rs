@@ -1,0 +1,347 @@
+//! A proxy between the program and an S3 server that does to requests what networks and busy servers do.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
+use std::time::Duration;
+
+/// Longest silence of the server behind.
+const BEHIND: Duration = Duration::from_secs(60);
+
+/// A request as a plan of faults sees it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// `GET`, `PUT`, `HEAD`, `DELETE`.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// Requests before this one.
+    pub number: u64,
+}
+
+impl Seen {
+    /// Whether it is a listing.
+    pub fn is_list(&self) -> bool {
+        self.target.contains("list-type=2")
+    }
+}
+
+/// What happens to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trick {
+    /// It passes.
+    Pass,
+    /// It passes after a while.
+    Late(Duration),
+    /// It is answered with this status and code, and not carried out.
+    Refuse(u16, &'static str),
+    /// The connection breaks in the middle of its body, or before its answer if it has none.
+    Reset,
+    /// It is carried out, and its answer ends half-way.
+    CutShort,
+    /// Nothing is said for this long, then the connection ends.
+    Silence(Duration),
+    /// A byte in the middle of the answer's body is another one; of the request's if it has a body.
+    Flip,
+    /// It is carried out, and the connection ends without an answer.
+    LoseReply,
+    /// A listing shows what the same one showed first.
+    OldList,
+    /// A refused condition is answered as if the request had been carried out.
+    PretendSuccess,
+}
+
+type Plan = dyn Fn(&Seen) -> Trick + Send + Sync;
+
+struct Shared {
+    upstream: u16,
+    plan: RwLock<Arc<Plan>>,
+    down: AtomicBool,
+    stopped: AtomicBool,
+    seen: AtomicU64,
+    tricks: AtomicU64,
+    by_method: Mutex<HashMap<String, u64>>,
+    lists: Mutex<HashMap<String, Answer>>,
+}
+
+/// A running proxy.
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Request {
+    seen: Seen,
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+#[derive(Clone)]
+struct Answer {
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Proxy {
+    /// Starts one in front of what listens at `upstream`.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub fn start(upstream: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let shared = Arc::new(Shared {
+            upstream,
+            plan: RwLock::new(Arc::new(|_| Trick::Pass)),
+            down: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            seen: AtomicU64::new(0),
+            tricks: AtomicU64::new(0),
+            by_method: Mutex::default(),
+            lists: Mutex::default(),
+        });
+        let serving = shared.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if serving.stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let shared = serving.clone();
+                thread::spawn(move || {
+                    // A broken connection is what this is for.
+                    shared.serve(&client).unwrap_or_default();
+                });
+            }
+        });
+        Proxy { port, shared }
+    }
+
+    /// From now on requests meet what `plan` says.
+    pub fn plan(&self, plan: impl Fn(&Seen) -> Trick + Send + Sync + 'static) {
+        *self.shared.plan.write().expect("no plan panics") = Arc::new(plan);
+    }
+
+    /// The store goes, or comes back: connections end and none is answered.
+    pub fn down(&self, down: bool) {
+        self.shared.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Requests so far, tricked ones included.
+    pub fn requests(&self) -> u64 {
+        self.shared.seen.load(Ordering::SeqCst)
+    }
+
+    /// Requests that did not simply pass.
+    pub fn tricks(&self) -> u64 {
+        self.shared.tricks.load(Ordering::SeqCst)
+    }
+
+    /// Requests so far with this method, `LIST` for listings.
+    pub fn count(&self, method: &str) -> u64 {
+        self.shared.by_method.lock().expect("no panic").get(method).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // The listener looks up at the next connection.
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+    }
+}
+
+impl Shared {
+    fn serve(&self, client: &TcpStream) -> io::Result<()> {
+        client.set_nodelay(true)?;
+        let mut reader = BufReader::with_capacity(256 << 10, client.try_clone()?);
+        let mut behind: Option<BufReader<TcpStream>> = None;
+        while !self.down.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst) {
+            let Some((head, len)) = read_head(&mut reader)? else { break };
+            let seen = self.note(&head);
+            let trick = if self.down.load(Ordering::SeqCst) { Trick::Reset } else { self.trick(&seen) };
+            if trick == Trick::Reset {
+                // Bytes that nobody reads turn the end of the connection into a reset.
+                let half = usize::try_from(len / 2).unwrap_or(usize::MAX);
+                reader.read_exact(&mut vec![0; half])?;
+                break;
+            }
+            if find(&head, "expect").is_some() {
+                (&*client).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            }
+            let mut body = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+            reader.read_exact(&mut body)?;
+            if !self.answer(client, &mut behind, Request { seen, head, body }, trick)? {
+                break;
+            }
+        }
+        client.shutdown(Shutdown::Both)
+    }
+
+    fn note(&self, head: &[u8]) -> Seen {
+        let text = String::from_utf8_lossy(head);
+        let mut words = text.split(' ');
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        let number = self.seen.fetch_add(1, Ordering::SeqCst);
+        let seen = Seen { method: word(), target: word(), number };
+        let kind = if seen.is_list() { "LIST" } else { &seen.method };
+        *self.by_method.lock().expect("no panic").entry(kind.to_owned()).or_default() += 1;
+        seen
+    }
+
+    fn trick(&self, seen: &Seen) -> Trick {
+        let plan = self.plan.read().expect("no plan panics").clone();
+        let trick = plan(seen);
+        self.tricks.fetch_add(u64::from(trick != Trick::Pass), Ordering::SeqCst);
+        trick
+    }
+
+    /// Whether the connection goes on.
+    fn answer(
+        &self,
+        mut client: &TcpStream,
+        behind: &mut Option<BufReader<TcpStream>>,
+        mut request: Request,
+        trick: Trick,
+    ) -> io::Result<bool> {
+        match trick {
+            Trick::Late(time) => thread::sleep(time),
+            Trick::Silence(time) => {
+                thread::sleep(time);
+                return Ok(false);
+            }
+            Trick::Refuse(status, code) => {
+                let body = format!("<Error><Code>{code}</Code><Message>A trick of the proxy</Message></Error>");
+                let body = if request.seen.method == "HEAD" { String::new() } else { body };
+                let len = body.len();
+                write!(
+                    client,
+                    "HTTP/1.1 {status} Trick\r\nContent-Type: application/xml\r\nContent-Length: {len}\r\n\r\n{body}"
+                )?;
+                return Ok(true);
+            }
+            Trick::Flip if !request.body.is_empty() => {
+                let middle = request.body.len() / 2;
+                request.body[middle] ^= 0x10;
+            }
+            _ => {}
+        }
+        let mut answer = self.forward(behind, &request)?;
+        if request.seen.is_list() {
+            let first = self
+                .lists
+                .lock()
+                .expect("no panic")
+                .entry(request.seen.target)
+                .or_insert_with(|| answer.clone())
+                .clone();
+            if trick == Trick::OldList {
+                answer = first;
+            }
+        }
+        match trick {
+            Trick::LoseReply => return Ok(false),
+            Trick::CutShort => {
+                client.write_all(&answer.head)?;
+                client.write_all(&answer.body[..answer.body.len() / 2])?;
+                return Ok(false);
+            }
+            Trick::PretendSuccess if answer.head.starts_with(b"HTTP/1.1 412") => {
+                client.write_all(b"HTTP/1.1 200 OK\r\nETag: \"x\"\r\nContent-Length: 0\r\n\r\n")?;
+                return Ok(true);
+            }
+            Trick::Flip if request.body.is_empty() && !answer.body.is_empty() => {
+                let middle = answer.body.len() / 2;
+                answer.body[middle] ^= 0x10;
+            }
+            _ => {}
+        }
+        client.write_all(&answer.head)?;
+        client.write_all(&answer.body)?;
+        Ok(true)
+    }
+
+    /// The server's answer, over a connection that is kept.
+    fn forward(&self, behind: &mut Option<BufReader<TcpStream>>, request: &Request) -> io::Result<Answer> {
+        let kept = behind.take();
+        if let Some(mut connection) = kept
+            && let Ok(answer) = exchange(&mut connection, request)
+        {
+            *behind = Some(connection);
+            return Ok(answer);
+        }
+        let stream = TcpStream::connect(("127.0.0.1", self.upstream))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(BEHIND))?;
+        let mut connection = BufReader::with_capacity(256 << 10, stream);
+        let answer = exchange(&mut connection, request)?;
+        *behind = Some(connection);
+        Ok(answer)
+    }
+}
+
+fn exchange(connection: &mut BufReader<TcpStream>, request: &Request) -> io::Result<Answer> {
+    connection.get_mut().write_all(&request.head)?;
+    connection.get_mut().write_all(&request.body)?;
+    loop {
+        let (mut head, len) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let status = head.get(9..12).unwrap_or_default();
+        if status == b"100" {
+            continue;
+        }
+        if request.seen.method == "HEAD" || status == b"204" || status == b"304" {
+            return Ok(Answer { head, body: Vec::new() });
+        }
+        let mut body = Vec::new();
+        if find(&head, "transfer-encoding").is_some() {
+            read_chunks(connection, &mut body)?;
+            let text = String::from_utf8_lossy(&head).into_owned();
+            let chunked = |line: &str| line.to_ascii_lowercase().starts_with("transfer-encoding");
+            let without: Vec<&str> = text.lines().filter(|line| !chunked(line)).collect();
+            let without = without.join("\r\n");
+            head = format!("{}\r\nContent-Length: {}\r\n\r\n", without.trim_end(), body.len()).into_bytes();
+        } else {
+            connection.by_ref().take(len).read_to_end(&mut body)?;
+            if body.len() as u64 != len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        return Ok(Answer { head, body });
+    }
+}
+
+fn read_chunks(connection: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        let mut line = String::new();
+        connection.read_line(&mut line)?;
+        let len = u64::from_str_radix(line.trim(), 16).map_err(|_| io::ErrorKind::InvalidData)?;
+        connection.by_ref().take(len).read_to_end(body)?;
+        connection.read_line(&mut String::new())?;
+        if len == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// A request's or answer's head with its empty line, and the length of its body. `None` at the end of the connection.
+fn read_head(reader: &mut impl BufRead) -> io::Result<Option<(Vec<u8>, u64)>> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if reader.read_until(b'\n', &mut head)? == 0 {
+            return Ok(None);
+        }
+    }
+    let len = find(&head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+    Ok(Some((head, len)))
+}
+
+fn find(head: &[u8], name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(head);
+    text.lines().skip(1).find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+    })
+}
