@@ -124,6 +124,35 @@ fn what_would_weaken_or_break_the_chain_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn another_user_commands_nothing() {
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("swap-uid");
+    repo.try_mount(&["-o", "allow_other"]).unwrap_or_else(|e| panic!("{e}"));
+    // The directory above is the test's own; others must come as far as the mount for its own rule to count.
+    must("chmod", &["755", text(&repo.dir)], LIMIT);
+    let before = repo.control_ok("chain show")["generation"].clone();
+    for script in [
+        "echo 'set zstd level=9' > MNT/.axiomfs/control",
+        "echo 'version: 1' > MNT/.axiomfs/chain.yaml",
+        "cat MNT/.axiomfs/status",
+        "ls MNT/.axiomfs",
+    ] {
+        let script = format!("ls MNT/live && {script}").replace("MNT", text(&repo.mnt));
+        let done = run(std::process::Command::new("sh").args(["-c", &script]).uid(NOBODY).gid(NOBODY), LIMIT);
+        assert!(
+            !done.status.success() && done.stderr.contains("Permission denied"),
+            "{script}: {}{}",
+            done.stdout,
+            done.stderr
+        );
+        assert!(!done.stderr.contains("/live"), "it did not come as far as the mount: {}", done.stderr);
+    }
+    assert_eq!(repo.control_ok("chain show")["generation"], before);
+}
+
+#[test]
 fn the_chain_file_is_read_and_applied_on_close() {
     let _slot = beside_others();
     let mut repo = TestRepo::new("chain-yaml");

@@ -96,6 +96,11 @@ Commands:
   route list | route explain PATH | key status | key rotate | store status | reload | sync | advise | audit verify
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
+    /// Say which frames hold a file, which steps made them and what that saved
+    #[command(after_help = "Examples:
+  axiomfs stat /mnt/vault/live/logs/today.log
+  axiomfs stat /mnt/vault/snapshots/monday/photo.jpg --json | jq .ratio")]
+    Stat(StatArgs),
     /// Tell about plugins
     #[command(
         subcommand,
@@ -222,6 +227,13 @@ pub struct UmountArgs {
 pub struct OnMount {
     /// A mounted axiomfs
     pub mountpoint: PathBuf,
+}
+
+/// Arguments of `stat`.
+#[derive(Debug, Args)]
+pub struct StatArgs {
+    /// A file below live/ or snapshots/ of a mounted axiomfs
+    pub path: PathBuf,
 }
 
 /// Arguments of `ctl`.

@@ -12,6 +12,7 @@ use axiomfs_repository::Repository;
 use serde_json::{Value, json};
 
 use crate::commands::config;
+use crate::file_report;
 use crate::metrics;
 use crate::reload::Mark;
 use crate::replies;
@@ -59,6 +60,10 @@ impl Panel {
         // Not part of the host's grammar: snapshots are directories, only their listing needs more than names.
         if line.split_whitespace().eq(["snapshot", "list"]) {
             return Ok(json!({ "ok": true, "snapshots": replies::snapshots(&self.volume.snapshots()) }));
+        }
+        // A question about a file, which the host knows nothing of.
+        if let Some(path) = line.strip_prefix("stat ") {
+            return file_report::stat(&self.volume, &self.repository, &self.host, path.trim());
         }
         let command = parse_command(line)?;
         if let Some(reply) = self.host.execute(&command) {

@@ -8,6 +8,7 @@ mod control;
 mod daemon_log;
 mod failure;
 mod faults;
+mod file_report;
 mod lease;
 mod locks;
 mod metrics;
@@ -64,6 +65,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Status(args) => commands::status::run(args, json),
         Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, json),
         Verb::Ctl(args) => commands::ctl::run(args, json),
+        Verb::Stat(args) => commands::stat::run(args, json),
         Verb::Plugin(verb) => commands::plugin::run(verb, json),
         Verb::Config(verb) => commands::config::run(verb, json),
     }

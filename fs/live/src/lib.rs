@@ -35,6 +35,7 @@ pub use edit::Edit;
 pub use events::Event;
 pub use manifest::{Manifest, ManifestError};
 pub use open::OpenError;
+pub use ops::layout::Layout;
 pub use status::Status;
 pub use types::*;
 pub use volume::{FaultHook, Volume, VolumeOptions};

@@ -159,7 +159,7 @@ impl Repository {
     }
 
     /// Tries the places of a chunk, those known to be bad last. A pending chunk is put into `pending` and answered by an error.
-    fn try_places<T>(
+    pub(crate) fn try_places<T>(
         &self,
         id: &ChunkId,
         pending: &mut Option<Bytes>,

@@ -28,7 +28,7 @@ const ALIGN: u64 = 64 << 10;
 const MOST_QUARANTINED: usize = 100_000;
 
 /// Names a frame wherever its pack is: a salt belongs to one pack.
-pub(crate) type FrameKey = ([u8; SALT], u32);
+pub type FrameKey = ([u8; SALT], u32);
 
 /// A chunk's place, staged or stored.
 pub(crate) struct ChunkPlace {
@@ -63,6 +63,15 @@ impl ChunkPlace {
 
     pub(crate) fn key(&self) -> FrameKey {
         self.frame.key()
+    }
+
+    /// The frame's record and chain, the name and epoch of its pack, and whether that is staged.
+    pub(crate) fn facts(&self) -> (&FrameRecord, &Chain, String, u32, bool) {
+        let (pack, epoch, is_staged) = match &self.frame.pack {
+            PackPlace::Staged(pack) => (pack.name(), pack.seal.epoch, true),
+            PackPlace::Stored(located) => (names::pack(&located.pack.id), located.pack.epoch, false),
+        };
+        (&self.frame.record, &self.frame.chain, pack, epoch, is_staged)
     }
 }
 

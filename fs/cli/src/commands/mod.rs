@@ -6,6 +6,7 @@ pub mod init;
 pub mod mount;
 pub mod plugin;
 pub mod snapshot;
+pub mod stat;
 pub mod status;
 pub mod sync;
 pub mod umount;

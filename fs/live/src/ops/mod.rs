@@ -2,6 +2,7 @@
 
 mod attributes;
 mod data;
+pub(crate) mod layout;
 mod names;
 mod read;
 mod snapshots;

@@ -1,0 +1,71 @@
+//! `axiomfs stat`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::args::StatArgs;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, bytes};
+
+/// Runs the verb.
+///
+/// # Errors
+/// [`Failure`] if the file is in no mount, or the mount can't tell.
+pub fn run(args: &StatArgs, json: bool) -> Result<(), Failure> {
+    let shown = args.path.display();
+    let path =
+        std::path::absolute(&args.path).map_err(|error| Failure::caused(format!("Could not find {shown}"), &error))?;
+    let (client, inside) = mount_of(&path).ok_or_else(|| {
+        Failure::new(format!("{shown} is in no mounted axiomfs"))
+            .hint("give a file below live/ or snapshots/ of a mount")
+    })?;
+    let inside = inside.to_str().ok_or_else(|| Failure::usage(format!("{shown} has a name that is not UTF-8")))?;
+    let reply = client.control(&format!("stat {inside}"))?;
+    output::show(json, &reply, &render(&reply))
+}
+
+/// The mount that `path` is in, and the path from its root.
+fn mount_of(path: &Path) -> Option<(Client, &Path)> {
+    path.ancestors().skip(1).find_map(|above| Some((Client::connect(above).ok()?, path.strip_prefix(above).ok()?)))
+}
+
+fn render(reply: &Value) -> String {
+    let size = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), bytes);
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let mut lines = vec![
+        format!("File       {}, {}, inode {}", text(&reply["path"]), size(&reply["size"]), reply["inode"]),
+        format!("Route      chain {} from now on", text(&reply["route"])),
+        format!(
+            "Frames     {} with {}, stored in {}: {:.2} to 1",
+            reply["frames_total"],
+            size(&reply["raw"]),
+            size(&reply["stored"]),
+            reply["ratio"].as_f64().unwrap_or(1.0)
+        ),
+    ];
+    for (key, words) in [
+        ("in_log", "in the log"),
+        ("waiting", "waiting to be encoded"),
+        ("inline", "in its record"),
+        ("holes", "of holes"),
+    ] {
+        if reply[key].as_u64().is_some_and(|n| n > 0) {
+            lines.push(format!("           {} {words}", size(&reply[key])));
+        }
+    }
+    for frame in reply["frames"].as_array().into_iter().flatten() {
+        let mut steps: Vec<String> = frame["steps"].as_array().into_iter().flatten().map(text).collect();
+        steps.push(text(&frame["seal"]));
+        lines.push(format!(
+            "  frame {:>5} {:<24} {:>10} -> {:>10}  {}",
+            frame["frame"].to_string(),
+            steps.join("|"),
+            size(&frame["raw"]),
+            size(&frame["stored"]),
+            text(&frame["pack"])
+        ));
+    }
+    lines.join("\n")
+}
