@@ -255,6 +255,7 @@ fn unlock(
         staging,
         workers: std::thread::available_parallelism().map_or(2, usize::from),
         uploads: store.uploads,
+        far: store.directory.is_none(),
         ..OpenOptions::default()
     };
     let insistent = Arc::clone(&store.store);

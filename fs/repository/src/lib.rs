@@ -30,6 +30,7 @@ pub mod record;
 mod recovery;
 mod repository;
 mod snapshot;
+mod spans;
 mod staged;
 mod stats;
 mod temporary;

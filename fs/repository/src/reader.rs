@@ -18,6 +18,7 @@ use crate::lru_bytes::ByteLru;
 use crate::names;
 use crate::pack::{Chain, PackSeal};
 use crate::packer::StagedChunk;
+use crate::spans::Spans;
 use crate::staged::Staged;
 use crate::stats::{Counters, count};
 use crate::tree::Node;
@@ -117,6 +118,8 @@ struct Flight {
 /// Fetches, decodes and caches.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
+    /// For stores where requests are dear.
+    spans: Option<Arc<Spans>>,
     host: Arc<Host>,
     seal: Arc<dyn Seal>,
     keyring: Arc<Keyring>,
@@ -149,7 +152,14 @@ impl Reader {
             flights: Mutex::default(),
             quarantine: Mutex::default(),
             any_quarantined: AtomicBool::new(false),
+            spans: None,
         }
+    }
+
+    /// Reads packs that are read in order in larger pieces.
+    pub(crate) fn with_spans(mut self) -> Self {
+        self.spans = Some(Spans::new(self.store.clone()));
+        self
     }
 
     /// The chunk `id` at `place`, checked.
@@ -283,9 +293,15 @@ impl Reader {
             }
         }
         let mut landing = Landing { reader: self, key, flight, result: None };
-        let result = match place.pack {
+        let result = match &place.pack {
             PackPlace::Staged(_) => self.load(place),
-            PackPlace::Stored(_) => again_if_damaged(|| self.load(place)),
+            PackPlace::Stored(located) => again_if_damaged(|| {
+                let loaded = self.load(place);
+                if let (Err(RepositoryError::Corrupt { .. }), Some(spans)) = (&loaded, &self.spans) {
+                    spans.forget(located.pack.id);
+                }
+                loaded
+            }),
         };
         if let Err(RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. }) = &result {
             self.put_into_quarantine(key);
@@ -368,7 +384,10 @@ impl Reader {
         let (offset, stored) = (u64::from(place.record.offset), u64::from(place.record.stored));
         let start = offset / ALIGN * ALIGN;
         let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
-        let bytes = self.store.get_range(&key, start, end - start)?;
+        let bytes = match &self.spans {
+            Some(spans) => spans.read(located.pack.id, located.pack.len, start, end)?,
+            None => self.store.get_range(&key, start, end - start)?,
+        };
         Ok((bytes, usize::try_from(offset - start).expect("less than the alignment")))
     }
 }

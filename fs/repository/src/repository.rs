@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub queue_bytes: usize,
     /// The chain for tree nodes.
     pub metadata_chain: ChainName,
+    /// Whether a request to the store costs so much that packs are read in larger pieces.
+    pub far: bool,
 }
 
 impl Default for OpenOptions {
@@ -69,6 +71,7 @@ impl Default for OpenOptions {
             pack_bytes: 32 << 20,
             queue_bytes: 16 << 20,
             metadata_chain: "default".into(),
+            far: false,
         }
     }
 }
@@ -172,6 +175,7 @@ impl Repository {
             share(55),
             share(30),
         );
+        let reader = if opts.far { reader.with_spans() } else { reader };
         Ok(Arc::new(Self {
             store,
             host,

@@ -1,0 +1,186 @@
+//! A bucket behind a network that breaks: everything arrives, nothing differs, nothing hangs.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axiomfs_tests::proxy::{Proxy, Seen, Trick};
+use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
+use axiomfs_tests::run::{must, run, wait_for};
+use axiomfs_tests::s3::{S3Server, url_at};
+use axiomfs_tests::source::{copy_real_files, write_noise};
+
+const LONG: Duration = Duration::from_secs(600);
+/// A third of this without a byte makes a request count as lost.
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// So many more tries that a run of bad luck passes, within the timeout.
+const SETTINGS: &str = "log: {max: 64MiB, segment: 4MiB}\n\
+                        checkpoint: {interval: 200ms, bytes: 4MiB}\n\
+                        commit: {interval: 500ms, bytes: 2MiB}\n\
+                        timeout: 6s\n\
+                        store: {on_error: {retry: {count: 20, backoff: [20ms, 500ms]}}}\n";
+
+fn soak() -> bool {
+    std::env::var_os("AXIOMFS_SOAK").is_some()
+}
+
+fn same(want: &Path, have: &Path, when: &str) {
+    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
+    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
+}
+
+fn source(name: &str, count: usize, large: u64) -> (tempfile::TempDir, PathBuf) {
+    let dir = scratch(name);
+    let tree = dir.path().join("tree");
+    copy_real_files(&tree, count);
+    write_noise(&tree.join("large.bin"), 7, large);
+    (dir, tree)
+}
+
+fn forget_local_state(repo: &TestRepo) {
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+}
+
+/// A tenth of all requests meets one of the faults in turn.
+fn one_in_ten() -> impl Fn(&Seen) -> Trick {
+    let tricks = [
+        Trick::Refuse(503, "SlowDown"),
+        Trick::Refuse(500, "InternalError"),
+        Trick::Reset,
+        Trick::CutShort,
+        Trick::Flip,
+        Trick::LoseReply,
+        Trick::Late(Duration::from_millis(200)),
+        Trick::OldList,
+        // Longer than any request may be silent.
+        Trick::Silence(TIMEOUT / 2),
+    ];
+    let next = AtomicU64::new(0);
+    move |seen| match seen.number % 10 {
+        3 => tricks[next.fetch_add(1, Ordering::SeqCst) as usize % tricks.len()],
+        _ => Trick::Pass,
+    }
+}
+
+#[test]
+fn a_copy_through_a_fault_in_ten_requests_arrives_whole_and_once() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let (_source, tree) = source("s3-faults", if soak() { 12_000 } else { 1_000 }, 64 << 20);
+    let mut repo = TestRepo::in_bucket("s3-faults", &url_at(proxy.port, "faults"));
+    proxy.plan(one_in_ten());
+    repo.settings(SETTINGS).mount();
+    must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
+    same(&tree, &repo.live().join("copy"), "through the faults");
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    same(&tree, &repo.live().join("copy"), "from the bucket, through the faults");
+    repo.umount();
+    assert!(proxy.tricks() >= 9, "only {} of {} requests met a fault", proxy.tricks(), proxy.requests());
+    eprintln!("{} of {} requests met a fault", proxy.tricks(), proxy.requests());
+    let mut seen: HashMap<Vec<u8>, String> = HashMap::new();
+    for (name, _) in server.objects("faults") {
+        if let Some(other) = seen.insert(server.read(&name), name.clone()) {
+            panic!("{other} and {name} are the same object under two names");
+        }
+    }
+}
+
+/// Reads a file to its end and says how long that took and whether it worked.
+fn read(path: &Path) -> (Duration, std::io::Result<usize>) {
+    let begun = Instant::now();
+    let mut bytes = Vec::new();
+    let result = fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    (begun.elapsed(), result)
+}
+
+#[test]
+fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let (_source, tree) = source("s3-outage", 300, 8 << 20);
+    let mut repo = TestRepo::in_bucket("s3-outage", &url_at(proxy.port, "outage"));
+    repo.settings(SETTINGS).mount();
+    must("cp", &["-a", text(&tree), text(&repo.live().join("before"))], LONG);
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    fs::read(repo.live().join("before/large.bin")).expect("reads while the store is there");
+    assert!(repo.status()["store_problem"].is_null());
+
+    proxy.down(true);
+    let outage = Instant::now();
+    must("cp", &["-a", text(&tree), text(&repo.live().join("during"))], LONG);
+    same(&tree, &repo.live().join("during"), "what was written in the outage");
+    fs::create_dir(repo.snapshot("in-the-outage")).expect("a snapshot");
+    wait_for("status tells of the outage", LONG, || repo.status()["store_problem"]["since"].is_string());
+    assert!(repo.status_number("pending_bytes") > 0, "{}", repo.status());
+    let shown = repo.axiomfs(&["status", text(&repo.mnt)]).stdout;
+    assert!(shown.contains("Store fails since"), "{shown}");
+    // The tree's files were never read by this mount, so its bytes are not here.
+    let mut failed = 0;
+    for entry in fs::read_dir(repo.live().join("before")).into_iter().flatten().flatten().take(3) {
+        let (took, result) = read(&entry.path());
+        assert!(took < TIMEOUT + Duration::from_secs(3), "{:?} took {took:?}: {result:?}", entry.path());
+        failed += usize::from(result.is_err());
+    }
+    eprintln!("{failed} of 3 reads failed in the outage");
+    if soak() {
+        std::thread::sleep(Duration::from_secs(120).saturating_sub(outage.elapsed()));
+    }
+    repo.kill9();
+    proxy.down(false);
+    repo.mount();
+    same(&tree, &repo.live().join("during"), "after a kill in the outage");
+    fs::write(repo.live().join("more"), b"after").expect("writes go on");
+
+    // Once more without a kill: it drains by itself when the store is back.
+    wait_for("all drained", LONG, || repo.status_number("pending_bytes") == 0);
+    proxy.down(true);
+    fs::write(repo.live().join("late"), vec![7; 3 << 20]).expect("writes go on");
+    wait_for("status tells of the outage", LONG, || repo.status()["store_problem"]["since"].is_string());
+    proxy.down(false);
+    wait_for("all drains by itself", Duration::from_secs(60), || {
+        repo.status_number("pending_bytes") == 0 && repo.status()["store_problem"].is_null()
+    });
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    for name in ["before", "during"] {
+        same(&tree, &repo.live().join(name), "from the bucket, after the outage");
+    }
+    same(&tree, &repo.snapshot("in-the-outage").join("during"), "the snapshot");
+    assert_eq!(fs::read(repo.live().join("late")).expect("reads"), vec![7; 3 << 20]);
+    repo.umount();
+}
+
+#[test]
+fn reads_that_can_not_reach_the_bucket_fail_in_time_and_come_back() {
+    let server = S3Server::shared();
+    let proxy = Arc::new(Proxy::start(server.port));
+    let mut repo = TestRepo::in_bucket("s3-silence", &url_at(proxy.port, "silence"));
+    repo.settings(SETTINGS).mount();
+    write_noise(&repo.live().join("file"), 5, 4 << 20);
+    let want = fs::read(repo.live().join("file")).expect("reads");
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    fs::metadata(repo.live().join("file")).expect("the entry");
+    proxy.plan(|_| Trick::Silence(Duration::from_secs(60)));
+    let (took, result) = read(&repo.live().join("file"));
+    let error = result.expect_err("nobody answers");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(took < TIMEOUT + Duration::from_secs(3), "it took {took:?}");
+    proxy.plan(|_| Trick::Pass);
+    assert!(fs::read(repo.live().join("file")).expect("the store is back") == want);
+    repo.umount();
+}
