@@ -96,6 +96,20 @@ Commands:
   route list | route explain PATH | key status | key rotate | store status | reload | sync | advise | audit verify
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
+    /// Manage the passphrases of a repository and its sealing keys
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  axiomfs key list /srv/vault
+  axiomfs key add /srv/vault                        a second passphrase; asks for the old one first
+  axiomfs key passwd /srv/vault                     another passphrase in place of yours
+  axiomfs key remove /srv/vault ID                  needs the passphrase of another key
+  axiomfs key rotate /srv/vault                     a new sealing key for what is written from now on
+
+It works beside mounts, which hold what they need. Taking a passphrase away or rotating does not seal anew what is
+stored: who knew the old keys and can read the store still reads what they sealed."
+    )]
+    Key(KeyVerb),
     /// Say which frames hold a file, which steps made them and what that saved
     #[command(after_help = "Examples:
   axiomfs stat /mnt/vault/live/logs/today.log
@@ -227,6 +241,76 @@ pub struct UmountArgs {
 pub struct OnMount {
     /// A mounted axiomfs
     pub mountpoint: PathBuf,
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// List the keys: one for each passphrase. Needs none of them
+    List {
+        /// Directory of the repository
+        store: String,
+    },
+    /// Add a passphrase
+    Add {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+        /// The new one
+        #[command(flatten)]
+        new: NewPassphraseArgs,
+    },
+    /// Change a passphrase
+    Passwd {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+        /// The new one
+        #[command(flatten)]
+        new: NewPassphraseArgs,
+    },
+    /// Take a passphrase away; the one given must be another
+    Remove {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+        /// The key, as the list names it
+        id: String,
+    },
+    /// Take a new sealing key into use
+    Rotate {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+}
+
+/// A repository and one of its passphrases.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Directory of the repository
+    pub store: String,
+    /// See the options
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+}
+
+/// Where a new passphrase comes from; without either it is asked for, twice.
+#[derive(Debug, Args)]
+pub struct NewPassphraseArgs {
+    /// Read the new passphrase from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "new_passphrase_fd")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// Read the new passphrase from this open file descriptor, up to its first line end
+    #[arg(long, value_name = "FD")]
+    pub new_passphrase_fd: Option<i32>,
+}
+
+impl NewPassphraseArgs {
+    /// The same as the source of any passphrase.
+    pub fn source(&self) -> PassphraseArgs {
+        PassphraseArgs { passphrase_file: self.new_passphrase_file.clone(), passphrase_fd: self.new_passphrase_fd }
+    }
 }
 
 /// Arguments of `stat`.

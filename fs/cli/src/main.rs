@@ -65,6 +65,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Status(args) => commands::status::run(args, json),
         Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, json),
         Verb::Ctl(args) => commands::ctl::run(args, json),
+        Verb::Key(verb) => commands::key::run(verb, environment, json),
         Verb::Stat(args) => commands::stat::run(args, json),
         Verb::Plugin(verb) => commands::plugin::run(verb, json),
         Verb::Config(verb) => commands::config::run(verb, json),

@@ -28,6 +28,11 @@ impl Environment {
     pub fn take() -> Self {
         Self(system::take_secret_from_environment(VARIABLE).filter(|secret| !secret.is_empty()))
     }
+
+    /// One that holds nothing: for a passphrase that must not come from there.
+    pub fn none() -> Self {
+        Self(None)
+    }
 }
 
 /// Whether a typed passphrase is asked for once or, because a typing error would lock the user out, twice.

@@ -93,6 +93,14 @@ pub enum RepositoryError {
         /// The name asked for.
         name: String,
     },
+    /// A key slot or epoch can't be changed like that.
+    #[error("Key {slot} {reason}")]
+    KeySlot {
+        /// The slot's id, or what it was about.
+        slot: String,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
     /// A name that cannot be one.
     #[error("{what} {name:?} is not possible: {reason}")]
     BadName {

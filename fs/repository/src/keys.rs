@@ -85,7 +85,7 @@ impl Default for KdfParams {
     }
 }
 
-/// Wraps `master` with `passphrase` and creates the slot.
+/// Wraps `master` with `passphrase` and creates the slot; its id.
 pub(crate) fn create_slot(
     store: &dyn Store,
     seal: &dyn Seal,
@@ -94,7 +94,7 @@ pub(crate) fn create_slot(
     passphrase: &[u8],
     kdf: KdfParams,
     now_ns: i64,
-) -> Result<(), RepositoryError> {
+) -> Result<[u8; 16], RepositoryError> {
     let id = random::<16>()?;
     let salt = random::<SALT>()?;
     let mut slot = Vec::with_capacity(SLOT_HEADER + 32 + TAG_LEN);
@@ -115,7 +115,8 @@ pub(crate) fn create_slot(
     slot.put(&tag);
     let check = checksum(&slot);
     slot.put(&check);
-    Ok(store.put_new(&names::key(&names::slot(&id))?, Body::Bytes(&slot))?)
+    store.put_new(&names::key(&names::slot(&id))?, Body::Bytes(&slot))?;
+    Ok(id)
 }
 
 /// Tries every slot.
@@ -125,13 +126,43 @@ pub(crate) fn unlock(
     repository: RepositoryId,
     passphrase: &[u8],
 ) -> Result<Secret, RepositoryError> {
+    unlock_slot(store, seal, repository, passphrase).map(|(master, _)| master)
+}
+
+/// What a slot says without a passphrase: memory in KiB, and when it was made.
+pub(crate) fn slot_facts(bytes: &[u8], name: &str) -> Result<(u32, i64), RepositoryError> {
+    let mut r = Reader::new(bytes);
+    check_magic(&mut r, SLOT_MAGIC, name)?;
+    let (kdf, created_ns, ..) = parse_slot(&mut r).in_object(name)?;
+    Ok((kdf.memory_kib, created_ns))
+}
+
+/// Whether the slot of that name opens with `passphrase`, as the store has it now.
+pub(crate) fn opens(
+    store: &dyn Store,
+    seal: &dyn Seal,
+    repository: RepositoryId,
+    name: &str,
+    passphrase: &[u8],
+) -> Result<bool, RepositoryError> {
+    let bytes = store.get(&names::key(name)?, limits::SLOT)?;
+    Ok(open_slot(&bytes, name, seal, repository, passphrase)?.is_some())
+}
+
+/// Tries every slot; the master key and the name of the slot that had it.
+pub(crate) fn unlock_slot(
+    store: &dyn Store,
+    seal: &dyn Seal,
+    repository: RepositoryId,
+    passphrase: &[u8],
+) -> Result<(Secret, String), RepositoryError> {
     let slots = store.list("keys/", None, limits::SLOTS)?;
     let mut damaged = None;
     for slot in &slots {
         let name = slot.key.as_str();
         let bytes = store.get(&slot.key, limits::SLOT)?;
         match open_slot(&bytes, name, seal, repository, passphrase) {
-            Ok(Some(master)) => return Ok(master),
+            Ok(Some(master)) => return Ok((master, name.to_owned())),
             Ok(None) => {}
             Err(error) => damaged = Some(error),
         }
@@ -153,7 +184,7 @@ fn open_slot(
         .ok_or_else(|| RepositoryError::corrupt(name, "its name is no slot id"))?;
     let mut r = Reader::new(bytes);
     check_magic(&mut r, SLOT_MAGIC, name)?;
-    let (kdf, salt, mut master, tag) = parse_slot(&mut r).in_object(name)?;
+    let (kdf, _, salt, mut master, tag) = parse_slot(&mut r).in_object(name)?;
     let (written, check) = bytes.split_at(bytes.len() - CHECK);
     if checksum(written) != check {
         return Err(RepositoryError::corrupt(name, "its checksum does not fit"));
@@ -163,7 +194,7 @@ fn open_slot(
     Ok(seal.sealer(&key).open_detached(&[0; NONCE_LEN], &aad, master.as_mut(), &tag).is_ok().then_some(master))
 }
 
-type Slot = (KdfParams, [u8; SALT], Secret, [u8; TAG_LEN]);
+type Slot = (KdfParams, i64, [u8; SALT], Secret, [u8; TAG_LEN]);
 
 fn parse_slot(r: &mut Reader<'_>) -> Result<Slot, Malformed> {
     if r.u8()? != KDF_ARGON2ID {
@@ -171,8 +202,8 @@ fn parse_slot(r: &mut Reader<'_>) -> Result<Slot, Malformed> {
     }
     r.zeros(1)?;
     let kdf = KdfParams { memory_kib: r.u32()?, passes: r.u32()?, lanes: r.u32()? };
-    r.i64()?;
-    let slot = (kdf, r.array()?, Zeroizing::new(r.array()?), r.array()?);
+    let created_ns = r.i64()?;
+    let slot = (kdf, created_ns, r.array()?, Zeroizing::new(r.array()?), r.array()?);
     r.bytes(CHECK)?;
     r.end()?;
     Ok(slot)
@@ -248,6 +279,26 @@ impl Keyring {
         let mut seed = [0; 8];
         seed.copy_from_slice(&self.chunker[..8]);
         u64::from_le_bytes(seed)
+    }
+
+    /// The next generation: the same keys, and one more epoch, which seals from then on.
+    pub(crate) fn with_new_epoch(mut self, now_ns: i64) -> Result<Self, RepositoryError> {
+        /// Far more than anybody rotates, and well within the bound of a keyring's object.
+        const MAX: usize = 4096;
+        if self.epochs.len() >= MAX {
+            let (len, limit) = (self.epochs.len() as u64 + 1, MAX as u64);
+            return Err(RepositoryError::TooLarge { what: "Number of epochs", len, limit });
+        }
+        let number = self.current_epoch().number + 1;
+        self.generation += 1;
+        self.epochs.push(EpochKey { number, key: random_secret()?, created_ns: now_ns, compromised: false });
+        Ok(self)
+    }
+
+    /// Numbers and times of all epochs, oldest first.
+    pub(crate) fn epochs(&self) -> Vec<crate::KeyEpoch> {
+        let public = |epoch: &EpochKey| crate::KeyEpoch { number: epoch.number, created_ns: epoch.created_ns };
+        self.epochs.iter().map(public).collect()
     }
 
     /// The epoch that seals now.

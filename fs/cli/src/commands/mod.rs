@@ -3,6 +3,7 @@
 pub mod config;
 pub mod ctl;
 pub mod init;
+pub mod key;
 pub mod mount;
 pub mod plugin;
 pub mod snapshot;

@@ -3,6 +3,7 @@ mod decoders;
 mod fixture;
 mod heads;
 mod index;
+mod keys;
 mod repository;
 mod support;
 mod trees;

@@ -1,0 +1,110 @@
+//! `axiomfs key`: passphrases and sealing epochs of a repository, beside whoever has it mounted.
+
+use axiomfs_config::Settings;
+use axiomfs_encryption_aes_gcm::Aes256Gcm;
+use axiomfs_repository::{KdfParams, Keys, RepositoryError, key_slots};
+use serde_json::{Value, json};
+
+use crate::args::{KeyArgs, KeyVerb, PassphraseArgs};
+use crate::failure::Failure;
+use crate::passphrase::{self, Ask, Environment, Secret};
+use crate::stores::{self, OpenStore, StoreOptions};
+use crate::{output, progress};
+
+/// Runs the verb.
+///
+/// # Errors
+/// [`Failure`] if there is no repository, the passphrase is wrong, or the change is refused; nothing is changed then.
+pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), Failure> {
+    let (reply, text) = match verb {
+        KeyVerb::List { store } => list(&open(store)?)?,
+        KeyVerb::Add { key, new } => {
+            let target = open(&key.store)?;
+            let keys = unlock(&target, &obtain(key, environment)?, json)?;
+            let id = add(&keys, &new_passphrase(&new.source())?, json)?;
+            let text = format!("Added key {id}: the new passphrase opens the repository too");
+            (json!({ "ok": true, "id": id }), text)
+        }
+        KeyVerb::Passwd { key, new } => {
+            let target = open(&key.store)?;
+            let keys = unlock(&target, &obtain(key, environment)?, json)?;
+            let secret = new_passphrase(&new.source())?;
+            let id = add(&keys, &secret, json)?;
+            // The old one goes only by the word of the new one: so that is known to open the repository.
+            let renewed = unlock(&target, &secret, json)?;
+            renewed.remove(keys.opened()).map_err(|error| failed("Could not remove the old passphrase", &error))?;
+            let text = format!("Changed: key {id} took the place of {}", keys.opened());
+            (json!({ "ok": true, "id": id, "removed": keys.opened() }), text)
+        }
+        KeyVerb::Remove { key, id } => {
+            let target = open(&key.store)?;
+            let keys = unlock(&target, &obtain(key, environment)?, json)?;
+            keys.remove(id).map_err(|error| failed("Could not remove the key", &error))?;
+            let text = format!("Removed key {id}; what was stored stays sealed as it was");
+            (json!({ "ok": true, "removed": id }), text)
+        }
+        KeyVerb::Rotate { key } => {
+            let target = open(&key.store)?;
+            let keys = unlock(&target, &obtain(key, environment)?, json)?;
+            let epoch = keys.rotate().map_err(|error| failed("Could not rotate", &error))?;
+            let text = format!(
+                "Epoch {epoch} seals what is written by mounts from their next start on; mounts that run now must be \
+                 mounted again to read it"
+            );
+            (json!({ "ok": true, "epoch": epoch }), text)
+        }
+    };
+    output::show(json, &reply, &text)
+}
+
+fn open(location: &str) -> Result<OpenStore, Failure> {
+    let settings = Settings::default();
+    stores::open(location, StoreOptions { settings: &settings, unsafe_single_writer: false })
+}
+
+fn list(target: &OpenStore) -> Result<(Value, String), Failure> {
+    let slots = key_slots(&*target.store).map_err(|error| failed("Could not list the keys", &error))?;
+    let since = |ns: i64| output::utc(ns.div_euclid(1_000_000_000));
+    let lines: Vec<String> = slots
+        .iter()
+        .map(|slot| format!("{}  made {}, {} MiB for a guess", slot.id, since(slot.created_ns), slot.memory_kib >> 10))
+        .collect();
+    let keys: Vec<Value> = slots
+        .iter()
+        .map(|slot| json!({ "id": slot.id, "created": since(slot.created_ns), "memory_kib": slot.memory_kib }))
+        .collect();
+    Ok((json!({ "ok": true, "keys": keys }), lines.join("\n")))
+}
+
+fn obtain(key: &KeyArgs, environment: Environment) -> Result<Secret, Failure> {
+    passphrase::obtain(&key.passphrase, environment, Ask::Once)
+}
+
+/// From its own file or descriptor, or from the terminal; never from where the old one came.
+fn new_passphrase(source: &PassphraseArgs) -> Result<Secret, Failure> {
+    if source.passphrase_file.is_none() && source.passphrase_fd.is_none() {
+        eprintln!("The new passphrase:");
+    }
+    passphrase::obtain(source, Environment::none(), Ask::Twice)
+}
+
+fn unlock<'a>(target: &'a OpenStore, secret: &Secret, quiet: bool) -> Result<Keys<'a>, Failure> {
+    let open = || Keys::unlock(&*target.store, &Aes256Gcm, secret);
+    progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None)).map_err(|error| match error {
+        RepositoryError::WrongPassphrase { .. } => {
+            Failure::new(format!("Could not open {}: wrong passphrase", target.store.location()))
+                .hint("nothing was changed; try again")
+        }
+        error => failed(&format!("Could not open {}", target.store.location()), &error),
+    })
+}
+
+fn add(keys: &Keys<'_>, secret: &Secret, quiet: bool) -> Result<String, Failure> {
+    let make = || keys.add(secret, KdfParams::default());
+    progress::watch("Deriving the new key", quiet, make, || (0, None))
+        .map_err(|error| failed("Could not add the passphrase", &error))
+}
+
+fn failed(context: &str, error: &RepositoryError) -> Failure {
+    Failure::caused(context, error)
+}

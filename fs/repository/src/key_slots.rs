@@ -1,0 +1,163 @@
+//! Passphrases of a repository and its sealing epochs, managed beside whoever has it mounted (format.md §4).
+
+use axiomfs_api::{Body, Seal, Store, StoreErrorKind};
+
+use crate::crypto::Secret;
+use crate::error::RepositoryError;
+use crate::ids::{RepositoryId, hex};
+use crate::keys::{self, KdfParams, Keyring};
+use crate::repository::now_ns;
+use crate::{config, limits, names};
+
+/// What a key slot says without a passphrase.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeySlot {
+    /// Its id in hex: the end of its object's name.
+    pub id: String,
+    /// When it was made, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// Memory that one guess costs, in KiB.
+    pub memory_kib: u32,
+}
+
+/// A sealing epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyEpoch {
+    /// Its number; the highest seals what is written.
+    pub number: u32,
+    /// When it was made, in nanoseconds since 1970.
+    pub created_ns: i64,
+}
+
+/// The slots of a repository, which anybody may list who may list the store.
+///
+/// # Errors
+/// [`RepositoryError::NotARepository`], damage, or what the store met.
+pub fn key_slots(store: &dyn Store) -> Result<Vec<KeySlot>, RepositoryError> {
+    config::load(store)?;
+    let mut slots = Vec::new();
+    for object in store.list("keys/", None, limits::SLOTS)? {
+        let name = object.key.as_str();
+        let bytes = store.get(&object.key, limits::SLOT)?;
+        let (memory_kib, created_ns) = keys::slot_facts(&bytes, name)?;
+        slots.push(KeySlot { id: slot_id(name).to_owned(), created_ns, memory_kib });
+    }
+    slots.sort_by(|a, b| (a.created_ns, &a.id).cmp(&(b.created_ns, &b.id)));
+    Ok(slots)
+}
+
+/// The keys of a repository, unlocked by one of its passphrases.
+pub struct Keys<'a> {
+    store: &'a dyn Store,
+    seal: &'a dyn Seal,
+    repository: RepositoryId,
+    master: Secret,
+    /// The slot that the passphrase opened.
+    opened: String,
+}
+
+impl<'a> Keys<'a> {
+    /// Unlocks.
+    ///
+    /// # Errors
+    /// As [`Repository::open`](crate::Repository::open).
+    pub fn unlock(store: &'a dyn Store, seal: &'a dyn Seal, passphrase: &[u8]) -> Result<Self, RepositoryError> {
+        let config = config::load(store)?;
+        let (master, slot) = keys::unlock_slot(store, seal, config.repository, passphrase)?;
+        config.authenticate(&master)?;
+        Ok(Self { store, seal, repository: config.repository, master, opened: slot_id(&slot).to_owned() })
+    }
+
+    /// The id of the slot that was opened.
+    pub fn opened(&self) -> &str {
+        &self.opened
+    }
+
+    /// Makes a slot for another passphrase, and reads it back before it counts; its id.
+    ///
+    /// # Errors
+    /// [`RepositoryError::KeySlot`] if there are as many as a reader tries; or what the store met.
+    pub fn add(&self, passphrase: &[u8], kdf: KdfParams) -> Result<String, RepositoryError> {
+        if self.store.list("keys/", None, limits::SLOTS)?.len() >= limits::SLOTS {
+            return Err(refused(
+                "of a new passphrase",
+                "would be one more than the 32 that a reader tries; remove one",
+            ));
+        }
+        let id = keys::create_slot(self.store, self.seal, self.repository, &self.master, passphrase, kdf, now_ns())?;
+        let name = names::slot(&id);
+        if !keys::opens(self.store, self.seal, self.repository, &name, passphrase)? {
+            return Err(RepositoryError::corrupt(name, "it does not open with the passphrase that it was made for"));
+        }
+        Ok(hex::encode(&id))
+    }
+
+    /// Removes the slot `id`. The passphrase that was given must open another: so one is known to stay.
+    ///
+    /// What is stored stays sealed with the same keys: who knew them before still knows them.
+    ///
+    /// # Errors
+    /// [`RepositoryError::KeySlot`] if it is the one that was opened or there is none of that id; or what the store met.
+    pub fn remove(&self, id: &str) -> Result<(), RepositoryError> {
+        if id == self.opened {
+            return Err(refused(id, "is the one that this passphrase opens; give the passphrase of another slot"));
+        }
+        let known = hex::decode::<16>(id).map(|id| names::slot(&id));
+        let known = known.ok_or_else(|| refused(id, "has no id of 32 hex digits; see the list of keys"))?;
+        let key = names::key(&known)?;
+        match self.store.stat(&key) {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                return Err(refused(id, "is not there; see the list of keys"));
+            }
+            found => drop(found?),
+        }
+        // Whoever else removes slots at this moment must not have taken ours: without any slot nobody could come in.
+        let own = names::key(&format!("keys/{}", self.opened))?;
+        self.store.stat(&own)?;
+        let bytes = self.store.get(&own, limits::SLOT)?;
+        self.store.delete(&key)?;
+        if self.store.list("keys/", None, 1)?.is_empty() {
+            match self.store.put_new(&own, Body::Bytes(&bytes)) {
+                Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The sealing epochs, oldest first.
+    ///
+    /// # Errors
+    /// What reading the keyring met.
+    pub fn epochs(&self) -> Result<Vec<KeyEpoch>, RepositoryError> {
+        Ok(self.keyring()?.epochs())
+    }
+
+    /// Adds a sealing epoch for what is written by mounts from their next start on; its number. What was written before stays
+    /// sealed with the older epochs, whose keys are kept to read it.
+    ///
+    /// # Errors
+    /// [`RepositoryError::KeySlot`] if somebody else did so at this moment; or what the store met.
+    pub fn rotate(&self) -> Result<u32, RepositoryError> {
+        let next = self.keyring()?.with_new_epoch(now_ns())?;
+        match next.create(self.store, self.seal, &self.master) {
+            Ok(()) => Ok(next.current_epoch().number),
+            Err(RepositoryError::Store { source, .. }) if source.kind == StoreErrorKind::AlreadyExists => {
+                Err(refused("of a new epoch", "was made by somebody else at this moment; look at the list of keys"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn keyring(&self) -> Result<Keyring, RepositoryError> {
+        Keyring::load(self.store, self.seal, self.repository, &self.master)
+    }
+}
+
+fn slot_id(name: &str) -> &str {
+    name.strip_prefix("keys/").unwrap_or(name)
+}
+
+fn refused(slot: &str, reason: &'static str) -> RepositoryError {
+    RepositoryError::KeySlot { slot: slot.to_owned(), reason }
+}

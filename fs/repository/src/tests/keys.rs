@@ -1,0 +1,103 @@
+//! Passphrases and epochs: added, taken away, and what stays readable.
+
+use axiomfs_encryption_aes_gcm::Aes256Gcm;
+
+use super::support::*;
+use crate::*;
+
+const SECOND: &[u8] = b"battery staple";
+
+fn cheap() -> KdfParams {
+    KdfParams::insecure_for_tests()
+}
+
+fn unlock<'a>(bed: &'a Bed, passphrase: &[u8]) -> Result<Keys<'a>, RepositoryError> {
+    Keys::unlock(bed.store.as_ref(), &Aes256Gcm, passphrase)
+}
+
+fn opens(bed: &Bed, passphrase: &[u8]) -> bool {
+    let opened =
+        Repository::open(bed.store.clone(), host(), std::sync::Arc::new(Aes256Gcm), passphrase, OpenOptions::default());
+    match opened {
+        Ok(_) => true,
+        Err(RepositoryError::WrongPassphrase { .. }) => false,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_second_passphrase_opens_and_can_be_taken_away() {
+    let bed = Bed::new();
+    assert!(!opens(&bed, SECOND));
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    let second = keys.add(SECOND, cheap()).unwrap();
+    assert!(opens(&bed, SECOND) && opens(&bed, PASSPHRASE));
+    let slots = key_slots(bed.store.as_ref()).unwrap();
+    assert_eq!(
+        slots.iter().map(|slot| slot.id.clone()).collect::<Vec<_>>(),
+        [keys.opened().to_owned(), second.clone()]
+    );
+    for (id, word) in [(keys.opened(), "this passphrase opens"), ("00", "32 hex"), (&"0".repeat(32), "is not there")] {
+        let error = keys.remove(id).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(key_slots(bed.store.as_ref()).unwrap(), slots, "what is refused removes nothing");
+    // The first one goes, by the word of the second.
+    unlock(&bed, SECOND).unwrap().remove(&slots[0].id).unwrap();
+    assert!(opens(&bed, SECOND) && !opens(&bed, PASSPHRASE));
+    assert!(matches!(unlock(&bed, PASSPHRASE), Err(RepositoryError::WrongPassphrase { slots: 1 })));
+}
+
+#[test]
+fn two_who_remove_each_other_at_once_leave_one() {
+    let bed = Bed::new();
+    let first = unlock(&bed, PASSPHRASE).unwrap();
+    let second = first.add(SECOND, cheap()).unwrap();
+    let other = unlock(&bed, SECOND).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(first.remove(&second)));
+        scope.spawn(|| drop(other.remove(first.opened())));
+    });
+    assert!(opens(&bed, PASSPHRASE) || opens(&bed, SECOND), "nobody can come in any more");
+}
+
+#[test]
+fn no_more_slots_are_made_than_a_reader_tries() {
+    let bed = Bed::new();
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    for i in 1..32 {
+        keys.add(format!("passphrase {i}").as_bytes(), cheap()).unwrap();
+    }
+    let error = keys.add(SECOND, cheap()).unwrap_err().to_string();
+    assert!(error.contains("32"), "{error}");
+    assert!(opens(&bed, b"passphrase 31") && !opens(&bed, SECOND));
+}
+
+/// What each epoch sealed stays readable, and the format stays the one of version 1.
+#[test]
+fn a_new_epoch_seals_what_is_written_next() {
+    let bed = Bed::new();
+    let mut random = Random(5);
+    let (old, new) = (random.data(200_000), random.data(200_000));
+    let repository = bed.open();
+    let (old_id, _) = add(&repository, &old);
+    commit(&repository, None);
+    assert_eq!(repository.frame_of(&old_id).unwrap().unwrap().epoch, 1);
+    drop(repository);
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    assert_eq!((keys.rotate().unwrap(), keys.epochs().unwrap().len()), (2, 2));
+    let repository = bed.open();
+    let volume = repository.volume("main").unwrap();
+    let head = repository.latest_head(volume).unwrap().unwrap();
+    repository.load_segments(&head.segments).unwrap();
+    assert_eq!(repository.keyring_generation(), 2);
+    let (new_id, _) = add(&repository, &new);
+    commit(&repository, None);
+    drop(repository);
+    let repository = bed.open_cold();
+    for (id, data, epoch) in [(old_id, &old, 1), (new_id, &new, 2)] {
+        assert!(*repository.read_chunk(&id).unwrap() == **data);
+        assert_eq!(repository.frame_of(&id).unwrap().unwrap().epoch, epoch);
+    }
+    assert_eq!(repository.data_id(&old), old_id, "dedup goes on: the keys of ids stay");
+}
