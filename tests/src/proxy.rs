@@ -18,11 +18,18 @@ pub struct Seen {
     pub method: String,
     /// Path and query.
     pub target: String,
+    /// All of its header lines.
+    pub headers: String,
     /// Requests before this one.
     pub number: u64,
 }
 
 impl Seen {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<String> {
+        find(self.headers.as_bytes(), name)
+    }
+
     /// Whether it is a listing.
     pub fn is_list(&self) -> bool {
         self.target.contains("list-type=2")
@@ -186,7 +193,7 @@ impl Shared {
         let mut words = text.split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         let number = self.seen.fetch_add(1, Ordering::SeqCst);
-        let seen = Seen { method: word(), target: word(), number };
+        let seen = Seen { method: word(), target: word(), headers: text.to_string(), number };
         let kind = if seen.is_list() { "LIST" } else { &seen.method };
         *self.by_method.lock().expect("no panic").entry(kind.to_owned()).or_default() += 1;
         seen

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axiomfs_tests::observe::{Ignore, compare_dirs};
-use axiomfs_tests::proxy::{Proxy, Trick};
+use axiomfs_tests::proxy::{Proxy, Seen, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::{must, run};
 use axiomfs_tests::s3::{ACCESS_KEY, S3Server, SECRET_KEY, url_at};
@@ -199,4 +200,53 @@ fn a_server_that_overwrites_is_refused_unless_the_user_insists() {
     repo.try_mount(&["--read-only"]).expect("reading needs no probe");
     assert_eq!(fs::read(repo.live().join("file")).expect("reads"), b"text");
     repo.umount();
+}
+
+#[test]
+fn classes_and_encryption_by_the_server_are_asked_for_by_kind_of_object() {
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-class", &url_at(proxy.port, "class"));
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+    let noted = seen.clone();
+    proxy.plan(move |request| {
+        if request.method == "PUT" {
+            noted.lock().expect("no panic").push(request.clone());
+        }
+        Trick::Pass
+    });
+    repo.settings("s3: {storage_class: {data: STANDARD_IA, metadata: STANDARD}}\n").mount();
+    write_noise(&repo.live().join("file"), 3, 8 << 20);
+    repo.umount();
+    let mut data = 0;
+    for request in seen.lock().expect("no panic").iter() {
+        let len: u64 = request.header("content-length").and_then(|len| len.parse().ok()).expect("a length");
+        // All of the file's bytes are in packs of data, which are large here; those of the tree are small.
+        let is_data = request.target.contains("/packs/") && len > 1 << 20;
+        let expected = if is_data { "STANDARD_IA" } else { "STANDARD" };
+        data += usize::from(is_data);
+        let class = request.header("x-amz-storage-class");
+        assert_eq!(class.as_deref(), Some(expected), "{} of {len} bytes", request.target);
+    }
+    assert!(data > 0, "packs of data were put");
+    for (setting, algorithm, key) in [("s3", "AES256", None), ("{kms: my-key}", "aws:kms", Some("my-key"))] {
+        // The server here has no keys to encrypt with: that it was asked is what can be seen.
+        let asked: Arc<Mutex<Option<Seen>>> = Arc::default();
+        let noted = asked.clone();
+        proxy.plan(move |request| match request.method.as_str() {
+            "PUT" => {
+                *noted.lock().expect("no panic") = Some(request.clone());
+                Trick::Refuse(400, "InvalidRequest")
+            }
+            _ => Trick::Pass,
+        });
+        let config = repo.dir.join("sse.yaml");
+        fs::write(&config, format!("version: 1\ns3: {{encryption: {setting}}}\n")).expect("settings");
+        let url = url_at(proxy.port, "encrypted");
+        let refused = repo.axiomfs(&["init", &url, "--config", text(&config), "--kdf-memory", "64MiB"]);
+        assert_eq!(refused.code(), 1, "{}", refused.stderr);
+        let request = asked.lock().expect("no panic").clone().expect("a PUT");
+        assert_eq!(request.header("x-amz-server-side-encryption").as_deref(), Some(algorithm));
+        assert_eq!(request.header("x-amz-server-side-encryption-aws-kms-key-id").as_deref(), key);
+    }
 }

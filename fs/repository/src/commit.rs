@@ -173,7 +173,7 @@ impl Repository {
                 let (_, table) = self.table_of(&info, uploaded)?;
                 if !table.frames.is_empty() {
                     if !uploaded {
-                        self.upload(&info.id, &info.path, info.len)?;
+                        self.upload(staged.seal.kind, &info.id, &info.path, info.len)?;
                         staged.uploaded();
                     }
                     self.note(entry(&staged.seal, info.id, info.len), table, &[]);
@@ -196,7 +196,7 @@ impl Repository {
         seal: &PackSeal,
         sources: &[Arc<Staged>],
     ) -> Result<(), RepositoryError> {
-        let uploaded = self.upload(&finished.id, &finished.path, finished.len);
+        let uploaded = self.upload(seal.kind, &finished.id, &finished.path, finished.len);
         remove_if_there(&finished.path)?;
         uploaded?;
         self.note(entry(seal, finished.id, finished.len), finished.table, sources);
@@ -213,12 +213,17 @@ impl Repository {
         progress.done.push(Uploaded { entry, table });
     }
 
-    fn upload(&self, id: &PackId, path: &Path, len: u64) -> Result<(), RepositoryError> {
-        self.put_object(&names::pack(id), path, len)
+    fn upload(&self, kind: FrameKind, id: &PackId, path: &Path, len: u64) -> Result<(), RepositoryError> {
+        self.put_object(kind, &names::pack(id), path, len)
     }
 
-    fn put_object(&self, name: &str, path: &Path, len: u64) -> Result<(), RepositoryError> {
-        match self.store().put_new(&names::key(name)?, Body::File(path)) {
+    fn put_object(&self, kind: FrameKind, name: &str, path: &Path, len: u64) -> Result<(), RepositoryError> {
+        let key = names::key(name)?;
+        let put = match kind {
+            FrameKind::Data => self.store().put_new_data(&key, Body::File(path)),
+            FrameKind::Metadata => self.store().put_new(&key, Body::File(path)),
+        };
+        match put {
             Ok(()) => {}
             // Its name is its hash, or random: an earlier attempt was carried out after all.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {}
@@ -266,7 +271,7 @@ impl Repository {
                 .collect();
             write_segment(&self.index, packer.dir(), &packs).and_then(|(path, reference, refs)| {
                 let name = names::segment(self.index.volume(), reference.id);
-                let uploaded = self.put_object(&name, &path, reference.len);
+                let uploaded = self.put_object(FrameKind::Metadata, &name, &path, reference.len);
                 remove_if_there(&path)?;
                 uploaded.map(|()| refs)
             })

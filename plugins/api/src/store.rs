@@ -115,6 +115,15 @@ pub trait Store: Send + Sync {
     /// `AlreadyExists`, or what the store met. After `Timeout` or `Unavailable` it may exist or not: read it.
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError>;
 
+    /// The same for a pack of file data, which may lie in a colder class of storage than what is needed to find it. A wrapper
+    /// passes it on.
+    ///
+    /// # Errors
+    /// As [`put_new`](Self::put_new).
+    fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        self.put_new(key, body)
+    }
+
     /// Creates or replaces an object (hints only: leases).
     ///
     /// # Errors

@@ -166,6 +166,11 @@ impl Store for Counted {
         self.count(Operation::PutNew, || self.inner.put_new(key, body), |()| bytes)
     }
 
+    fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        let bytes = len(body);
+        self.count(Operation::PutNew, || self.inner.put_new_data(key, body), |()| bytes)
+    }
+
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         let bytes = len(body);
         self.count(Operation::Put, || self.inner.put(key, body), |()| bytes)

@@ -157,6 +157,10 @@ impl Store for Faulty {
         self.run(Operation::PutNew, key.as_str(), || self.inner.put_new(key, body)).map(|_| ())
     }
 
+    fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        self.run(Operation::PutNew, key.as_str(), || self.inner.put_new_data(key, body)).map(|_| ())
+    }
+
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         self.run(Operation::Put, key.as_str(), || self.inner.put(key, body)).map(|_| ())
     }

@@ -83,6 +83,18 @@ impl Retry {
         full / 2 + full.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
     }
 
+    fn create<'b>(
+        &self,
+        key: &ObjectKey,
+        body: Body<'b>,
+        put: impl Fn(&ObjectKey, Body<'b>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.repeat(|tries| match put(key, body) {
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists && tries > 0 && self.holds(key, body)? => Ok(()),
+            done => done,
+        })
+    }
+
     /// Whether the object holds exactly what was to be put.
     fn holds(&self, key: &ObjectKey, body: Body<'_>) -> Result<bool, StoreError> {
         let unreadable = |error| StoreError::new(StoreErrorKind::Invalid, "put", key.as_str()).with_source(error);
@@ -129,10 +141,11 @@ impl Store for Retry {
     }
 
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
-        self.repeat(|tries| match self.inner.put_new(key, body) {
-            Err(error) if error.kind == StoreErrorKind::AlreadyExists && tries > 0 && self.holds(key, body)? => Ok(()),
-            done => done,
-        })
+        self.create(key, body, |key, body| self.inner.put_new(key, body))
+    }
+
+    fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        self.create(key, body, |key, body| self.inner.put_new_data(key, body))
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {

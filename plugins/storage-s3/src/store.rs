@@ -131,7 +131,18 @@ impl S3Store {
         Ok(bytes)
     }
 
-    fn put_object(&self, key: &ObjectKey, body: Body<'_>, create: bool) -> Result<(), StoreError> {
+    fn create(&self, key: &ObjectKey, body: Body<'_>, class: Option<&str>) -> Result<(), StoreError> {
+        if !self.options.look_before_create {
+            return self.put_object(key, body, true, class);
+        }
+        match self.stat(key) {
+            Ok(_) => Err(StoreError::new(StoreErrorKind::AlreadyExists, "put", key.as_str())),
+            Err(error) if error.kind == StoreErrorKind::NotFound => self.put_object(key, body, false, class),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn put_object(&self, key: &ObjectKey, body: Body<'_>, create: bool, class: Option<&str>) -> Result<(), StoreError> {
         let unreadable = |error| StoreError::new(StoreErrorKind::Invalid, "put", key.as_str()).with_source(error);
         let source = Source::new(body).map_err(unreadable)?;
         let (len, crc32) = (source.len, source.crc32);
@@ -146,7 +157,7 @@ impl S3Store {
         if create {
             request = request.if_none_match("*");
         }
-        let request = self.marked(request);
+        let request = self.marked(request, class);
         let call = async {
             let sent = request.send().await;
             sent.map(drop).map_err(|error| written(errors::failed("put", key.as_str(), error)))
@@ -155,9 +166,9 @@ impl S3Store {
     }
 
     /// With the headers that the options ask for.
-    fn marked(&self, mut request: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
-        if let Some(class) = &self.options.metadata_class {
-            request = request.storage_class(StorageClass::from(class.as_str()));
+    fn marked(&self, mut request: PutObjectFluentBuilder, class: Option<&str>) -> PutObjectFluentBuilder {
+        if let Some(class) = class {
+            request = request.storage_class(StorageClass::from(class));
         }
         match &self.options.encryption {
             None => request,
@@ -241,18 +252,15 @@ impl Store for S3Store {
     }
 
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
-        if !self.options.look_before_create {
-            return self.put_object(key, body, true);
-        }
-        match self.stat(key) {
-            Ok(_) => Err(StoreError::new(StoreErrorKind::AlreadyExists, "put", key.as_str())),
-            Err(error) if error.kind == StoreErrorKind::NotFound => self.put_object(key, body, false),
-            Err(error) => Err(error),
-        }
+        self.create(key, body, self.options.metadata_class.as_deref())
+    }
+
+    fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
+        self.create(key, body, self.options.data_class.as_deref())
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
-        self.put_object(key, body, false)
+        self.put_object(key, body, false, self.options.metadata_class.as_deref())
     }
 
     fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
