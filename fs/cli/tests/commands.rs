@@ -90,7 +90,7 @@ fn refusal(output: &Output, code: i32) -> String {
 #[test]
 fn wrong_use_ends_with_2_and_help_with_0() {
     let place = Place::new();
-    for words in [&["mount"][..], &["explode"], &["init", "s3://bucket/x"], &["init", ""]] {
+    for words in [&["mount"][..], &["explode"], &["init", "s3://"], &["init", ""]] {
         assert_eq!(place.run(words).status.code(), Some(2), "{words:?}");
     }
     for words in [&["--help"][..], &["mount", "--help"], &["snapshot", "--help"], &["--version"]] {
@@ -98,6 +98,20 @@ fn wrong_use_ends_with_2_and_help_with_0() {
         assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""), "{words:?}");
     }
     assert!(out(&place.run(&["--help"])).contains("Examples:"));
+}
+
+#[test]
+fn a_bucket_without_credentials_is_refused_with_a_remedy() {
+    let place = Place::new();
+    let mut command = place.command(&["init", "s3://bucket/x"]);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    // Nothing is asked for over the network: neither an instance's metadata service nor the bucket.
+    let output =
+        command.env("AWS_EC2_METADATA_DISABLED", "true").env("AXIOMFS_PASSPHRASE", "x").output().expect("it runs");
+    let refusal = refusal(&output, 1);
+    assert!(refusal.contains("s3://bucket/x") && refusal.contains("AWS_ACCESS_KEY_ID"), "{refusal}");
 }
 
 #[test]

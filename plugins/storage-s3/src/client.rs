@@ -56,10 +56,13 @@ pub(crate) async fn client(options: &S3Options) -> Result<Client, StoreError> {
             let profile = ProfileFileRegionProvider::new();
             loader.region(RegionProviderChain::first_try(environment).or_else(profile).or_else(Region::new(ANY_REGION)))
         }
-        (None, None) => loader.region(RegionProviderChain::default_provider().or_else(Region::new(ANY_REGION))),
+        // The loader's own chain, which asks through the same client as everything else.
+        (None, None) => loader,
     };
     let shared = loader.load().await;
+    let region = shared.region().cloned().unwrap_or_else(|| Region::new(ANY_REGION));
     let config = aws_sdk_s3::config::Builder::from(&shared)
+        .region(region)
         .force_path_style(location.uses_path_style())
         // Checksums are given with each upload, and checked where they are asked for.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
