@@ -54,10 +54,12 @@ fn the_contract_holds_in_the_wrappers() {
     assert!(retry.retries() > 100);
 }
 
+/// Through the retries, as the program creates: an answer that a busy server gives too late is made good
+/// by reading back whose bytes are there, so that a winner knows that it won.
 #[test]
 fn twenty_creators_have_one_winner_each_time() {
-    let store = open(options("race"));
-    for round in 0..20 {
+    let store = Retry::new(Arc::new(open(options("race"))), QUICK);
+    for round in 0..5 {
         let name = key(&format!("heads/{round:04}"));
         let barrier = std::sync::Barrier::new(20);
         let won: usize = std::thread::scope(|scope| {
