@@ -1,6 +1,7 @@
 //! What the black-box tests share: temporary repositories, mounts and daemons that never outlive their test, a naive
 //! model of a filesystem, random workloads, and comparisons that don't trust the filesystem under test.
 
+pub mod compare;
 pub mod generate;
 pub mod history;
 pub mod metrics;
@@ -15,3 +16,4 @@ pub mod run;
 pub mod s3;
 pub mod search;
 pub mod source;
+pub mod tools;

@@ -1,6 +1,6 @@
 //! Named points of failure, for tests of crashes: `AXIOMFS_FAULT_POINT=name[:n]` makes the process abort when it comes to the
 //! point for the n-th time. With `AXIOMFS_FAULT_ACTION=touch` it makes the file `.fault-name` in the state directory and
-//! goes on, so that a test can do the harm itself.
+//! goes on, so that a test can do the harm itself; with `panic` only the thread that came there panics.
 //!
 //! `AXIOMFS_FAULT_STORE_DELAY=FILE` makes each pack take longer on its way to the store, by the milliseconds in FILE, which
 //! is read each time.
@@ -21,6 +21,7 @@ pub type Hook = Arc<dyn Fn(&'static str) + Send + Sync>;
 #[derive(Debug, PartialEq, Eq)]
 enum Action {
     Abort,
+    Panic,
     Touch(PathBuf),
 }
 
@@ -32,9 +33,10 @@ pub fn from_environment(state: &Path) -> Result<Hook, Failure> {
     let Ok(wish) = std::env::var("AXIOMFS_FAULT_POINT") else { return Ok(Arc::new(|_| {})) };
     let action = match std::env::var("AXIOMFS_FAULT_ACTION").as_deref() {
         Err(_) | Ok("abort") => Action::Abort,
+        Ok("panic") => Action::Panic,
         Ok("touch") => Action::Touch(state.to_owned()),
         Ok(other) => {
-            return Err(Failure::usage(format!("AXIOMFS_FAULT_ACTION is {other:?}")).hint("use abort or touch"));
+            return Err(Failure::usage(format!("AXIOMFS_FAULT_ACTION is {other:?}")).hint("use abort, panic or touch"));
         }
     };
     let (name, at) = parse(&wish)?;
@@ -71,6 +73,7 @@ fn hook(name: String, at: u64, action: Action) -> Hook {
         }
         match &action {
             Action::Abort => std::process::abort(),
+            Action::Panic => panic!("AXIOMFS_FAULT_POINT asks for a panic at {point}"),
             Action::Touch(directory) => {
                 if let Err(error) = std::fs::write(directory.join(format!(".fault-{point}")), b"") {
                     tracing::error!(point, %error, "could not mark a point of failure");

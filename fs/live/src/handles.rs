@@ -17,6 +17,8 @@ struct Open {
     streak: u32,
     /// Up to where read-ahead was asked for.
     ahead: u64,
+    /// It was read from.
+    read: bool,
 }
 
 /// Open files by handle.
@@ -29,12 +31,17 @@ pub(crate) struct Handles {
 impl Handles {
     pub fn open(&self, node: NodeId) -> Handle {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.open).insert(id, Open { node, next: 0, streak: 0, ahead: 0 });
+        lock(&self.open).insert(id, Open { node, next: 0, streak: 0, ahead: 0, read: false });
         Handle(id)
     }
 
     pub fn close(&self, handle: Handle) -> Option<NodeId> {
         lock(&self.open).remove(&handle.0).map(|open| open.node)
+    }
+
+    /// Whether this is the first read through `handle`.
+    pub fn first_read(&self, handle: Handle) -> bool {
+        lock(&self.open).get_mut(&handle.0).is_some_and(|open| !std::mem::replace(&mut open.read, true))
     }
 
     /// Notes a read; says which range is worth fetching ahead, `window` bytes at most.

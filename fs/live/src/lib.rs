@@ -9,6 +9,7 @@
 //! None is held across store I/O; `state` is held while a record goes to the log's file.
 #![forbid(unsafe_code)]
 
+pub mod acl;
 mod background;
 mod change;
 mod checkpoint;

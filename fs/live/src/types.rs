@@ -210,8 +210,10 @@ pub struct SetAttr {
 pub struct Make<'a> {
     /// Kind of node.
     pub kind: FileKind,
-    /// Permission bits, umask applied.
+    /// Permission bits as they were asked for.
     pub perm: u16,
+    /// Bits to take away where the directory has no default ACL.
+    pub umask: u16,
     /// Device number of device nodes.
     pub rdev: u32,
     /// Target of a symbolic link.

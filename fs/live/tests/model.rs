@@ -290,7 +290,7 @@ impl Run {
 
     fn step(&mut self, op: &Op) {
         let file = Naive::File { data: Vec::new(), xattrs: BTreeMap::new(), perm: 0o640 };
-        let plain = |kind| Make { kind, perm: 0o640, rdev: 0, target: None };
+        let plain = |kind| Make { kind, perm: 0o640, umask: 0, rdev: 0, target: None };
         match op.clone() {
             Op::Create(d, n) => self.add(d, n, file, plain(FileKind::File)),
             Op::Mkdir(d, n) => self.add(d, n, Naive::Dir(BTreeMap::new()), plain(FileKind::Directory)),

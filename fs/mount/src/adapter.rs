@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use axiomfs_live::acl::is_acl;
 use axiomfs_live::{Caller, FileKind, Handle, NodeId, RenameMode, SetAttr};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig, LockOwner,
@@ -139,8 +140,12 @@ impl Filesystem for Adapter {
                 Lane::Metadata,
                 &(),
                 move |volume, access, ()| volume.readlink(access, node),
-                move |_, result| match result {
-                    Ok(target) => reply.data(&target),
+                move |service, result| match result {
+                    Ok(target) => {
+                        // The kernel asks for the time again after each target it got from here.
+                        service.volume.accessed(node);
+                        reply.data(&target);
+                    }
                     Err(error) => reply.error(report("readlink", &error)),
                 },
             ),
@@ -154,24 +159,26 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         self.service.serve("mknod", || match kind_of_mode(mode) {
             Some(kind) => {
-                let what = NewNode { kind, perm: permissions(mode), rdev, target: None };
+                let (perm, umask) = (permissions(mode), permissions(umask));
+                let what = NewNode { kind, perm, umask, rdev, target: None };
                 self.make(request, parent, name, what, reply);
             }
             None => reply.error(Errno::EINVAL),
         });
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.service.serve("mkdir", || match Place::of(parent.0) {
             Place::Snapshots => self.take_snapshot(name.as_bytes(), reply),
             _ => {
-                let what = NewNode { kind: FileKind::Directory, perm: permissions(mode), rdev: 0, target: None };
+                let (kind, perm, umask) = (FileKind::Directory, permissions(mode), permissions(umask));
+                let what = NewNode { kind, perm, umask, rdev: 0, target: None };
                 self.make(request, parent, name, what, reply);
             }
         });
@@ -179,7 +186,7 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes().to_vec();
-        let what = NewNode { kind: FileKind::Symlink, perm: 0o777, rdev: 0, target: Some(target) };
+        let what = NewNode { kind: FileKind::Symlink, perm: 0o777, umask: 0, rdev: 0, target: Some(target) };
         self.service.serve("symlink", || self.make(request, parent, name, what, reply));
     }
 
@@ -253,13 +260,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         self.service.serve("create", || match changeable(parent) {
             Ok(parent) => {
-                let (caller, perm, opening) = (caller(request), permissions(mode), Opening::of(flags));
+                let (caller, opening) = (caller(request), Opening::of(flags));
+                let perm = (permissions(mode), permissions(umask));
                 self.service.ask(
                     Lane::Change,
                     name.as_bytes(),
@@ -285,12 +293,17 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.service.serve("read", || match Place::of(ino.0) {
-            Place::Tree(node) => self.read_file(node, handle, offset, size, reply),
+            Place::Tree(node) => {
+                if calls::counts_as_access(flags.0) && self.service.volume.accessed_by(node, Handle(handle.0)) {
+                    self.service.invalidator.order_attributes(node.pack());
+                }
+                self.read_file(node, handle, offset, size, reply);
+            }
             Place::Control(_) => self.read_own(handle, offset, size, reply),
             Place::Root | Place::Snapshots => reply.error(Errno::EISDIR),
         });
@@ -402,6 +415,11 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.service.serve("getxattr", || match Place::of(ino.0) {
+            // For each node whose group may do something the kernel asks whether there is an ACL: an error that is not
+            // just "none" would refuse access.
+            Place::Root | Place::Snapshots | Place::Control(_) if is_acl(name.as_bytes()) => {
+                reply.error(Errno::NO_XATTR);
+            }
             Place::Tree(node) if !files::is_refused_xattr(name.as_bytes()) => self.service.ask(
                 Lane::Metadata,
                 name.as_bytes(),

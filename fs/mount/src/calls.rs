@@ -1,8 +1,11 @@
 //! Requests that take more than one call to the volume.
 
-use axiomfs_live::{Access, Attr, Caller, DirEntry, FileKind, FsError, FsResult, Handle, NodeId, SetAttr, Volume};
+use axiomfs_live::acl::is_acl;
+use axiomfs_live::{
+    Access, Attr, Caller, DirEntry, FileKind, FsError, FsResult, Handle, NodeId, SetAttr, Volume, XattrMode,
+};
 
-use crate::privileges::{has_set_id_bits, keeps_set_id_bits};
+use crate::privileges::{has_set_id_bits, keeps_set_gid, keeps_set_id_bits};
 
 /// Entries asked for at a time while a reply is filled. The reply does not tell how many fit.
 const ENTRIES_AT_A_TIME: usize = 64;
@@ -13,6 +16,8 @@ pub(crate) struct Opening {
     pub(crate) write: bool,
     pub(crate) truncate: bool,
     pub(crate) exclusive: bool,
+    /// It is for reading alone and counts as an access.
+    pub(crate) access: bool,
 }
 
 impl Opening {
@@ -22,6 +27,7 @@ impl Opening {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
+            access: flags & libc::O_ACCMODE == libc::O_RDONLY && counts_as_access(flags),
         }
     }
 
@@ -29,6 +35,11 @@ impl Opening {
     pub(crate) fn changes(self) -> bool {
         self.write || self.truncate
     }
+}
+
+/// Whether reading through a descriptor with `flags` moves the time of last access.
+pub(crate) fn counts_as_access(flags: i32) -> bool {
+    flags & libc::O_NOATIME == 0
 }
 
 /// Opens a file. Cutting it off clears set-id bits first, where its caller loses them.
@@ -52,7 +63,7 @@ pub(crate) fn create(
     caller: Caller,
     parent: NodeId,
     name: &[u8],
-    perm: u16,
+    perm: (u16, u16),
     opening: Opening,
 ) -> FsResult<(Attr, Handle)> {
     match volume.create(access, caller, parent, name, perm) {
@@ -99,6 +110,24 @@ pub(crate) fn drop_set_id_bits(volume: &Volume, access: Access, caller: Caller, 
         volume.setattr(access, caller, node, &change)?;
     }
     Ok(())
+}
+
+/// Sets an extended attribute. An ACL also sets the mode, and clears set-group-id where `chmod` by its caller would:
+/// the kernel says so in a form of the request that fuser 0.18 does not read.
+pub(crate) fn set_xattr(
+    volume: &Volume,
+    access: Access,
+    caller: Caller,
+    node: NodeId,
+    (name, value): (&[u8], &[u8]),
+    mode: XattrMode,
+) -> FsResult<()> {
+    if !is_acl(name) {
+        return volume.setxattr(access, caller, node, name, value, mode);
+    }
+    let before = volume.getattr(access, node)?;
+    let keep_setgid = !has_set_id_bits(before.perm) || keeps_set_gid(caller, before.gid);
+    volume.set_acl(access, node, name, value, keep_setgid)
 }
 
 /// A reply that takes directory entries until it is full.

@@ -20,8 +20,12 @@ const MAX_BACKGROUND: u16 = 64;
 ///
 /// Not asked for: `WRITEBACK_CACHE` (after `write` the daemon has the data), `POSIX_LOCKS` and `FLOCK_LOCKS` (the
 /// kernel keeps locks itself, which is right for one machine), `AUTO_INVAL_DATA` (would drop cached pages after each
-/// write of our own), `POSIX_ACL` (until they are enforced), `SETXATTR_EXT` (fuser 0.18 panics).
-const WANTED: [InitFlags; 9] = [
+/// write of our own), `SETXATTR_EXT` (fuser 0.18 panics).
+///
+/// With `POSIX_ACL` the kernel checks permissions by ACLs and leaves the rest to the filesystem: the mode follows a
+/// list and a list the mode, and what is made inherits. `DONT_MASK` goes with it, for a default ACL counts instead of
+/// the umask.
+const WANTED: [InitFlags; 11] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -31,6 +35,8 @@ const WANTED: [InitFlags; 9] = [
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// What was agreed with the kernel that requests depend on.

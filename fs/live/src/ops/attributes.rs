@@ -2,6 +2,7 @@
 
 use axiomfs_repository::record::Inode;
 
+use super::xattrs::{chmod_acl, drop_capabilities};
 use super::{attr_of, live_only};
 use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
@@ -32,15 +33,21 @@ impl Volume {
     ///
     /// # Errors
     /// `IsDirectory`, `Invalid`, `FileTooLarge`, `ReadOnly`, `NoSpace`, `Stale`, or the tree can't be read.
-    pub fn setattr(&self, access: Access, _caller: Caller, node: NodeId, set: &SetAttr) -> FsResult<Attr> {
+    pub fn setattr(&self, access: Access, caller: Caller, node: NodeId, set: &SetAttr) -> FsResult<Attr> {
         let ino = live_only(node)?;
         self.shared.change(access, Need::Room, None, |change, _| {
             let now = change.now;
             if let Some(size) = set.size {
                 resize(change, ino, size)?;
             }
+            if let Some(mode) = set.mode {
+                chmod_acl(change, ino, mode as u16)?;
+            }
+            if set.uid.is_some() || set.gid.is_some() {
+                drop_capabilities(change, ino)?;
+            }
             let inode = change.inode_mut(ino)?;
-            apply(inode, set, now);
+            apply(inode, caller, set, now);
             Ok(attr_of(ino, inode))
         })
     }
@@ -63,11 +70,15 @@ impl Volume {
     }
 }
 
-fn apply(inode: &mut Inode, set: &SetAttr, now: Time) {
+fn apply(inode: &mut Inode, caller: Caller, set: &SetAttr, now: Time) {
     let time = |t: SetTime| match t {
         SetTime::Now => now,
         SetTime::At(t) => t,
     };
+    if set.kill_suid_sgid && set.mode.is_none() {
+        let of_owner = set.uid.is_some() || set.gid.is_some();
+        kill_set_ids(inode, caller.gid == inode.gid || (of_owner && caller.uid == 0));
+    }
     if let Some(mode) = set.mode {
         inode.perm = (mode & 0o7777) as u16;
     }
@@ -76,9 +87,6 @@ fn apply(inode: &mut Inode, set: &SetAttr, now: Time) {
     }
     if let Some(gid) = set.gid {
         inode.gid = gid;
-    }
-    if set.kill_suid_sgid && set.mode.is_none() {
-        kill_set_ids(inode);
     }
     if let Some(t) = set.atime {
         inode.atime = time(t);
@@ -89,10 +97,10 @@ fn apply(inode: &mut Inode, set: &SetAttr, now: Time) {
     inode.ctime = set.ctime.unwrap_or(now);
 }
 
-/// Clears what a change by somebody else must not leave set: set-user-id, and set-group-id where it isn't the old mark
-/// of mandatory locking (a file that its group can't execute).
-pub(crate) fn kill_set_ids(inode: &mut Inode) {
-    let keep_group = inode.perm & 0o010 == 0;
+/// Clears what a change by somebody else must not leave set: set-user-id, and set-group-id unless it is the old mark of
+/// mandatory locking (a file that its group can't execute) and the caller one of the file's group.
+pub(crate) fn kill_set_ids(inode: &mut Inode, in_group: bool) {
+    let keep_group = in_group && inode.perm & 0o010 == 0;
     inode.perm &= if keep_group { !0o4000 } else { !SETID };
 }
 
@@ -109,6 +117,7 @@ pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<(
         _ => return Err(FsError::Invalid.into()),
     }
     let old = inode.size;
+    drop_capabilities(change, ino)?;
     let cut = if size < old { allocated(change, ino, size, old)? } else { 0 };
     if size < old {
         let run = Run { offset: size, len: u64::MAX - size, source: RunSource::Hole };

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::attributes::{FILE_MAX, allocated, kill_set_ids, resize};
 use super::live_only;
+use super::xattrs::drop_capabilities;
 use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
@@ -82,7 +83,7 @@ impl Volume {
     pub fn write(
         &self,
         access: Access,
-        _caller: Caller,
+        caller: Caller,
         node: NodeId,
         _handle: Handle,
         offset: u64,
@@ -93,7 +94,7 @@ impl Volume {
         let ino = live_only(node)?;
         let mut done = 0;
         for piece in data.chunks(RECORD_DATA) {
-            let result = self.write_piece(access, ino, offset + done as u64, piece, append, kill_suid);
+            let result = self.write_piece(access, caller, ino, offset + done as u64, piece, append, kill_suid);
             match result {
                 Ok(()) => done += piece.len(),
                 Err(FsError::WouldBlock) if done > 0 => break,
@@ -104,9 +105,11 @@ impl Volume {
         Ok(done as u32)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn write_piece(
         &self,
         access: Access,
+        caller: Caller,
         ino: u64,
         offset: u64,
         data: &[u8],
@@ -116,6 +119,7 @@ impl Volume {
         let len = data.len() as u64;
         self.shared.change(access, Need::Room, Some(data), |change, _| {
             let size = change.inode(ino)?.size;
+            drop_capabilities(change, ino)?;
             let offset = if append { size } else { offset };
             let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(FsError::FileTooLarge)?;
             let known = offset.min(size)..end.min(size);
@@ -127,7 +131,7 @@ impl Volume {
             inode.mtime = now;
             inode.ctime = now;
             if kill_suid {
-                kill_set_ids(inode);
+                kill_set_ids(inode, caller.gid == inode.gid);
             }
             change.edit(Edit::Data { ino, offset });
             Ok(())
@@ -178,6 +182,7 @@ impl Volume {
                 return Err(FsError::Invalid.into());
             }
             let size = inode.size;
+            drop_capabilities(change, ino)?;
             if matches!(mode, FallocMode::PunchHole | FallocMode::ZeroRange | FallocMode::ZeroRangeKeepSize)
                 && offset < size
             {
@@ -264,6 +269,7 @@ impl Volume {
 fn share_runs(change: &mut Change<'_>, ino: u64, from: u64, to: u64, runs: &[Run]) -> OpResult<()> {
     let now = change.now;
     let size = change.inode(ino)?.size;
+    drop_capabilities(change, ino)?;
     let there = if from < size { allocated(change, ino, from, to.min(size))? } else { 0 };
     let come: u64 = runs.iter().filter(|run| run.source != RunSource::Hole).map(|run| run.len).sum();
     let inode = change.inode_mut(ino)?;

@@ -1,5 +1,6 @@
 //! The operations of the filesystem, by what they touch.
 
+mod access_time;
 mod attributes;
 mod data;
 pub(crate) mod layout;

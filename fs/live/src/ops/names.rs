@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axiomfs_repository::record::{Entry, Inode, TARGET_MAX};
 
+use super::xattrs::{acl_edit, read_acl};
 use super::{attr_of, check_name, directory, live_only};
+use crate::acl;
 use crate::change::{Change, Need, OpResult};
 use crate::edit::{Edit, links_of};
 use crate::state::FIRST_SEQ;
@@ -14,7 +16,7 @@ use crate::types::{
 use crate::view::Found;
 use crate::volume::Volume;
 
-/// Most names of one inode.
+/// Most names of a file, as on ext4. Directories have no bound: each subdirectory is a link to its parent.
 const LINK_MAX: u32 = 65_000;
 /// Deepest directory that is walked upwards when a directory is moved.
 const DEPTH_MAX: usize = 65_536;
@@ -70,7 +72,7 @@ impl Volume {
             }
             let ino = next_ino(dir);
             let (seq, gid, setgid) = enter(change, dir, &name, ino, make.kind)?;
-            let mut perm = make.perm & 0o7777;
+            let mut perm = inherit(change, dir, ino, make)?;
             if setgid && make.kind == FileKind::Directory {
                 perm |= SGID;
             }
@@ -81,7 +83,7 @@ impl Volume {
         })
     }
 
-    /// Makes a regular file and opens it.
+    /// Makes a regular file with `perm`, less `umask` where no default ACL counts instead, and opens it.
     ///
     /// # Errors
     /// As [`make`](Self::make).
@@ -91,9 +93,9 @@ impl Volume {
         caller: Caller,
         parent: NodeId,
         name: &[u8],
-        perm: u16,
+        (perm, umask): (u16, u16),
     ) -> FsResult<(Attr, Handle)> {
-        let make = Make { kind: FileKind::File, perm, rdev: 0, target: None };
+        let make = Make { kind: FileKind::File, perm, umask, rdev: 0, target: None };
         let attr = self.make(access, caller, parent, name, &make)?;
         let node = NodeId::live(attr.ino);
         *self.shared.state_mut().opens.entry(attr.ino).or_insert(0) += 1;
@@ -309,6 +311,26 @@ fn new_inode(
     }
 }
 
+/// The permissions of what is made in `dir`: those asked for without the umask, or what the default ACL leaves of them,
+/// which then also gives the new node its lists.
+fn inherit(change: &mut Change<'_>, dir: u64, ino: u64, make: &Make<'_>) -> OpResult<u16> {
+    let perm = make.perm & 0o7777;
+    if make.kind == FileKind::Symlink {
+        return Ok(perm);
+    }
+    let Some(default) = read_acl(change, dir, acl::DEFAULT)? else { return Ok(perm & !make.umask) };
+    let mut own = default.clone();
+    own.restrict(perm);
+    let perm = perm & !0o777 | own.permissions();
+    if !own.is_minimal() {
+        change.edit(acl_edit(ino, acl::ACCESS, Some(&own)));
+    }
+    if make.kind == FileKind::Directory {
+        change.edit(acl_edit(ino, acl::DEFAULT, Some(&default)));
+    }
+    Ok(perm)
+}
+
 /// Puts a name into a directory. Returns its sequence, the directory's group and whether new files inherit that.
 fn enter(change: &mut Change<'_>, dir: u64, name: &Arc<[u8]>, ino: u64, kind: FileKind) -> OpResult<(u64, u32, bool)> {
     let now = change.now;
@@ -317,7 +339,7 @@ fn enter(change: &mut Change<'_>, dir: u64, name: &Arc<[u8]>, ino: u64, kind: Fi
     if parent.nlink == 0 {
         return Err(FsError::NotFound.into());
     }
-    if links_of(kind) > 0 && parent.nlink >= LINK_MAX {
+    if links_of(kind) > 0 && parent.nlink == u32::MAX {
         return Err(FsError::TooManyLinks.into());
     }
     let seq = parent.next_seq.max(FIRST_SEQ);

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use axiomfs_live::acl::is_acl;
 use axiomfs_live::{Access, FallocMode, FsError, Handle, INO_BITS, NodeId, Seek, SetAttr, XattrMode};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen,
@@ -20,8 +21,7 @@ use crate::service::{Lane, Service};
 const MAX_COPY: u64 = 1 << 30;
 /// How many inodes there can be: their numbers have 40 bits.
 const INODES: u64 = 1 << INO_BITS;
-/// The namespaces of extended attributes that are kept. `system.` is not among them: POSIX ACLs are not enforced yet,
-/// and what isn't enforced isn't taken.
+/// The namespaces of extended attributes that are kept. Of `system.` only ACLs are: they are enforced.
 const KEPT_XATTRS: [&[u8]; 3] = [b"user.", b"security.", TRUSTED_XATTRS];
 /// Extended attributes only root gets to see.
 const TRUSTED_XATTRS: &[u8] = b"trusted.";
@@ -43,7 +43,7 @@ pub(super) fn open_flags(service: &Service) -> FopenFlags {
 
 /// Whether an extended attribute is refused whatever is in it.
 pub(super) fn is_refused_xattr(name: &[u8]) -> bool {
-    !KEPT_XATTRS.iter().any(|namespace| name.starts_with(namespace))
+    !is_acl(name) && !KEPT_XATTRS.iter().any(|namespace| name.starts_with(namespace))
 }
 
 impl Adapter {
@@ -74,7 +74,13 @@ impl Adapter {
             &(),
             move |volume, access, ()| calls::open(volume, access, caller, node, opening),
             move |service, result| match result {
-                Ok(Handle(handle)) => reply.opened(FileHandle(handle), open_flags(service)),
+                Ok(handle) => {
+                    // Most reads are answered by the page cache and never heard of: the opening counts for them.
+                    if opening.access && service.volume.accessed_by(node, handle) {
+                        service.invalidator.order_attributes(node.pack());
+                    }
+                    reply.opened(FileHandle(handle.0), open_flags(service));
+                }
                 Err(error) => reply.error(report("open", &error)),
             },
         );
@@ -197,7 +203,7 @@ impl Adapter {
         self.service.ask(
             Lane::Change,
             &(name.to_vec(), value.to_vec()),
-            move |volume, access, (name, value)| volume.setxattr(access, caller, node, name, value, mode),
+            move |volume, access, (name, value)| calls::set_xattr(volume, access, caller, node, (name, value), mode),
             move |_, result| send_done(reply, "setxattr", result),
         );
     }
@@ -211,7 +217,10 @@ impl Adapter {
         self.service.ask(
             Lane::Change,
             name,
-            move |volume, access, name| volume.removexattr(access, caller, node, name),
+            move |volume, access, name| match name {
+                name if is_acl(name) => volume.remove_acl(access, caller, node, name),
+                name => volume.removexattr(access, caller, node, name),
+            },
             move |_, result| send_done(reply, "removexattr", result),
         );
     }
@@ -360,8 +369,9 @@ mod tests {
     }
 
     #[test]
-    fn acls_and_unknown_namespaces_are_refused() {
-        assert!(is_refused_xattr(b"system.posix_acl_access"));
+    fn acls_are_kept_and_unknown_namespaces_refused() {
+        assert!(!is_refused_xattr(b"system.posix_acl_access") && !is_refused_xattr(b"system.posix_acl_default"));
+        assert!(is_refused_xattr(b"system.nfs4_acl") && is_refused_xattr(b"system.posix_acl_accessory"));
         assert!(is_refused_xattr(b"unknown.x") && is_refused_xattr(b"user"));
         assert!(!is_refused_xattr(b"user.system.x") && !is_refused_xattr(b"trusted.overlay"));
         assert!(!is_refused_xattr(b"security.capability"));

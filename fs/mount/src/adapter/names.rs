@@ -29,8 +29,8 @@ impl Adapter {
             Lane::Change,
             name.as_bytes(),
             move |volume, access, name| {
-                let NewNode { kind, perm, rdev, target } = &what;
-                let make = Make { kind: *kind, perm: *perm, rdev: *rdev, target: target.as_deref() };
+                let NewNode { kind, perm, umask, rdev, target } = &what;
+                let make = Make { kind: *kind, perm: *perm, umask: *umask, rdev: *rdev, target: target.as_deref() };
                 volume.make(access, caller, parent, name, &make)
             },
             move |service, result| send_entry(service, reply, "make", parent, result),
@@ -86,6 +86,10 @@ impl Adapter {
 
     pub(super) fn list<R: ListingReply>(&self, directory: INodeNo, cookie: u64, mut reply: R) {
         let (place, mut cookie) = (Place::of(directory.0), cookie);
+        if let (Place::Tree(node), 0) = (place, cookie) {
+            // The kernel asks for the time again after each listing it got from here.
+            self.service.volume.accessed(node);
+        }
         match fill(&self.service, Access::Cached, place, &mut cookie, &mut reply) {
             Err(FsError::WouldBlock) => self.service.later(Lane::Metadata, 0, move |service| {
                 let result = fill(service, Access::Wait, place, &mut cookie, &mut reply);
@@ -156,6 +160,7 @@ fn fill_from_tree<R: ListingReply>(
 pub(super) struct NewNode {
     pub(super) kind: FileKind,
     pub(super) perm: u16,
+    pub(super) umask: u16,
     pub(super) rdev: u32,
     pub(super) target: Option<Vec<u8>>,
 }
