@@ -112,7 +112,7 @@ impl Default for Settings {
             memory: 256 * MIB,
             timeout: Duration::from_secs(30),
             durability: Durability::Local,
-            log: LogSettings { max: 4 * GIB, segment: 32 * MIB },
+            log: LogSettings { max: 4 * GIB, segment: 256 * MIB },
             staging: StagingSettings { max: 8 * GIB },
             checkpoint: CheckpointSettings { interval: Duration::from_secs(5), bytes: 256 * MIB },
             commit: CommitSettings { interval: Duration::from_secs(30), bytes: 64 * MIB },
