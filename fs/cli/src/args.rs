@@ -91,9 +91,10 @@ in the state directory and goes there after the next mount.")]
   axiomfs ctl /mnt/vault store status
 
 Commands:
-  chain show | chain set NAME STEPS | chain add NAME STEP [before ID | after ID] | chain remove NAME ID | chain test NAME
+  chain show | chain set NAME STEPS | chain new NAME STEPS | chain test NAME
+  chain add NAME STEP [before ID | after ID] | chain remove NAME ID
   plugin list | plugin load ID | plugin unload ID | set ID key=value...
-  route list | route explain PATH | key status | key rotate | store status | reload | sync | advise | audit verify
+  route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate | store status | reload | sync | advise | audit verify
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
     /// Manage the passphrases of a repository and its sealing keys
@@ -115,6 +116,13 @@ stored: who knew the old keys and can read the store still reads what they seale
   axiomfs stat /mnt/vault/live/logs/today.log
   axiomfs stat /mnt/vault/snapshots/monday/photo.jpg --json | jq .ratio")]
     Stat(StatArgs),
+    /// Say what a mount could do better, what shows it, and the commands for it
+    #[command(after_help = "Examples:
+  axiomfs advise /mnt/vault
+  cat /mnt/vault/.axiomfs/advice
+
+Advice comes from what the mount has counted since it began, and goes away once it is followed.")]
+    Advise(OnMount),
     /// Tell about plugins
     #[command(
         subcommand,

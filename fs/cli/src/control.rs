@@ -11,9 +11,11 @@ use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
 use serde_json::{Value, json};
 
+use crate::advice::{self, Advice, Advisor};
 use crate::commands::config;
 use crate::file_report;
 use crate::metrics;
+use crate::pacing::UploadBounds;
 use crate::reload::Mark;
 use crate::replies;
 use crate::session::Session;
@@ -37,18 +39,26 @@ pub struct Panel {
     settings: Settings,
     /// What was last set; the host knows only its own part.
     pipeline: Mutex<Pipeline>,
+    advisor: Advisor,
+    uploads: Arc<UploadBounds>,
 }
 
 impl Panel {
     /// For a session that is to be mounted on `mountpoint`.
     pub fn new(session: &Session, mountpoint: &Path) -> Self {
         let settings = session.settings().clone();
+        let facts = session.facts(mountpoint);
+        let file = session.settings_file().map(Path::to_owned);
+        let (volume, host, repository) = (session.volume(), session.host(), session.repository());
+        let advisor = Advisor::new(volume.clone(), host.clone(), repository.clone(), &facts, file);
         Self {
+            advisor,
+            uploads: Arc::new(UploadBounds::new(settings.pipeline.store.uploads)),
             volume: Arc::clone(session.volume()),
             host: Arc::clone(session.host()),
             repository: Arc::clone(session.repository()),
             counted: Arc::clone(session.counted()),
-            facts: session.facts(mountpoint),
+            facts,
             settings_mark: session.settings_mark(),
             settings_file: session.settings_file().map(Path::to_owned),
             pipeline: Mutex::new(settings.pipeline.clone()),
@@ -79,7 +89,10 @@ impl Panel {
                 "keyring_generation": self.repository.keyring_generation(),
             })),
             Command::KeyRotate { .. } => Err(not_built("Rotating keys")),
-            Command::Advise => Err(not_built("Advice")),
+            Command::Advise => {
+                self.advisor.try_out();
+                Ok(advice::to_json(&self.advice_now()))
+            }
             Command::AuditVerify => Err(not_built("The audit chain")),
             // The host has answered these above.
             Command::Chain(_) | Command::Plugin(_) | Command::Route(_) => Err(not_built("This command")),
@@ -128,14 +141,24 @@ impl Panel {
         let new = config::load(file).map_err(|failure| yaml_error(failure.to_string()))?;
         let fixed = self.settings.fixed_differences(&new);
         if !fixed.is_empty() {
-            return Err(ControlError {
-                code: "FIXED",
-                errno_name: "EINVAL",
-                msg: format!("These settings can't change while mounted: {}", fixed.join(", ")),
-                hint: "Nothing was changed; set them back, or unmount and mount again".to_owned(),
-            });
+            return Err(self::fixed(&fixed.join(", ")));
         }
         self.apply(&new.pipeline, confirm)
+    }
+
+    fn advice_now(&self) -> Vec<Advice> {
+        let pipeline = lock(&self.pipeline).clone();
+        self.advisor.advice(&pipeline)
+    }
+
+    /// How many uploads the settings want.
+    pub fn upload_bounds(&self) -> &Arc<UploadBounds> {
+        &self.uploads
+    }
+
+    /// Tries out what advice may come of. Takes a while.
+    pub fn look_for_advice(&self) {
+        self.advisor.try_out();
     }
 
     /// Where the settings came from, if from a file.
@@ -167,6 +190,9 @@ impl Panel {
 
     /// Replaces chains, routes, limits and requirements at once, or nothing.
     fn apply(&self, pipeline: &Pipeline, confirm: Option<&str>) -> Result<Value, ControlError> {
+        if pipeline.store.on_error != self.settings.pipeline.store.on_error {
+            return Err(fixed("store.on_error"));
+        }
         let routes = wiring::routes(pipeline)?;
         let limits = wiring::limits(pipeline);
         let wait = limits.frame_timeout;
@@ -175,6 +201,7 @@ impl Panel {
         let mut current = lock(&self.pipeline);
         let replaced = self.host.replace(&wiring::chains(pipeline), routes, limits, require, confirm)?;
         current.clone_from(pipeline);
+        self.uploads.set(pipeline.store.uploads);
         drop(current);
         // A new requirement holds once no frame is under way that began before it.
         let drained = replaced.tightened.is_empty() || replaced.drained(wait);
@@ -219,6 +246,10 @@ impl Control for Panel {
 
     fn events(&self) -> String {
         status::events(&self.volume, &self.host)
+    }
+
+    fn advice(&self) -> String {
+        advice::to_text(&advice::to_json(&self.advice_now()))
     }
 
     fn plugins(&self) -> Vec<PluginFiles> {
@@ -303,6 +334,15 @@ fn fs_error(error: &FsError) -> ControlError {
         _ => ("STORE", "EIO", "What is missing is safe in the state directory"),
     };
     ControlError { code, errno_name, msg: error.to_string(), hint: hint.to_owned() }
+}
+
+fn fixed(settings: &str) -> ControlError {
+    ControlError {
+        code: "FIXED",
+        errno_name: "EINVAL",
+        msg: format!("These settings can't change while mounted: {settings}"),
+        hint: "Nothing was changed; set them back, or unmount and mount again".to_owned(),
+    }
 }
 
 fn yaml_error(msg: String) -> ControlError {

@@ -1,6 +1,7 @@
 //! The `axiomfs` command: arguments, output, and the one place where the parts are put together.
 #![deny(unsafe_code)]
 
+mod advice;
 mod args;
 mod client;
 mod commands;
@@ -67,6 +68,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Ctl(args) => commands::ctl::run(args, json),
         Verb::Key(verb) => commands::key::run(verb, environment, json),
         Verb::Stat(args) => commands::stat::run(args, json),
+        Verb::Advise(args) => commands::advise::run(args, json),
         Verb::Plugin(verb) => commands::plugin::run(verb, json),
         Verb::Config(verb) => commands::config::run(verb, json),
     }

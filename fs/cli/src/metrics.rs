@@ -40,6 +40,8 @@ pub fn render(facts: &Facts, volume: &Volume, counted: &[HostMetric]) -> String 
         ("bytes_uploaded_total", "counter", "Bytes uploaded", counts.bytes_uploaded as f64),
         ("frames_quarantined", "gauge", "Frames found damaged or missing", counts.frames_quarantined as f64),
         ("encode_queue_bytes", "gauge", "Raw bytes that wait to be encoded", counts.pending_bytes as f64),
+        ("uploads_limit", "gauge", "Uploads that may run at the same time now", counts.uploads_limit as f64),
+        ("background_yields_total", "counter", "Times that background work gave way to reads", counts.yields as f64),
         ("staged_packs", "gauge", "Packs that wait for a commit", counts.staged_packs as f64),
         ("staging_max_bytes", "gauge", "The setting staging.max", facts.staging_max as f64),
         ("frame_cache_bytes", "gauge", "Decoded frames in memory", counts.frame_cache_bytes as f64),

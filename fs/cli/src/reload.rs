@@ -40,3 +40,23 @@ pub fn mark(file: &Path) -> Mark {
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
+
+/// How often it is looked at what advice there may be.
+const ADVISE: Duration = Duration::from_secs(60);
+
+/// Tries out what advice may come of, until the last other owner of the panel is gone.
+pub fn advise(panel: &Arc<Panel>) {
+    let panel = Arc::downgrade(panel);
+    thread::spawn(move || {
+        let mut looks = 0;
+        loop {
+            thread::sleep(LOOK);
+            let Some(panel) = panel.upgrade() else { return };
+            looks += 1;
+            if looks == ADVISE.as_secs() / LOOK.as_secs() {
+                looks = 0;
+                panel.look_for_advice();
+            }
+        }
+    });
+}

@@ -162,6 +162,14 @@ fn run(
             state.freeze();
         }
     }
+    let base = checkpointer.manifest.root;
+    if checkpointer.sealing.is_due(shared, base) {
+        // A layer without a change: its checkpoint seals what left its exempted directory.
+        let mut state = shared.state_mut();
+        if state.frozen.is_empty() {
+            state.freeze();
+        }
+    }
     while checkpointer.checkpoint(shared)? {
         lock(&shared.work.orders).checkpoints_done += 1;
         shared.work.changed.notify_all();

@@ -1,6 +1,6 @@
 //! Checkpoints: frozen layers become trees, in packs on this machine's disk, and the log behind them is freed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -8,15 +8,16 @@ use axiomfs_host::HostError;
 use axiomfs_repository::ids::{ChunkId, Ordinal};
 use axiomfs_repository::record::{self, Inode, Xattr};
 use axiomfs_repository::tree::{self, Root, TreeError};
-use axiomfs_repository::{RepositoryError, SnapshotRecord};
+use axiomfs_repository::{FrameClass, FrameKind, Label, RepositoryError, SnapshotRecord};
 use thiserror::Error;
 
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, Paths};
 use crate::layer::{Layer, NodeDelta, Slot, Stand};
 use crate::log::LogError;
 use crate::manifest::{Manifest, ManifestError};
+use crate::sealing::{Pass, Sealing};
 use crate::state::SnapshotTree;
 use crate::view::{LookError, Nodes, View, extent_run};
 use crate::volume::Shared;
@@ -75,6 +76,8 @@ pub(crate) struct Checkpointer {
     pub committed: std::collections::HashSet<u32>,
     /// File data under the last checkpoint.
     pub data_bytes: u64,
+    /// What is known of files with clear chunks.
+    pub sealing: Sealing,
 }
 
 type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -96,7 +99,7 @@ impl Checkpointer {
         let mut table = self.table.clone();
         let mut next_ino = self.manifest.next_ino;
         for layer in &layers {
-            root = apply_layer(shared, root, layer)?;
+            root = apply_layer(shared, root, layer, &mut self.sealing)?;
             roots.push(root);
             change_table(&mut table, layer, root);
             next_ino = next_ino.max(layer.max_ino + 1);
@@ -119,6 +122,7 @@ impl Checkpointer {
         manifest.write(&shared.options.state_dir, &shared.repository)?;
         self.manifest = manifest;
         self.table = table;
+        self.sealing.done();
         self.data_bytes += layers.iter().map(|layer| layer.data_bytes()).sum::<u64>();
         shared.fault("checkpoint.manifest-written");
 
@@ -195,7 +199,12 @@ impl tree::NodeSink for Sink<'_> {
 }
 
 /// The tree with all of `layer` in it.
-fn apply_layer(shared: &Shared, base: Option<Root>, layer: &Arc<Layer>) -> Result<Option<Root>, CheckpointError> {
+fn apply_layer(
+    shared: &Shared,
+    base: Option<Root>,
+    layer: &Arc<Layer>,
+    sealing: &mut Sealing,
+) -> Result<Option<Root>, CheckpointError> {
     let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
     let own = [layer.clone()];
     let mut ingest = Ingest {
@@ -203,9 +212,10 @@ fn apply_layer(shared: &Shared, base: Option<Root>, layer: &Arc<Layer>) -> Resul
         view: View { base, frozen: &own, active: None, nodes },
         below: View { base, frozen: &[], active: None, nodes },
         buffer: Vec::with_capacity(4 * shared.chunker.sizes().max),
-        paths: HashMap::new(),
+        paths: Paths::default(),
     };
-    let mut inos: Vec<u64> = layer.nodes().map(|(ino, _)| ino).collect();
+    let mut pass = sealing.begin(&mut ingest, base, layer)?;
+    let mut inos: Vec<u64> = layer.nodes().map(|(ino, _)| ino).chain(pass.left_alone(layer)).collect();
     inos.sort_unstable();
     let mut edits: Edits = Vec::with_capacity(inos.len() * 4);
     let mut orphans: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
@@ -215,14 +225,18 @@ fn apply_layer(shared: &Shared, base: Option<Root>, layer: &Arc<Layer>) -> Resul
     for &ino in &inos {
         if let Some(NodeDelta { stand: Stand::Gone, .. }) = layer.node(ino) {
             orphans.insert(record::orphan_key(ino), None);
+            pass.gone(ino);
         }
     }
-    edits.extend(orphans);
+    let untouched = NodeDelta::default();
     for ino in inos {
-        let Some(delta) = layer.node(ino) else { continue };
-        node_edits(&mut ingest, base, nodes, ino, delta, &mut edits)?;
+        let delta = layer.node(ino).unwrap_or(&untouched);
+        node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, &mut edits)?;
     }
-    tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, edits.into_iter())
+    // Both lists stand under inode 0, before everything else.
+    let lists: Edits = orphans.into_iter().chain(pass.end(shared, sealing)).collect();
+    let all = lists.into_iter().chain(edits);
+    tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, all)
 }
 
 /// What one inode's delta changes in the tree, in the order of keys.
@@ -232,6 +246,7 @@ fn node_edits(
     nodes: Nodes<'_>,
     ino: u64,
     delta: &NodeDelta,
+    pass: &mut Pass,
     edits: &mut Edits,
 ) -> Result<(), CheckpointError> {
     if let Stand::Gone = delta.stand {
@@ -264,9 +279,9 @@ fn node_edits(
             edits.push((record::xattr_key(ino, name), value));
         }
     }
-    if let Some(map) = &delta.extents {
+    if delta.extents.is_some() || pass.leaves(ino) {
         let Some(inode) = ingest.view.inode(ino)? else { return Ok(()) };
-        let runs = ingest.file(ino, &inode, map)?;
+        let runs = pass.file(ingest, ino, &inode, delta.extents.as_deref())?;
         extent_edits(if delta.fresh { None } else { base }, nodes, ino, &inode, &runs, edits)?;
     }
     Ok(())
@@ -286,8 +301,9 @@ fn xattr_value(ingest: &mut Ingest<'_>, ino: u64, value: &Arc<[u8]>) -> Result<V
         Xattr::Inline(value.clone())
     } else {
         let inode: Inode = ingest.view.inode(ino)?.ok_or(CheckpointError::ReadOnly)?;
-        let class = ingest.class(ino, &inode)?;
-        Xattr::Chunk { id: ingest.store(&class, value)?, len: value.len() as u32 }
+        // Attributes are sealed wherever their file is.
+        let class = FrameClass { kind: FrameKind::Data, ..ingest.class(ino, &inode)? };
+        Xattr::Chunk { id: ingest.store(&class, Label::NONE, value)?, len: value.len() as u32 }
     };
     let mut out = Vec::with_capacity(value.len().min(record::XATTR_INLINE_MAX) + 1);
     xattr.encode(&mut out);
@@ -351,7 +367,7 @@ fn record_of(run: &Run) -> record::Extent {
             let skip = *skip as usize;
             record::Source::Inline(Arc::from(&bytes[skip..skip + run.len as usize]))
         }
-        RunSource::Chunk { id, skip } => record::Source::Chunk { id: *id, skip: *skip },
+        RunSource::Chunk { id, skip, clear } => record::Source::Chunk { id: *id, skip: *skip, clear: *clear },
         RunSource::Log(_) | RunSource::Hole => {
             unreachable!("ingest made chunks of what the log held, and holes aren't stored")
         }

@@ -193,8 +193,8 @@ fn encode_run(run: &Run, out: &mut Vec<u8>) {
         RunSource::Hole => out.push(0),
         // `copy_range` writes such bytes anew: the segment they are in may be freed before this record is replayed.
         RunSource::Log(_) => unreachable!("an edit never refers to another record's data"),
-        RunSource::Chunk { id, skip } => {
-            out.push(2);
+        RunSource::Chunk { id, skip, clear } => {
+            out.push(if *clear { 4 } else { 2 });
             put_varint(out, u64::from(*skip));
             out.extend_from_slice(&id.0);
         }
@@ -272,7 +272,7 @@ fn decode_run(f: &mut Fields<'_>) -> Result<Run, RecordError> {
     }
     let source = match f.byte()? {
         0 => RunSource::Hole,
-        2 => RunSource::Chunk { skip: f.varint32()?, id: f.chunk_id()? },
+        tag @ (2 | 4) => RunSource::Chunk { skip: f.varint32()?, id: f.chunk_id()?, clear: tag == 4 },
         3 => {
             let bytes = f.take_rest();
             if bytes.len() as u64 != len {
@@ -330,7 +330,11 @@ mod tests {
             Edit::Map { ino: 1024, run: Run { offset: 0, len: u64::MAX, source: RunSource::Hole } },
             Edit::Map {
                 ino: 1024,
-                run: Run { offset: 0, len: 77, source: RunSource::Chunk { id: ChunkId([3; 32]), skip: 5 } },
+                run: Run {
+                    offset: 0,
+                    len: 77,
+                    source: RunSource::Chunk { id: ChunkId([3; 32]), skip: 5, clear: false },
+                },
             },
             Edit::Map {
                 ino: 1024,

@@ -19,6 +19,8 @@ pub enum RunSource {
         id: ChunkId,
         /// First byte within it.
         skip: u32,
+        /// Whether it is one of clear data.
+        clear: bool,
     },
     /// Here, from `skip`.
     Inline {
@@ -36,7 +38,7 @@ impl RunSource {
     fn advanced(&self, by: u64) -> Self {
         match self {
             Self::Log(r) => Self::Log(DataRef { start: r.start + by as u32, len: r.len - by as u32, ..*r }),
-            Self::Chunk { id, skip } => Self::Chunk { id: *id, skip: skip + by as u32 },
+            Self::Chunk { id, skip, clear } => Self::Chunk { id: *id, skip: skip + by as u32, clear: *clear },
             Self::Inline { bytes, skip } => Self::Inline { bytes: bytes.clone(), skip: skip + by as u32 },
             Self::Hole => Self::Hole,
         }

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 
 use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::{INLINE_MAX, Inode};
-use axiomfs_repository::{FrameClass, FrameKind};
+use axiomfs_repository::{FrameClass, FrameKind, Label};
 
 use crate::checkpoint::CheckpointError;
 use crate::extent_map::{ExtentMap, Run, RunSource};
+use crate::samples::{SAMPLED, ending};
 use crate::types::{FileKind, ROOT_INO};
-use crate::view::View;
+use crate::view::{LookError, View};
 use crate::volume::Shared;
 
 /// A rest of at most this many bytes at the end of what was stored is cut anew together with what is appended.
@@ -32,26 +33,38 @@ pub(crate) struct Ingest<'a> {
     pub below: View<'a>,
     /// Buffer for cutting, kept between files.
     pub buffer: Vec<u8>,
-    pub paths: HashMap<u64, Arc<[u8]>>,
+    pub paths: Paths,
 }
 
 impl Ingest<'_> {
-    /// The runs that replace what the tree has, in order: chunks, inline data and holes.
-    pub fn file(&mut self, ino: u64, inode: &Inode, map: &ExtentMap) -> Result<Vec<Run>, CheckpointError> {
-        let has_data = map.iter().any(|run| matches!(run.source, RunSource::Log(_)));
+    /// The runs that replace what the tree has, in order: chunks, inline data and holes. With `reseal` clear chunks become
+    /// sealed ones.
+    pub fn file(
+        &mut self,
+        ino: u64,
+        inode: &Inode,
+        map: &ExtentMap,
+        reseal: bool,
+    ) -> Result<Vec<Run>, CheckpointError> {
+        let is_new = |run: &Run| match run.source {
+            RunSource::Log(_) => true,
+            RunSource::Chunk { clear, .. } => clear && reseal,
+            RunSource::Inline { .. } | RunSource::Hole => false,
+        };
+        let has_data = map.iter().any(|run| is_new(&run));
         if has_data && inode.size <= INLINE_MAX as u64 {
             return self.inline(ino, inode.size);
         }
-        let class = if has_data { Some(self.class(ino, inode)?) } else { None };
+        let class = if has_data { Some(self.sort(ino, inode)?) } else { None };
         let mut out = Vec::with_capacity(map.len());
         let mut span: Vec<Run> = Vec::new();
         for run in map.iter() {
             let joins = span.last().is_none_or(|last| last.end() == run.offset);
-            let is_log = matches!(run.source, RunSource::Log(_));
-            if !(span.is_empty() || is_log && joins) {
+            let is_new = is_new(&run);
+            if !(span.is_empty() || is_new && joins) {
                 self.span(ino, map, &class, &std::mem::take(&mut span), &mut out)?;
             }
-            if !is_log {
+            if !is_new {
                 out.push(run);
             } else if run.offset < inode.size {
                 span.push(run.clipped(0, inode.size));
@@ -83,7 +96,7 @@ impl Ingest<'_> {
         match &run.source {
             RunSource::Hole => out.resize(out.len() + len, 0),
             RunSource::Inline { bytes, skip } => out.extend_from_slice(&bytes[*skip as usize..*skip as usize + len]),
-            RunSource::Chunk { id, skip } => {
+            RunSource::Chunk { id, skip, .. } => {
                 let chunk = self.shared.repository.read_chunk(id)?;
                 let skip = *skip as usize;
                 let part = chunk.get(skip..skip + len).ok_or(CheckpointError::ShortChunk { chunk: *id })?;
@@ -105,11 +118,11 @@ impl Ingest<'_> {
         &mut self,
         ino: u64,
         map: &ExtentMap,
-        class: &Option<FrameClass>,
+        class: &Option<(FrameClass, Label)>,
         span: &[Run],
         out: &mut Vec<Run>,
     ) -> Result<(), CheckpointError> {
-        let (Some(first), Some(last), Some(class)) = (span.first(), span.last(), class) else { return Ok(()) };
+        let (Some(first), Some(last), Some((class, label))) = (span.first(), span.last(), class) else { return Ok(()) };
         let max = self.shared.chunker.sizes().max;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -137,8 +150,9 @@ impl Ingest<'_> {
                 break;
             }
             let len = self.shared.chunker.cut(data).clamp(1, data.len());
-            let id = self.store(class, &data[..len])?;
-            out.push(Run { offset: start, len: len as u64, source: RunSource::Chunk { id, skip: 0 } });
+            let id = self.store(class, *label, &data[..len])?;
+            let clear = class.kind == FrameKind::Clear;
+            out.push(Run { offset: start, len: len as u64, source: RunSource::Chunk { id, skip: 0, clear } });
             start += len as u64;
             at += len;
         }
@@ -147,9 +161,12 @@ impl Ingest<'_> {
     }
 
     /// Puts a chunk into a pack, unless it is known.
-    pub fn store(&self, class: &FrameClass, data: &[u8]) -> Result<ChunkId, CheckpointError> {
-        let id = self.shared.repository.data_id(data);
-        self.shared.repository.add_chunk(class.clone(), id, data)?;
+    pub fn store(&self, class: &FrameClass, label: Label, data: &[u8]) -> Result<ChunkId, CheckpointError> {
+        let id = match class.kind {
+            FrameKind::Clear => self.shared.repository.clear_id(data),
+            FrameKind::Data | FrameKind::Metadata => self.shared.repository.data_id(data),
+        };
+        self.shared.repository.add_labelled(class, label, id, data)?;
         self.shared.ingested.fetch_add(data.len() as u64, Ordering::Relaxed);
         Ok(id)
     }
@@ -174,33 +191,58 @@ impl Ingest<'_> {
         }))
     }
 
-    /// Which frame the file's chunks may share, by owner and route.
+    /// Which frame the file's chunks may share: by owner and route, and whether they are clear.
     pub fn class(&mut self, ino: u64, inode: &Inode) -> Result<FrameClass, CheckpointError> {
-        let path = self.path(ino, inode)?;
-        Ok(FrameClass { owner: inode.uid, route: self.shared.host.route(&path), kind: FrameKind::Data })
+        let (path, known) = self.paths.of(&self.view, ino, inode)?;
+        Ok(self.class_at(&path, known, inode))
     }
 
-    /// Path of the newest name, from the root of live. Of a file without a name: that of its directory.
-    fn path(&mut self, ino: u64, inode: &Inode) -> Result<Vec<u8>, CheckpointError> {
-        let mut path = self.directory_path(inode.parent)?.to_vec();
-        if let Some(entry) = self.view.entry_at(inode.parent, inode.parent_seq)?
-            && entry.ino == ino
-        {
-            path.push(b'/');
-            path.extend_from_slice(&entry.name);
+    /// The same, and what its chunks are counted under: the ending of its name. Notes the file as one of that ending.
+    fn sort(&mut self, ino: u64, inode: &Inode) -> Result<(FrameClass, Label), CheckpointError> {
+        let (path, known) = self.paths.of(&self.view, ino, inode)?;
+        let label = ending(&path).map_or(Label::NONE, |ending| self.shared.repository.label(&ending));
+        if label != Label::NONE && inode.size >= SAMPLED {
+            self.shared.samples.note(label, ino);
         }
-        Ok(path)
+        Ok((self.class_at(&path, known, inode), label))
     }
 
-    fn directory_path(&mut self, dir: u64) -> Result<Arc<[u8]>, CheckpointError> {
-        if let Some(path) = self.paths.get(&dir) {
-            return Ok(path.clone());
+    fn class_at(&self, path: &[u8], known: bool, inode: &Inode) -> FrameClass {
+        let (route, exempt) = self.shared.host.place(path);
+        let kind = if exempt && known { FrameKind::Clear } else { FrameKind::Data };
+        FrameClass { owner: inode.uid, route, kind }
+    }
+}
+
+/// Finds the paths of files, for their routes; remembers those of directories.
+#[derive(Default)]
+pub(crate) struct Paths(HashMap<u64, (Arc<[u8]>, bool)>);
+
+impl Paths {
+    /// Path of the newest name, from the root of live; of a file without that name, that of its directory. And whether it
+    /// is the file's only one: not for a file with more links, of which the others are not known.
+    pub fn of(&mut self, view: &View<'_>, ino: u64, inode: &Inode) -> Result<(Vec<u8>, bool), LookError> {
+        let (dir, known) = self.directory(view, inode.parent)?;
+        let mut path = dir.to_vec();
+        let Some(entry) = view.entry_at(inode.parent, inode.parent_seq)?.filter(|entry| entry.ino == ino) else {
+            return Ok((path, false));
+        };
+        path.push(b'/');
+        path.extend_from_slice(&entry.name);
+        Ok((path, known && inode.nlink == 1))
+    }
+
+    fn directory(&mut self, view: &View<'_>, dir: u64) -> Result<(Arc<[u8]>, bool), LookError> {
+        if let Some(known) = self.0.get(&dir) {
+            return Ok(known.clone());
         }
         let mut names: Vec<Arc<[u8]>> = Vec::new();
         let mut at = dir;
         while at != ROOT_INO && names.len() < DEPTH_MAX {
-            let Some(inode) = self.view.inode(at)? else { break };
-            let Some(entry) = self.view.entry_at(inode.parent, inode.parent_seq)? else { break };
+            let Some(inode) = view.inode(at)? else { break };
+            let Some(entry) = view.entry_at(inode.parent, inode.parent_seq)?.filter(|entry| entry.ino == at) else {
+                break;
+            };
             names.push(entry.name);
             at = inode.parent;
         }
@@ -209,11 +251,11 @@ impl Ingest<'_> {
             path.push(b'/');
             path.extend_from_slice(name);
         }
-        let path: Arc<[u8]> = Arc::from(path);
-        if self.paths.len() >= PATHS_MAX {
-            self.paths.clear();
+        let found: (Arc<[u8]>, bool) = (Arc::from(path), at == ROOT_INO);
+        if self.0.len() >= PATHS_MAX {
+            self.0.clear();
         }
-        self.paths.insert(dir, path.clone());
-        Ok(path)
+        self.0.insert(dir, found.clone());
+        Ok(found)
     }
 }

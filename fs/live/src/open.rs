@@ -19,6 +19,7 @@ use crate::layer::Stand;
 use crate::log::{Log, LogError, LogIdentity, LogOptions, Record, SealerFactory};
 use crate::manifest::{Manifest, ManifestError};
 use crate::read_ahead::ReadAhead;
+use crate::sealing::Sealing;
 use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
 use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
 use crate::view::{LookError, Nodes, View};
@@ -133,7 +134,7 @@ impl Volume {
         state.last_segment = next_segment;
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
         let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
-        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0 };
+        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0, sealing: Sealing::default() };
         make_root(&shared)?;
         reclaim_orphans(&shared)?;
         Self::spawn(shared, Some(checkpointer))

@@ -334,7 +334,7 @@ pub fn extent_run(key: &[u8], value: &[u8]) -> Result<Run, LookError> {
     let end = record::trailing_number(key).ok_or(malformed.clone())?;
     let offset = end.checked_sub(extent.len).ok_or(malformed)?;
     let source = match extent.source {
-        Source::Chunk { id, skip } => RunSource::Chunk { id, skip },
+        Source::Chunk { id, skip, clear } => RunSource::Chunk { id, skip, clear },
         Source::Inline(bytes) => RunSource::Inline { bytes, skip: 0 },
     };
     Ok(Run { offset, len: extent.len, source })

@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::handles::Handles;
 use crate::log::Log;
 use crate::read_ahead::ReadAhead;
+use crate::samples::Samples;
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, Time};
 use crate::view::{Nodes, View};
@@ -94,6 +95,8 @@ pub(crate) struct Shared {
     pub unsynced: AtomicU64,
     /// The thread that syncs the log.
     pub ticker: OnceLock<std::thread::Thread>,
+    /// Files of each ending, some of them.
+    pub samples: Samples,
     /// Unlinked files that could not be reclaimed at their last close.
     pub reap: Mutex<Vec<u64>>,
 }
@@ -159,6 +162,7 @@ impl Shared {
             started: SystemTime::now(),
             unsynced: AtomicU64::new(0),
             ticker: OnceLock::new(),
+            samples: Samples::default(),
             reap: Mutex::default(),
         }
     }

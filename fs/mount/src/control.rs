@@ -40,6 +40,8 @@ pub trait Control: Send + Sync {
     fn metrics(&self) -> String;
     /// Recent events, one a line.
     fn events(&self) -> String;
+    /// What could be better, for people.
+    fn advice(&self) -> String;
     /// All plugins.
     fn plugins(&self) -> Vec<PluginFiles>;
 }

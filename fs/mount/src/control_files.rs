@@ -71,6 +71,7 @@ impl ControlFiles {
             ControlNode::File(ControlFile::Status) => self.control.status(),
             ControlNode::File(ControlFile::Metrics) => self.control.metrics(),
             ControlNode::File(ControlFile::Events) => self.control.events(),
+            ControlNode::File(ControlFile::Advice) => self.control.advice(),
             ControlNode::File(ControlFile::Reply) => lock(&self.last_reply).clone(),
             ControlNode::PluginFile(index, file) => self.plugin_text(index, file).ok_or(Errno::ENOENT)?,
             ControlNode::Directory | ControlNode::Plugins | ControlNode::Plugin(_) => return Err(Errno::EISDIR),

@@ -13,7 +13,8 @@ const ROOT: u64 = 1;
 const SNAPSHOTS: u64 = 3;
 const CONTROL: u64 = 4;
 const FIRST_CONTROL_FILE: u64 = 5;
-const PLUGINS: u64 = 11;
+/// Behind room for ten files.
+const PLUGINS: u64 = 15;
 const FIRST_PLUGIN: u64 = 16;
 /// A directory and its three files.
 const NODES_PER_PLUGIN: u64 = 4;
@@ -63,6 +64,8 @@ pub(crate) enum ControlFile {
     Metrics,
     /// Recent events.
     Events,
+    /// What could be better.
+    Advice,
 }
 
 /// Files in `.axiomfs/plugins/ID/`.
@@ -78,13 +81,14 @@ pub(crate) enum PluginFile {
 
 impl ControlFile {
     /// All of them, in the order of their inode numbers.
-    pub(crate) const ALL: [(Self, &'static str); 6] = [
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
         (Self::Status, "status"),
         (Self::Control, "control"),
         (Self::Reply, "reply"),
         (Self::ChainYaml, "chain.yaml"),
         (Self::Metrics, "metrics"),
         (Self::Events, "events"),
+        (Self::Advice, "advice"),
     ];
     /// Name of the directory of plugins beside them.
     pub(crate) const PLUGINS_NAME: &'static str = "plugins";

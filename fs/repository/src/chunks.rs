@@ -9,10 +9,12 @@ use crate::error::RepositoryError;
 use crate::frame::FrameKind;
 use crate::ids::ChunkId;
 use crate::index::Io;
+use crate::labels::{Label, LabelCount};
 use crate::limits;
 use crate::packer::{Added, Found, FrameClass};
 use crate::reader::ChunkPlace;
 use crate::repository::Repository;
+use crate::seen::Reread;
 use crate::stats::count;
 use crate::tree::{Node, NodeSink, NodeSource};
 
@@ -90,7 +92,36 @@ impl Repository {
     /// # Errors
     /// [`RepositoryError::ReadOnly`], or why staging does not work at present.
     pub fn add_chunk(&self, class: FrameClass, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
-        self.add(&class, id, data)
+        self.add(&class, Label::NONE, id, data)
+    }
+
+    /// The same, and counts what becomes of the chunk under `label`.
+    ///
+    /// # Errors
+    /// As [`add_chunk`](Self::add_chunk).
+    pub fn add_labelled(
+        &self,
+        class: &FrameClass,
+        label: Label,
+        id: ChunkId,
+        data: &[u8],
+    ) -> Result<Added, RepositoryError> {
+        self.add(class, label, id, data)
+    }
+
+    /// The label of that name; none if it is empty, too long, or there are too many.
+    pub fn label(&self, name: &str) -> Label {
+        self.labels.of(name)
+    }
+
+    /// What became of the chunks of each label since the repository was opened, the most bytes first.
+    pub fn label_counts(&self) -> Vec<LabelCount> {
+        self.labels.counts()
+    }
+
+    /// What was read more than once since the repository was opened.
+    pub fn reread(&self) -> Reread {
+        self.reader.reread()
     }
 
     /// Stages a tree node unless it is known, and keeps it in memory.
@@ -100,14 +131,14 @@ impl Repository {
     pub fn add_node(&self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
         let id = self.keyring.node_id(&bytes);
         let class = FrameClass { owner: 0, route: self.metadata_chain.clone(), kind: FrameKind::Metadata };
-        self.add(&class, id, &bytes)?;
+        self.add(&class, Label::NONE, id, &bytes)?;
         if !self.reader.has_node(&id) {
             self.reader.put_node(id, Arc::new(Node::parse(bytes.into())?));
         }
         Ok(id)
     }
 
-    fn add(&self, class: &FrameClass, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
+    fn add(&self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> Result<Added, RepositoryError> {
         let packer = self.packer()?;
         if data.is_empty() || data.len() > limits::CHUNK {
             return Err(RepositoryError::TooLarge {
@@ -119,7 +150,7 @@ impl Repository {
         let added = if packer.touch(&id, |key| self.reader.is_quarantined(key)) || self.is_indexed(&id) {
             Added::Known
         } else {
-            packer.add(class, id, data, |key| self.reader.is_quarantined(key))?
+            packer.add(class, label, id, data, |key| self.reader.is_quarantined(key))?
         };
         let (chunks, bytes) = match added {
             Added::Known => (&self.counters.chunks_known, &self.counters.bytes_known),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axiomfs_api::{Body, Hint, Store, StoreErrorKind};
+use axiomfs_api::{Body, Store, StoreErrorKind};
 
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, FrameRecord, Member, put_directory};
@@ -18,6 +18,7 @@ use crate::repository::Repository;
 use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
 use crate::tree::{Root, walk_new};
+use crate::yielding::BEFORE_UPLOAD;
 
 /// What a commit uploaded; the head that names `segments` makes it count.
 #[derive(Debug)]
@@ -78,13 +79,16 @@ impl Repository {
         let packer = self.packer()?;
         let _running = Running::begin(&self.committing)?;
         let (packs, generation) = packer.finished();
-        let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind == FrameKind::Data);
+        let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind != FrameKind::Metadata);
         let mut tasks = VecDeque::new();
         for (finished, seal) in self.pack_nodes(packer, roots)? {
             tasks.push_back(Task::Made(finished, seal));
         }
         let data: Vec<_> = data.into_iter().filter(|p| !self.progress().slots.contains(&p.slot)).collect();
-        plan(data, self.pack_bytes, &mut tasks);
+        let (clear, sealed): (Vec<_>, Vec<_>) = data.into_iter().partition(|p| p.seal.kind == FrameKind::Clear);
+        for packs in [sealed, clear] {
+            plan(packs, self.pack_bytes, &mut tasks);
+        }
         self.upload_all(packer, tasks)?;
         uploaded();
 
@@ -138,15 +142,18 @@ impl Repository {
 
     /// Runs the tasks on several threads; the first failure ends all.
     fn upload_all(&self, packer: &Packer, tasks: VecDeque<Task>) -> Result<(), RepositoryError> {
-        let threads = self.uploads.min(tasks.len());
+        let threads = self.uploads.most().min(tasks.len());
         let tasks = Mutex::new(tasks);
         let failed: Mutex<Option<RepositoryError>> = Mutex::new(None);
         let work = || {
             loop {
+                // Before the look at the tasks: who waits here takes none.
+                let _passed = self.uploads.pass();
                 if failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
                     return;
                 }
                 let Some(task) = tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
+                self.reads.give_way(BEFORE_UPLOAD);
                 if let Err(error) = self.run(packer, task) {
                     failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 }
@@ -220,7 +227,7 @@ impl Repository {
     fn put_object(&self, kind: FrameKind, name: &str, path: &Path, len: u64) -> Result<(), RepositoryError> {
         let key = names::key(name)?;
         let put = match kind {
-            FrameKind::Data => self.store().put_new_data(&key, Body::File(path)),
+            FrameKind::Data | FrameKind::Clear => self.store().put_new_data(&key, Body::File(path)),
             FrameKind::Metadata => self.store().put_new(&key, Body::File(path)),
         };
         match put {
@@ -241,7 +248,8 @@ impl Repository {
 
     /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
     fn merge(&self, packer: &Packer, packs: &[Arc<Staged>]) -> Result<(FinishedPack, Arc<PackSeal>), RepositoryError> {
-        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), FrameKind::Data)?);
+        let kind = packs.first().map_or(FrameKind::Data, |pack| pack.seal.kind);
+        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), kind)?);
         let writer = PackWriter::create(packer.dir(), seal.clone())?;
         for staged in packs {
             let Some((info, uploaded)) = staged.info() else { continue };
@@ -283,7 +291,7 @@ impl Repository {
     }
 }
 
-/// Full packs go as they are, small ones together.
+/// Full packs of one kind go as they are, small ones together.
 fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
     let mut group: Vec<Arc<Staged>> = Vec::new();
     let mut bytes = 0;
@@ -389,7 +397,13 @@ impl<'a> NodePacks<'a> {
         let (mut raw, members) = (std::mem::take(&mut self.raw), std::mem::take(&mut self.members));
         put_directory(&mut raw, &members);
         let repository = self.repository;
-        let frame = encode_frame(&repository.host, [&repository.metadata_chain; 2], Hint::Metadata, &raw)?;
+        let frame = encode_frame(
+            &repository.host,
+            repository.seal.as_ref(),
+            &repository.metadata_chain,
+            FrameKind::Metadata,
+            &raw,
+        )?;
         let stored = frame.padded.len() + axiomfs_api::TAG_LEN;
         if self.writer.as_ref().is_some_and(|w| w.is_full_for(stored, repository.pack_bytes)) {
             self.end_pack()?;

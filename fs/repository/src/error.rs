@@ -121,12 +121,6 @@ pub enum RepositoryError {
         /// The bound.
         limit: u64,
     },
-    /// A chain without a seal was used for data that must be sealed.
-    #[error("Chain {chain} has no seal, so nothing is stored through it")]
-    NotSealed {
-        /// The chain.
-        chain: String,
-    },
     /// The repository was opened without a staging directory.
     #[error("Repository was opened for reading only")]
     ReadOnly,

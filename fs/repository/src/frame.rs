@@ -16,13 +16,29 @@ pub enum FrameKind {
     Data,
     /// Nodes of the metadata tree.
     Metadata,
+    /// Chunks of files in a directory that is exempted from encryption.
+    Clear,
 }
 
 impl FrameKind {
+    /// Kinds that packs come in.
+    pub(crate) const COUNT: usize = 3;
+
+    /// Whether frames of this kind are sealed.
+    pub(crate) fn is_sealed(self) -> bool {
+        self != Self::Clear
+    }
+
+    /// Bytes that `encoded` take in a pack.
+    fn stored(self, encoded: usize) -> usize {
+        TAG_LEN + if self.is_sealed() { padme(encoded) } else { encoded }
+    }
+
     pub(crate) fn to_byte(self) -> u8 {
         match self {
             Self::Data => 1,
             Self::Metadata => 2,
+            Self::Clear => 3,
         }
     }
 
@@ -30,7 +46,7 @@ impl FrameKind {
         match byte {
             1 => Ok(Self::Data),
             2 => Ok(Self::Metadata),
-            3 => Err(Malformed("it holds clear data, which this version does not read")),
+            3 => Ok(Self::Clear),
             _ => Err(Malformed("a frame is of unknown kind")),
         }
     }
@@ -58,7 +74,7 @@ impl FrameRecord {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.number);
         out.put_u8(self.kind.to_byte());
-        out.put_u8(FLAG_SEALED);
+        out.put_u8(if self.kind.is_sealed() { FLAG_SEALED } else { 0 });
         out.put_u16(self.chain);
         out.put_u32(self.applied);
         for field in [self.offset, self.stored, self.encoded, self.raw] {
@@ -69,15 +85,15 @@ impl FrameRecord {
     pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, Malformed> {
         let number = r.u32()?;
         let kind = FrameKind::from_byte(r.u8()?)?;
-        if r.u8()? != FLAG_SEALED {
-            return Err(Malformed("a frame has unknown flags"));
+        if r.u8()? != if kind.is_sealed() { FLAG_SEALED } else { 0 } {
+            return Err(Malformed("a frame has flags that its kind can't have"));
         }
         let (chain, applied) = (r.u16()?, r.u32()?);
         let record =
             Self { number, kind, chain, applied, offset: r.u32()?, stored: r.u32()?, encoded: r.u32()?, raw: r.u32()? };
-        let sealed = padme(record.encoded as usize) + TAG_LEN;
-        if record.stored as usize != sealed
-            || sealed > limits::FRAME_STORED
+        let stored = kind.stored(record.encoded as usize);
+        if record.stored as usize != stored
+            || stored > limits::FRAME_STORED
             || record.encoded as usize > limits::FRAME_ENCODED
             || record.raw as usize > limits::FRAME_RAW
         {
@@ -107,12 +123,19 @@ pub(crate) struct FrameSeal<'a> {
     pub(crate) repository: RepositoryId,
     pub(crate) salt: &'a [u8; SALT],
     pub(crate) sealer: &'a dyn Sealer,
+    /// Key of the tags of clear frames.
+    pub(crate) clear: &'a [u8; 32],
 }
 
 impl FrameSeal<'_> {
-    /// Seals padded bytes in place.
+    /// Seals padded bytes in place, or puts its tag behind a clear frame.
     pub(crate) fn seal(&self, record: &FrameRecord, chain: &[u8; 32], padded: &mut Vec<u8>) {
         let aad = record.aad(self.repository, self.salt, chain);
+        if !record.kind.is_sealed() {
+            let tag = self.tag(&aad, padded);
+            padded.extend_from_slice(&tag);
+            return;
+        }
         self.sealer.seal(&nonce(NONCE_FRAME, record.number.into()), &aad, padded);
         debug_assert_eq!(padded.len(), record.stored as usize);
     }
@@ -121,11 +144,23 @@ impl FrameSeal<'_> {
     pub(crate) fn open(&self, record: &FrameRecord, chain: &[u8; 32], stored: &mut [u8]) -> Result<(), Malformed> {
         let aad = record.aad(self.repository, self.salt, chain);
         let (padded, tag) = stored.split_last_chunk_mut::<TAG_LEN>().ok_or(Malformed("it ends too early"))?;
+        if !record.kind.is_sealed() {
+            // Nothing is decided by the time a comparison takes: who forges tags learns nothing of the key from it either way.
+            return if self.tag(&aad, padded) == *tag { Ok(()) } else { Err(Malformed("its tag does not fit")) };
+        }
         self.sealer
             .open_detached(&nonce(NONCE_FRAME, record.number.into()), &aad, padded, tag)
             .map_err(|_| Malformed("its seal does not fit"))?;
         let (_, padding) = padded.split_at_checked(record.encoded as usize).ok_or(Malformed("it ends too early"))?;
         Reader::new(padding).padding()
+    }
+
+    fn tag(&self, aad: &[u8], bytes: &[u8]) -> [u8; TAG_LEN] {
+        let mut hasher = blake3::Hasher::new_keyed(self.clear);
+        hasher.update(aad).update(bytes);
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&hasher.finalize().as_bytes()[..TAG_LEN]);
+        tag
     }
 }
 

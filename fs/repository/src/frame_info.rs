@@ -20,7 +20,7 @@ pub struct FrameInfo {
     pub is_staged: bool,
     /// The transforms that were applied, in encoding order, as `id/format`.
     pub applied: Vec<String>,
-    /// The seal.
+    /// The seal; empty for a clear frame.
     pub seal: String,
     /// The id of the chain that made it, in hex.
     pub chain: String,

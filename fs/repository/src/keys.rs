@@ -270,6 +270,10 @@ impl Keyring {
         ChunkId(*blake3::keyed_hash(&self.data_id, data).as_bytes())
     }
 
+    pub(crate) fn clear_id(&self, data: &[u8]) -> ChunkId {
+        ChunkId(*blake3::keyed_hash(&self.clear_id, data).as_bytes())
+    }
+
     pub(crate) fn node_id(&self, data: &[u8]) -> ChunkId {
         ChunkId(*blake3::keyed_hash(&self.node_id, data).as_bytes())
     }

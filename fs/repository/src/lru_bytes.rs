@@ -22,6 +22,10 @@ impl<K: Hash + Eq, V: Clone> ByteLru<K, V> {
         Self { inner: Mutex::new(Inner { entries: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(crate) fn get(&self, key: &K) -> Option<V> {
         self.lock().entries.get(key).map(|(value, _)| value.clone())
     }

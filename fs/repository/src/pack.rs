@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axiomfs_api::{Seal, Sealer, TAG_LEN};
 
 use crate::codec::{Malformed, Put, Reader, pad};
-use crate::crypto::{SALT, VERSION, check_magic, derive, nonce, random};
+use crate::crypto::{SALT, Secret, VERSION, check_magic, derive, nonce, random};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameKind, FrameRecord, FrameSeal, Member, RECORD};
 use crate::ids::{PackId, RepositoryId, hex};
@@ -42,6 +42,8 @@ pub(crate) struct PackSeal {
     pub(crate) epoch: u32,
     pub(crate) salt: [u8; SALT],
     sealer: Box<dyn Sealer>,
+    /// Key of the tags of clear frames.
+    clear: Secret,
 }
 
 impl PackSeal {
@@ -63,11 +65,12 @@ impl PackSeal {
         let key =
             keyring.epoch(epoch).ok_or_else(|| RepositoryError::UnknownEpoch { object: object.to_string(), epoch })?;
         let sealer = seal.sealer(&derive(&key.key, "axiomfs pack", &salt));
-        Ok(Self { repository: keyring.repository, kind, epoch, salt, sealer })
+        let clear = derive(&key.key, "axiomfs clear", &salt);
+        Ok(Self { repository: keyring.repository, kind, epoch, salt, sealer, clear })
     }
 
     pub(crate) fn frame(&self) -> FrameSeal<'_> {
-        FrameSeal { repository: self.repository, salt: &self.salt, sealer: self.sealer.as_ref() }
+        FrameSeal { repository: self.repository, salt: &self.salt, sealer: self.sealer.as_ref(), clear: &self.clear }
     }
 
     fn header(&self) -> [u8; HEADER] {
@@ -159,7 +162,7 @@ fn decode_members(r: &mut Reader<'_>, record: &FrameRecord) -> Result<Vec<Member
         members.push(member);
     }
     let directory = match record.kind {
-        FrameKind::Data => 0,
+        FrameKind::Data | FrameKind::Clear => 0,
         FrameKind::Metadata => count as u64 * 4 + 4,
     };
     if sum + directory == u64::from(record.raw) {

@@ -18,6 +18,7 @@ use crate::lru_bytes::ByteLru;
 use crate::names;
 use crate::pack::{Chain, PackSeal};
 use crate::packer::StagedChunk;
+use crate::seen::{Reread, Seen};
 use crate::spans::Spans;
 use crate::staged::Staged;
 use crate::stats::{Counters, count};
@@ -129,6 +130,7 @@ pub(crate) struct Reader {
     flights: Mutex<HashMap<FrameKey, Arc<Flight>>>,
     quarantine: Mutex<HashSet<FrameKey>>,
     any_quarantined: AtomicBool,
+    seen: Seen,
 }
 
 impl Reader {
@@ -152,6 +154,7 @@ impl Reader {
             flights: Mutex::default(),
             quarantine: Mutex::default(),
             any_quarantined: AtomicBool::new(false),
+            seen: Seen::default(),
             spans: None,
         }
     }
@@ -221,6 +224,14 @@ impl Reader {
         self.quarantine.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
     }
 
+    pub(crate) fn reread(&self) -> Reread {
+        self.seen.sums()
+    }
+
+    pub(crate) fn frame_limit(&self) -> usize {
+        self.frames.limit()
+    }
+
     pub(crate) fn frame_bytes(&self) -> usize {
         self.frames.bytes()
     }
@@ -244,7 +255,11 @@ impl Reader {
         if lock().get(&place.offset) == Some(&known) {
             return Ok(bytes);
         }
-        if self.keyring.data_id(&bytes) != *id {
+        let own = match place.frame.record.kind {
+            FrameKind::Clear => self.keyring.clear_id(&bytes),
+            FrameKind::Data | FrameKind::Metadata => self.keyring.data_id(&bytes),
+        };
+        if own != *id {
             self.frames.remove(&place.key());
             return Err(self.damaged(place, "a chunk in it has another id"));
         }
@@ -319,7 +334,7 @@ impl Reader {
         self.open_frame(place, sealed)?;
         let failed = |e| RepositoryError::host(place.name(), e);
         let decoder = self.host.decoder(&place.chain.descriptor).map_err(failed)?;
-        if decoder.seal_id() != Some(self.seal.descriptor().id) {
+        if decoder.seal_id() != place.record.kind.is_sealed().then_some(self.seal.descriptor().id) {
             return Err(RepositoryError::corrupt(place.name(), "its chain names another seal than it has"));
         }
         let (applied, raw_len) = (place.record.applied, place.record.raw as usize);
@@ -336,8 +351,9 @@ impl Reader {
             return Err(RepositoryError::corrupt(place.name(), "it decodes to another length"));
         }
         match place.record.kind {
-            FrameKind::Data => {
+            FrameKind::Data | FrameKind::Clear => {
                 let frame = Arc::new(DataFrame { raw: Arc::new(raw), verified: Mutex::default() });
+                self.seen.note(&place.key(), place.record.raw);
                 self.frames.put(place.key(), frame.clone(), frame.raw.len() + 512);
                 Ok(Decoded::Data(frame))
             }

@@ -22,6 +22,8 @@ pub const KIND_XATTR: u8 = 0x30;
 pub const KIND_EXTENT: u8 = 0x40;
 /// Kind byte of an orphan (unlinked, still open), under inode number 0; the sub-key is the orphan's number.
 pub const KIND_ORPHAN: u8 = 0x50;
+/// Kind of the mark of a file with clear chunks, under inode 0.
+pub const KIND_CLEAR: u8 = 0x60;
 
 /// Longest directory entry name in bytes.
 pub const NAME_MAX: usize = 255;
@@ -145,6 +147,8 @@ pub enum Source {
         id: ChunkId,
         /// First byte within it.
         skip: u32,
+        /// Whether it is one of clear data.
+        clear: bool,
     },
     /// Here.
     Inline(Arc<[u8]>),
@@ -213,6 +217,11 @@ pub fn xattr_key(ino: u64, name: &[u8]) -> Vec<u8> {
 /// Key of an orphan's mark.
 pub fn orphan_key(ino: u64) -> Vec<u8> {
     key(0, KIND_ORPHAN, &ino.to_be_bytes())
+}
+
+/// The key that marks file `ino` as one with clear chunks.
+pub fn clear_key(ino: u64) -> Vec<u8> {
+    key(0, KIND_CLEAR, &ino.to_be_bytes())
 }
 
 /// The 8-byte number at the end of a key.
@@ -467,8 +476,8 @@ impl Extent {
     /// Appends the record's value.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.source {
-            Source::Chunk { id, skip } => {
-                out.push(1);
+            Source::Chunk { id, skip, clear } => {
+                out.push(if *clear { 3 } else { 1 });
                 put_varint(out, self.len);
                 put_varint(out, u64::from(*skip));
                 out.extend_from_slice(&id.0);
@@ -487,9 +496,9 @@ impl Extent {
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut f = Fields::new(KIND_EXTENT, bytes);
         let extent = match f.byte()? {
-            1 => {
+            tag @ (1 | 3) => {
                 let (len, skip) = (f.varint()?, f.varint32()?);
-                Self { len, source: Source::Chunk { id: f.chunk_id()?, skip } }
+                Self { len, source: Source::Chunk { id: f.chunk_id()?, skip, clear: tag == 3 } }
             }
             2 => {
                 let b = f.take_rest();
@@ -602,7 +611,8 @@ mod tests {
     fn extents_and_xattrs_keep_their_fields() {
         let id = ChunkId([9; 32]);
         for extent in [
-            Extent { len: 1 << 20, source: Source::Chunk { id, skip: 77 } },
+            Extent { len: 1 << 20, source: Source::Chunk { id, skip: 77, clear: false } },
+            Extent { len: 1 << 20, source: Source::Chunk { id, skip: 77, clear: true } },
             Extent { len: 3, source: Source::Inline(Arc::from(&b"abc"[..])) },
         ] {
             let mut out = Vec::new();

@@ -16,10 +16,12 @@ use crate::error::RepositoryError;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
 use crate::index::{Index, SegmentRef};
 use crate::keys::{KdfParams, Keyring, create_slot, unlock};
+use crate::labels::Labels;
 use crate::packer::{Packer, PackerSetup};
 use crate::reader::Reader;
 use crate::staged::StagedPack;
 use crate::stats::{Counters, RepositoryStats};
+use crate::yielding::{Gate, Reads, Waiting};
 use crate::{config, names};
 
 /// How a repository is made.
@@ -83,10 +85,12 @@ pub struct Repository {
     pub(crate) seal: Arc<dyn Seal>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) labels: Arc<Labels>,
     pub(crate) index: Index,
     pub(crate) metadata_chain: ChainName,
     pub(crate) pack_bytes: u64,
-    pub(crate) uploads: usize,
+    pub(crate) uploads: Gate,
+    pub(crate) reads: Arc<Reads>,
     pub(crate) committing: AtomicBool,
     pub(crate) progress: Mutex<Progress>,
     pub(crate) known_heads: Mutex<HashMap<VolumeId, SequenceNo>>,
@@ -150,7 +154,8 @@ impl Repository {
         let keyring = Arc::new(Keyring::load(store.as_ref(), seal.as_ref(), config.repository, &master)?);
         let volume =
             keyring.volume(&opts.volume).ok_or_else(|| RepositoryError::UnknownVolume { name: opts.volume.clone() })?;
-        let counters = Arc::new(Counters::default());
+        let (counters, labels) = (Arc::new(Counters::default()), Arc::new(Labels::default()));
+        let reads = Arc::new(Reads::default());
         let packer = opts.staging.map(|dir| {
             let setup = PackerSetup {
                 dir,
@@ -158,9 +163,10 @@ impl Repository {
                 seal: seal.clone(),
                 host: host.clone(),
                 counters: counters.clone(),
+                labels: labels.clone(),
+                reads: reads.clone(),
                 pack_bytes: opts.pack_bytes,
                 queue_bytes: opts.queue_bytes,
-                sealed_chain: opts.metadata_chain.clone(),
             };
             Packer::start(setup, opts.workers)
         });
@@ -182,10 +188,12 @@ impl Repository {
             seal,
             keyring,
             counters,
+            labels,
             index,
             metadata_chain: opts.metadata_chain,
             pack_bytes: opts.pack_bytes,
-            uploads: opts.uploads.max(1),
+            uploads: Gate::new(opts.uploads),
+            reads,
             committing: AtomicBool::new(false),
             progress: Mutex::default(),
             known_heads: Mutex::default(),
@@ -229,9 +237,19 @@ impl Repository {
         self.keyring.generation
     }
 
+    /// The epoch that seals what is written now.
+    pub fn sealing_epoch(&self) -> crate::KeyEpoch {
+        self.keyring.epochs().last().copied().expect("a keyring without an epoch is refused when it is read")
+    }
+
     /// The id of a chunk of file data.
     pub fn data_id(&self, data: &[u8]) -> ChunkId {
         self.keyring.data_id(data)
+    }
+
+    /// The id of a chunk of a file in an exempted directory. No chunk has the id of a sealed one.
+    pub fn clear_id(&self, data: &[u8]) -> ChunkId {
+        self.keyring.clear_id(data)
     }
 
     /// The id of a tree node.
@@ -290,6 +308,26 @@ impl Repository {
         Envelope { magic: b"AXRC", label: "axiomfs record", repository: self.id(), names }
     }
 
+    /// Moves how many uploads may run at the same time, up to what the repository was opened with.
+    pub fn set_uploads(&self, limit: usize) {
+        self.uploads.set(limit);
+    }
+
+    /// How many uploads may run at the same time now.
+    pub fn uploads(&self) -> usize {
+        self.uploads.limit()
+    }
+
+    /// Says that somebody waits for a read: encoders and uploads give way to it, for a short time each.
+    pub fn foreground(&self) -> Waiting<'_> {
+        self.reads.begin()
+    }
+
+    /// Bytes of decoded frames that are kept in memory at most.
+    pub fn frame_cache_limit(&self) -> u64 {
+        self.reader.frame_limit() as u64
+    }
+
     /// Counters and sizes.
     pub fn stats(&self) -> RepositoryStats {
         let mut stats = self.counters.snapshot();
@@ -297,6 +335,8 @@ impl Repository {
         stats.index_cache_bytes = self.index.cached_bytes() as u64;
         stats.frame_cache_bytes = self.reader.frame_bytes() as u64;
         stats.node_cache_bytes = self.reader.node_bytes() as u64;
+        stats.uploads_limit = self.uploads.limit() as u64;
+        stats.yields = self.reads.yields();
         stats.frames_quarantined = self.reader.quarantined();
         if let Some(packer) = &self.packer {
             let usage = packer.usage();

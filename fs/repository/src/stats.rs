@@ -41,6 +41,10 @@ pub struct RepositoryStats {
     pub bytes_uploaded: u64,
     /// Frames found damaged or missing.
     pub frames_quarantined: u64,
+    /// Uploads that may run at the same time now.
+    pub uploads_limit: u64,
+    /// How often encoders and uploads gave way to reads.
+    pub yields: u64,
     /// Bytes of decoded frames in memory.
     pub frame_cache_bytes: u64,
     /// Bytes of tree nodes in memory.

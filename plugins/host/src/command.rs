@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! chain show [NAME] | chain set NAME STEPS | chain add NAME STEP [before ID | after ID] | chain remove NAME ID
-//! chain test NAME | set [CHAIN/]ID key=value… | plugin list | plugin load ID | plugin unload ID
-//! route list | route explain PATH | key status | key rotate [compromised] | store status | reload | sync | advise
+//! chain new NAME STEPS | chain test NAME | set [CHAIN/]ID key=value… | plugin list | plugin load ID | plugin unload ID
+//! route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate [compromised] | store status | reload | sync | advise
 //! audit verify
 //! STEPS = STEP | STEP …        STEP = ID or ID(key=value,…)
 //! ```
@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::build::is_name;
 use crate::wire::is_id;
-use crate::{HostError, OnError, StepSpec};
+use crate::{HostError, Matcher, OnError, StepSpec};
 
 /// Longest command in bytes.
 pub const MAX_COMMAND: usize = 4096;
@@ -101,6 +101,13 @@ pub enum ChainCommand {
         /// The token given.
         confirm: Option<String>,
     },
+    /// `chain new NAME STEPS`
+    New {
+        /// Its name, which no other chain has.
+        name: String,
+        /// Its steps.
+        steps: Vec<StepSpec>,
+    },
     /// `chain add NAME STEP [before ID | after ID]`
     Add {
         /// The chain.
@@ -162,6 +169,20 @@ pub enum RouteCommand {
     List,
     /// `route explain PATH`
     Explain(String),
+    /// `route add under|match PATTERN CHAIN [first]`
+    Add {
+        /// Which files; none is ever exempted from encryption by command.
+        matcher: Matcher,
+        /// The chain they go through.
+        chain: String,
+        /// Before all other routes, not behind them.
+        first: bool,
+    },
+    /// `route remove NUMBER`
+    Remove {
+        /// Its place in the list; the first is 1.
+        number: usize,
+    },
 }
 
 /// Reads one command.
@@ -200,16 +221,19 @@ pub fn parse_command(text: &str) -> Result<Command, ControlError> {
 }
 
 fn chain_command(words: &mut Words) -> Result<ChainCommand, ControlError> {
-    let verb = words.next("show, set, add, remove or test after chain")?;
+    let verb = words.next("show, set, new, add, remove or test after chain")?;
     match verb.as_str() {
         "show" if words.is_empty() => return Ok(ChainCommand::Show { name: None }),
-        "show" | "set" | "add" | "remove" | "test" => {}
-        other => return Err(syntax(format!("There is no command chain {other}"), "chain show|set|add|remove|test")),
+        "show" | "set" | "new" | "add" | "remove" | "test" => {}
+        other => {
+            return Err(syntax(format!("There is no command chain {other}"), "chain show|set|new|add|remove|test"));
+        }
     }
     let name = words.chain_name()?;
     Ok(match verb.as_str() {
         "show" => ChainCommand::Show { name: Some(name) },
         "set" => ChainCommand::Set { name, steps: words.steps()?, confirm: words.confirm()? },
+        "new" => ChainCommand::New { name, steps: words.steps()? },
         "add" => ChainCommand::Add { name, step: words.step()?, position: words.position()? },
         "remove" => ChainCommand::Remove { name, plugin: words.plugin_id()?, confirm: words.confirm()? },
         _ => ChainCommand::Test { name },
@@ -246,9 +270,11 @@ fn plugin_command(words: &mut Words) -> Result<PluginCommand, ControlError> {
     }
 }
 
+const ADD_ROUTE: &str = "route add under /DIRECTORY CHAIN, or route add match '*.log' CHAIN";
+
 /// A path is the rest of the line as it stands: it may hold spaces and brackets.
 fn route_command(line: &str, mut words: Words) -> Result<RouteCommand, ControlError> {
-    match words.next("list or explain after route")?.as_str() {
+    match words.next("list, explain, add or remove after route")?.as_str() {
         "list" => words.end().map(|()| RouteCommand::List),
         "explain" => {
             let rest = line.split_once("explain").map_or("", |(_, rest)| rest).trim_start_matches([' ', '\t']);
@@ -257,7 +283,26 @@ fn route_command(line: &str, mut words: Words) -> Result<RouteCommand, ControlEr
             }
             Ok(RouteCommand::Explain(rest.to_owned()))
         }
-        other => Err(syntax(format!("There is no command route {other}"), "route list | explain PATH")),
+        "add" => {
+            let matcher = match (words.next("under or match")?.as_str(), words.next("a directory or a pattern")?) {
+                ("under", dir) => Matcher::Under(dir),
+                ("match", glob) => Matcher::Match(glob),
+                (other, _) => return Err(syntax(format!("Expected under or match, not {other:?}"), ADD_ROUTE)),
+            };
+            let (chain, first) = (words.chain_name()?, words.take("first"));
+            words.end().map(|()| RouteCommand::Add { matcher, chain, first })
+        }
+        "remove" => {
+            let word = words.next("a route's number")?;
+            let number = word.parse().ok().filter(|number| *number > 0);
+            let bad = || syntax(format!("Expected a route's number, not {word:?}"), "The first of route list is 1");
+            let number = number.ok_or_else(bad)?;
+            words.end().map(|()| RouteCommand::Remove { number })
+        }
+        other => {
+            let hint = "route list | explain PATH | add under|match PATTERN CHAIN [first] | remove NUMBER";
+            Err(syntax(format!("There is no command route {other}"), hint))
+        }
     }
 }
 

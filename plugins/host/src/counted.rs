@@ -79,6 +79,12 @@ impl Counted {
         self.requests[put_new].running.load(Relaxed)
     }
 
+    /// Create-only puts that failed so far in a way that may pass.
+    pub fn failed_puts(&self) -> u64 {
+        let put_new = OPERATIONS.iter().position(|(known, _)| *known == Operation::PutNew).unwrap_or_default();
+        self.requests[put_new].transient.load(Relaxed)
+    }
+
     /// What was counted.
     pub fn metrics(&self) -> Vec<HostMetric> {
         let mut out = Vec::new();

@@ -15,6 +15,14 @@ pub enum HostError {
         /// The chains there are.
         known: String,
     },
+    /// No route of that number.
+    #[error("There is no route {number}; there are {count}")]
+    UnknownRoute {
+        /// What was asked for.
+        number: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// A chain's name is not a plain word.
     #[error("Chain name {name:?} must be 1 to 32 of a-z, 0-9, - and _")]
     BadName {
@@ -258,6 +266,7 @@ impl HostError {
             Self::InitTimeout { .. } | Self::UnloadTimeout { .. } => "Nothing was changed; try again".into(),
             Self::UnknownPlugin { known, .. } => format!("Use one of: {known}"),
             Self::UnknownChain { known, .. } => format!("Use one of: {known}"),
+            Self::UnknownRoute { .. } => "See route list".into(),
             Self::NotInChain { chain, .. } => format!("See chain show {chain}"),
             Self::Duplicate { .. } => "Leave one of them out".into(),
             Self::BadName { .. } => "Choose another name".into(),
@@ -282,6 +291,7 @@ impl HostError {
     fn classify(&self) -> (&'static str, &'static str) {
         match self {
             Self::UnknownChain { .. } | Self::UnknownPlugin { .. } | Self::NotInChain { .. } => ("UNKNOWN", "ENOENT"),
+            Self::UnknownRoute { .. } => ("UNKNOWN", "ENOENT"),
             Self::NotLoaded { .. } | Self::MissingPlugin { .. } => ("NOT_LOADED", "ENOENT"),
             Self::BadName { .. } | Self::Duplicate { .. } | Self::Strategy { .. } => ("INVALID", "EINVAL"),
             Self::Setup { source, .. } => match **source {

@@ -9,7 +9,7 @@ use crate::host::{DEFAULT_CHAIN, unknown};
 use crate::registry::{StepEntry, TransformEntry};
 use crate::{
     Chain, ChainCommand, ChainSpec, Command, ControlError, Host, HostError, PluginCommand, Position, Replaced, Route,
-    RouteCommand, StepSpec, resolve, self_test,
+    RouteCommand, RouteTable, StepSpec, resolve, self_test,
 };
 
 /// A chain as it is now.
@@ -148,7 +148,7 @@ impl Host {
         match command {
             Command::Chain(command) => Some(self.execute_chain(command)),
             Command::Plugin(command) => Some(self.execute_plugin(command).map_err(ControlError::from)),
-            Command::Route(command) => Some(Ok(self.execute_route(command))),
+            Command::Route(command) => Some(self.execute_route(command).map_err(ControlError::from)),
             Command::KeyStatus
             | Command::KeyRotate { .. }
             | Command::StoreStatus
@@ -180,6 +180,7 @@ impl Host {
             ChainCommand::Remove { name, plugin, confirm } => {
                 Ok(self.edit(name, confirm.as_deref(), |spec| removed(spec, plugin))?)
             }
+            ChainCommand::New { name, steps } => Ok(self.new_chain(name, steps)?),
             ChainCommand::Test { name } => Ok(self.test(name)?),
             ChainCommand::Configure { chain, plugin, params } => {
                 let name = match chain {
@@ -220,6 +221,22 @@ impl Host {
             Err(error) => self.events.add("refused", format!("Chain {name} not changed: {error}")),
         }
         result.map(|(done, chain)| Reply::Swapped { generation: done.generation, chain, took: start.elapsed() })
+    }
+
+    fn new_chain(&self, name: &str, steps: &[StepSpec]) -> Result<Reply, HostError> {
+        let start = Instant::now();
+        let _changing = self.begin()?;
+        let state = self.state.load_full();
+        let mut specs = self.chain_specs();
+        specs.push(ChainSpec::new(name, steps.to_vec()));
+        let made = self.change(&specs, state.routes.clone(), state.limits.clone(), state.require.clone());
+        match &made {
+            Ok(done) => self.events.add("chain", format!("Chain {name} is new, generation {}", done.generation)),
+            Err(error) => self.events.add("refused", format!("Chain {name} not made: {error}")),
+        }
+        let generation = made?.generation;
+        let chain = ChainInfo::from(&self.chain(name)?);
+        Ok(Reply::Swapped { generation, chain, took: start.elapsed() })
     }
 
     fn swap(
@@ -307,15 +324,42 @@ impl Host {
         Ok(Reply::Tested { chain: chain.into(), report })
     }
 
-    fn execute_route(&self, command: &RouteCommand) -> Reply {
+    fn execute_route(&self, command: &RouteCommand) -> Result<Reply, HostError> {
         let routes = self.routes();
         match command {
-            RouteCommand::List => Reply::Routes(routes.routes().cloned().collect()),
+            RouteCommand::List => Ok(Reply::Routes(routes.routes().cloned().collect())),
             RouteCommand::Explain(path) => {
                 let (rule, chain) = routes.explain(path.as_bytes());
-                Reply::Explained { path: path.clone(), chain: chain.to_string(), rule: rule.cloned() }
+                Ok(Reply::Explained { path: path.clone(), chain: chain.to_string(), rule: rule.cloned() })
             }
+            RouteCommand::Add { matcher, chain, first } => self.change_routes(|routes| {
+                let route = Route { matcher: matcher.clone(), chain: chain.clone(), allow_unencrypted: false };
+                routes.insert(if *first { 0 } else { routes.len() }, route);
+                Ok(())
+            }),
+            RouteCommand::Remove { number } => self.change_routes(|routes| {
+                if *number > routes.len() {
+                    return Err(HostError::UnknownRoute { number: *number, count: routes.len() });
+                }
+                routes.remove(*number - 1);
+                Ok(())
+            }),
         }
+    }
+
+    fn change_routes(&self, edit: impl FnOnce(&mut Vec<Route>) -> Result<(), HostError>) -> Result<Reply, HostError> {
+        let _changing = self.begin()?;
+        let state = self.state.load_full();
+        let mut routes: Vec<Route> = state.routes.routes().cloned().collect();
+        let changed = edit(&mut routes).and_then(|()| {
+            let table = Arc::new(RouteTable::new(routes.clone())?);
+            self.change(&self.chain_specs(), table, state.limits.clone(), state.require.clone())
+        });
+        match &changed {
+            Ok(done) => self.events.add("routes", format!("Routes changed, generation {}", done.generation)),
+            Err(error) => self.events.add("refused", format!("Routes not changed: {error}")),
+        }
+        changed.map(|_| Reply::Routes(routes))
     }
 
     fn execute_plugin(&self, command: &PluginCommand) -> Result<Reply, HostError> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use axiomfs_api::Seal;
+use axiomfs_api::{Hint, Seal};
 
 use crate::build::Builder;
 use crate::chain::RunLimits;
@@ -12,7 +12,7 @@ use crate::events::Events;
 use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
 use crate::stats::Histogram;
-use crate::{Chain, ChainName, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, self_test};
+use crate::{Chain, ChainName, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, StepSpec, self_test};
 
 /// The chain for everything that no route sends elsewhere.
 pub const DEFAULT_CHAIN: &str = "default";
@@ -199,6 +199,19 @@ impl Host {
         self.state.load().routes.route(path)
     }
 
+    /// The same, and whether the file is to be stored in clear: its directory is exempted and its chain has no seal.
+    pub fn place(&self, path: &[u8]) -> (ChainName, bool) {
+        let state = self.state.load();
+        let (route, name) = state.routes.explain(path);
+        let is_open = || state.chains.get(name).is_some_and(|chain| chain.seal_id().is_none());
+        (name.clone(), route.is_some_and(|route| route.allow_unencrypted) && is_open())
+    }
+
+    /// Whether any directory is exempted from encryption.
+    pub fn has_exemptions(&self) -> bool {
+        self.state.load().routes.routes().any(|route| route.allow_unencrypted)
+    }
+
     /// What undoes the chain with these stored descriptor bytes; built once, then kept.
     ///
     /// # Errors
@@ -344,6 +357,17 @@ impl Host {
         self.state.store(Arc::new(State { generation, chains, routes, limits, require, retired: names }));
         self.swaps.fetch_add(retired.len() as u64, Ordering::Relaxed);
         Ok(Replaced { generation, tightened, took: start.elapsed(), retired })
+    }
+
+    /// Bytes that a chain of `steps` would make of `samples`; nothing of it is kept.
+    ///
+    /// # Errors
+    /// [`HostError`] if there can't be such a chain, or a step of it fails.
+    pub fn trial(&self, steps: &[StepSpec], samples: &[Vec<u8>]) -> Result<usize, HostError> {
+        let state = self.state.load_full();
+        let specs: Vec<ChainSpec> = state.chains.values().map(|chain| chain.spec().clone()).collect();
+        let chain = self.builder(&specs, &state.limits).chain(&ChainSpec::new("trial", steps.to_vec()))?;
+        samples.iter().map(|raw| chain.encode(Hint::Data, raw).map(|encoded| encoded.bytes.len())).sum()
     }
 
     pub(crate) fn builder<'a>(&'a self, specs: &'a [ChainSpec], limits: &Limits) -> Builder<'a> {

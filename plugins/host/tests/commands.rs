@@ -1,6 +1,8 @@
 //! The grammar of control commands.
 
-use axiomfs_host::{ChainCommand, Command, OnError, PluginCommand, Position, RouteCommand, StepSpec, parse_command};
+use axiomfs_host::{
+    ChainCommand, Command, Matcher, OnError, PluginCommand, Position, RouteCommand, StepSpec, parse_command,
+};
 use proptest::prelude::*;
 
 fn chain(text: &str) -> ChainCommand {
@@ -62,6 +64,27 @@ fn all_other_commands() {
         ("route list", Command::Route(RouteCommand::List)),
         ("route explain /logs/a", path("/logs/a")),
         ("route explain  my file (1) | explain.txt", path("my file (1) | explain.txt")),
+        (
+            "route add match *.log archive",
+            Command::Route(RouteCommand::Add {
+                matcher: Matcher::Match("*.log".into()),
+                chain: "archive".into(),
+                first: false,
+            }),
+        ),
+        (
+            "route add under /logs archive first",
+            Command::Route(RouteCommand::Add {
+                matcher: Matcher::Under("/logs".into()),
+                chain: "archive".into(),
+                first: true,
+            }),
+        ),
+        ("route remove 2", Command::Route(RouteCommand::Remove { number: 2 })),
+        (
+            "chain new plain aes-256-gcm",
+            Command::Chain(ChainCommand::New { name: "plain".into(), steps: vec![StepSpec::new("aes-256-gcm")] }),
+        ),
         ("key status", Command::KeyStatus),
         ("key rotate", Command::KeyRotate { compromised: false, confirm: None }),
         ("key rotate compromised confirm=1", Command::KeyRotate { compromised: true, confirm: Some("1".into()) }),
@@ -122,6 +145,15 @@ fn mistakes_are_named() {
         ("route explain", "path"),
         ("route explain   ", "path"),
         ("route list x", "\"x\""),
+        ("route add", "under or match"),
+        ("route add like *.x y", "like"),
+        ("route add match *.x", "chain's name"),
+        ("route add match *.x y last", "last"),
+        ("route remove", "number"),
+        ("route remove 0", "number"),
+        ("route remove -1", "number"),
+        ("chain new", "chain's name"),
+        ("chain new plain", "a step"),
         ("key", "status"),
         ("key rotate now", "now"),
         ("store", "status"),

@@ -40,7 +40,7 @@ fn loaded(host: &Host) -> Vec<bool> {
     host.plugins().iter().map(|plugin| plugin.loaded).collect()
 }
 
-const WORDS: [&str; 36] = [
+const WORDS: [&str; 41] = [
     "chain",
     "show",
     "set",
@@ -55,6 +55,11 @@ const WORDS: [&str; 36] = [
     "explain",
     "before",
     "after",
+    "new",
+    "match",
+    "under",
+    "*.mp4",
+    "/logs",
     "default",
     "media",
     "archive",

@@ -103,6 +103,12 @@ fn refusals_change_nothing_and_say_why() {
         ("chain set default zstd(on_error=fallback:default)|aes-256-gcm", "EINVAL", "INVALID", "circle"),
         ("chain remove default aes-256-gcm", "EPERM", "POLICY", "aes-256-gcm"),
         ("chain set default zstd(level=3)", "EPERM", "POLICY", "encryption"),
+        ("chain new archive aes-256-gcm", "EINVAL", "INVALID", "archive"),
+        ("chain new open zstd", "EPERM", "POLICY", "encryption"),
+        ("route add match *.{a archive", "EINVAL", "ROUTE", "unclosed"),
+        ("route add under logs archive", "EINVAL", "ROUTE", "from the live root"),
+        ("route add match *.a nochain", "EINVAL", "ROUTE", "archive, default, media"),
+        ("route remove 1", "ENOENT", "UNKNOWN", "there are 0"),
         ("plugin unload nonsense", "ENOENT", "UNKNOWN", "nonsense"),
         ("plugin unload zstd", "EBUSY", "BUSY", "chain archive has it"),
         ("plugin unload aes-256-gcm", "EBUSY", "BUSY", "seal"),
@@ -182,7 +188,15 @@ fn only_whole_directories_may_be_clear() {
     assert!(matches!(replace(vec![], token), Err(HostError::Policy { .. })), "no route leads there");
     assert!(matches!(replace(vec![clear(false)], token), Err(HostError::Policy { .. })), "not exempted");
     assert!(matches!(replace(vec![clear(true)], None), Err(HostError::Unconfirmed { .. })));
+    assert!(!host.place(b"pub/x").1);
     replace(vec![clear(true)], token).expect("an exempted directory");
+    assert_eq!((host.place(b"pub/x"), host.place(b"public").1), (("clear".into(), true), false));
+    assert!(host.has_exemptions());
+    // A route by command comes before it or behind it, and never exempts.
+    run(&host, "route add match *.jpg media first").expect("a route");
+    assert_eq!(host.place(b"pub/x.jpg"), ("media".into(), false));
+    assert_eq!(refused(&host, "route add match *.txt clear").errno_name, "EPERM");
+    run(&host, "route remove 1").expect("removed");
     assert_eq!(&*host.route(b"pub/x"), "clear");
     assert_eq!(host.chain("clear").expect("a chain").seal_id(), None);
     let mixed = Route { matcher: Matcher::Match("*.x".into()), chain: "clear".into(), allow_unencrypted: false };
@@ -317,6 +331,22 @@ fn plugins_are_loaded_and_unloaded() {
         frame.join().expect("no panic").expect("the frame ends well");
     });
     run(&host, "plugin unload slow").expect("its frames have ended");
+}
+
+#[test]
+fn routes_and_chains_come_and_go_by_command() {
+    let host = standard();
+    assert_eq!(steps(&host, "chain new plain pad|aes-256-gcm"), "pad|aes-256-gcm");
+    let shown = |text: &str| match run(&host, text).expect(text) {
+        Reply::Routes(routes) => routes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(shown("route add match *.log archive"), "match *.log -> archive");
+    assert_eq!(shown("route add under /raw plain first"), "under /raw -> plain, match *.log -> archive");
+    assert_eq!((&*host.route(b"raw/a.log"), &*host.route(b"a.log")), ("plain", "archive"));
+    assert_eq!(shown("route remove 1"), "match *.log -> archive");
+    assert_eq!(&*host.route(b"raw/a.log"), "archive");
+    assert!(!host.has_exemptions() && host.place(b"a.log") == ("archive".into(), false));
 }
 
 /// Frames go on, whole, while the chain changes under them; each decodes by its own descriptor.

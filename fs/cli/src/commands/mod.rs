@@ -1,5 +1,6 @@
 //! One file per verb.
 
+pub mod advise;
 pub mod config;
 pub mod ctl;
 pub mod init;

@@ -155,8 +155,9 @@ impl Job<'_> {
         if let Some(listener) = metrics {
             listener.serve(panel.clone());
         }
-        pacing::start(session.host(), session.repository(), session.counted());
+        pacing::start(session.host(), session.repository(), session.counted(), session.volume(), panel.upload_bounds());
         reload::watch(&panel);
+        reload::advise(&panel);
         tracing::info!(store = session.store(), mountpoint = %self.mountpoint.display(), "mounted");
         end_by_signal(mounted.unmounter(), Arc::clone(&panel));
         ready(json!({

@@ -57,7 +57,8 @@ fn render(reply: &Value) -> String {
     }
     for frame in reply["frames"].as_array().into_iter().flatten() {
         let mut steps: Vec<String> = frame["steps"].as_array().into_iter().flatten().map(text).collect();
-        steps.push(text(&frame["seal"]));
+        let seal = frame["seal"].as_str().filter(|seal| !seal.is_empty());
+        steps.push(seal.unwrap_or("in clear").to_owned());
         lines.push(format!(
             "  frame {:>5} {:<24} {:>10} -> {:>10}  {}",
             frame["frame"].to_string(),

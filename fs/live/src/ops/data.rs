@@ -9,6 +9,7 @@ use super::xattrs::drop_capabilities;
 use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
+use crate::ingest::Paths;
 use crate::types::{Access, Caller, FallocMode, FileKind, FsError, FsResult, Handle, NodeId};
 use crate::volume::Volume;
 
@@ -225,6 +226,13 @@ impl Volume {
         if source == target && overlaps && len > 0 {
             return Err(FsError::Invalid);
         }
+        let exempt = self.is_exempt(access, ino)?;
+        // Chunks are shared by files of one kind only: clear ones never come into a sealed file, nor the other way round.
+        let is_shared = |run: &&Run| match run.source {
+            RunSource::Log(_) => false,
+            RunSource::Chunk { clear, .. } => clear == exempt,
+            RunSource::Inline { .. } | RunSource::Hole => true,
+        };
         let mut done = 0;
         while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
             let at = source_offset + done;
@@ -233,7 +241,7 @@ impl Volume {
                 .look(access, source.ordinal, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
             let shared: Vec<Run> = runs
                 .iter()
-                .take_while(|run| !matches!(run.source, RunSource::Log(_)))
+                .take_while(is_shared)
                 .take(SHARED_RUNS)
                 .map(|run| Run { offset: target_offset + (run.offset - source_offset), ..run.clone() })
                 .collect();
@@ -253,6 +261,19 @@ impl Volume {
             }
         }
         Ok(done)
+    }
+
+    /// Whether what comes into the file now is stored in clear.
+    fn is_exempt(&self, access: Access, ino: u64) -> FsResult<bool> {
+        let host = &self.shared.host;
+        if !host.has_exemptions() {
+            return Ok(false);
+        }
+        self.shared.look(access, 0, |view| {
+            let inode = view.inode(ino)?.ok_or(FsError::Stale)?;
+            let (path, known) = Paths::default().of(view, ino, &inode)?;
+            Ok(known && host.place(&path).1)
+        })
     }
 
     fn share(&self, access: Access, ino: u64, runs: Vec<Run>) -> FsResult<()> {

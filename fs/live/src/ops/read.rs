@@ -63,7 +63,7 @@ impl Volume {
                     let skip = *skip as usize;
                     out.extend_from_slice(slice(bytes, skip, len, "Inline data")?);
                 }
-                RunSource::Chunk { id, skip } => {
+                RunSource::Chunk { id, skip, .. } => {
                     let chunk = self.chunk(access, id)?;
                     let object = format_args!("Chunk {id}").to_string();
                     out.extend_from_slice(slice(&chunk, *skip as usize, len, &object)?);
@@ -91,7 +91,10 @@ impl Volume {
         let repository = &self.shared.repository;
         match access {
             Access::Cached => repository.chunk_cached(id).ok_or(FsError::WouldBlock),
-            Access::Wait => repository.read_chunk(id).map_err(|e| self.shared.report(&e)),
+            Access::Wait => {
+                let _waiting = repository.foreground();
+                repository.read_chunk(id).map_err(|e| self.shared.report(&e))
+            }
         }
     }
 

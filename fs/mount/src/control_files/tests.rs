@@ -34,6 +34,9 @@ impl Control for Scripted {
     fn events(&self) -> String {
         String::new()
     }
+    fn advice(&self) -> String {
+        "No advice".into()
+    }
     fn plugins(&self) -> Vec<PluginFiles> {
         ["zstd", "../etc", "aes"]
             .map(|id| PluginFiles {

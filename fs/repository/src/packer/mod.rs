@@ -22,10 +22,12 @@ use crate::error::RepositoryError;
 use crate::frame::FrameKind;
 use crate::ids::ChunkId;
 use crate::keys::Keyring;
+use crate::labels::{Label, Labels};
 use crate::pack::PackWriter;
 use crate::reader::FrameKey;
 use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
+use crate::yielding::Reads;
 
 /// A chunk of at least this many bytes has a frame of its own.
 pub(crate) const OWN_FRAME: usize = 128 << 10;
@@ -41,7 +43,7 @@ pub struct FrameClass {
     pub owner: u32,
     /// The chain the file is routed to.
     pub route: ChainName,
-    /// Data or metadata.
+    /// Data, metadata or clear data.
     pub kind: FrameKind,
 }
 
@@ -49,7 +51,7 @@ impl FrameClass {
     /// Bytes that fill a frame of small chunks.
     fn frame_bytes(&self) -> usize {
         match self.kind {
-            FrameKind::Data => SHARED_FRAME,
+            FrameKind::Data | FrameKind::Clear => SHARED_FRAME,
             FrameKind::Metadata => METADATA_FRAME,
         }
     }
@@ -71,10 +73,10 @@ pub(crate) struct PackerSetup {
     pub(crate) seal: Arc<dyn Seal>,
     pub(crate) host: Arc<Host>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) labels: Arc<Labels>,
+    pub(crate) reads: Arc<Reads>,
     pub(crate) pack_bytes: u64,
     pub(crate) queue_bytes: usize,
-    /// Takes the place of a route without a seal.
-    pub(crate) sealed_chain: ChainName,
 }
 
 /// The front of the packer; dropping it stops the threads.
@@ -93,7 +95,7 @@ pub(crate) struct Shared {
     /// Progress for those who wait.
     progress: Condvar,
     /// The pack that takes frames, by kind. Locked while a pack's file is created; before `state` in lock order.
-    current: [Mutex<Option<Arc<OpenPack>>>; 2],
+    current: [Mutex<Option<Arc<OpenPack>>>; FrameKind::COUNT],
 }
 
 /// A pack that takes frames, while anybody uses it.
@@ -119,7 +121,7 @@ impl Packer {
             work: Condvar::new(),
             to_finish: Condvar::new(),
             progress: Condvar::new(),
-            current: [Mutex::new(None), Mutex::new(None)],
+            current: Default::default(),
         });
         let mut packer = Self { shared, threads: Vec::new() };
         for number in 0..workers.max(1) {
@@ -153,6 +155,7 @@ impl Packer {
     pub(crate) fn add(
         &self,
         class: &FrameClass,
+        label: Label,
         id: ChunkId,
         data: &[u8],
         bad: impl Fn(&FrameKey) -> bool,
@@ -162,7 +165,7 @@ impl Packer {
         if state.touch(&id, &bad) {
             return Ok(Added::Known);
         }
-        if data.len() >= OWN_FRAME && class.kind == FrameKind::Data {
+        if data.len() >= OWN_FRAME && class.kind != FrameKind::Metadata {
             // Copied without the lock; the check is repeated after it.
             drop(state);
             let mut raw = Vec::with_capacity(data.len() + 8);
@@ -173,7 +176,7 @@ impl Packer {
             }
             let number = state.frame_number();
             state.note_pending(id, Pending::closed(number, 0, len32(data.len()), 0));
-            state.submit(number, class.clone(), raw, vec![(id, len32(data.len()))]);
+            state.submit(number, class.clone(), label, raw, vec![(id, len32(data.len()))]);
             drop(state);
             shared.work.notify_one();
             return Ok(Added::New);

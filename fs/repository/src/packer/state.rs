@@ -9,6 +9,7 @@ use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
 use crate::ids::ChunkId;
+use crate::labels::Label;
 use crate::reader::FrameKey;
 use crate::staged::Staged;
 
@@ -54,6 +55,8 @@ pub(super) struct OpenFrame {
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) class: FrameClass,
+    /// Of its only chunk.
+    pub(super) label: Label,
     pub(super) raw: Arc<Vec<u8>>,
     pub(super) members: Vec<Member>,
 }
@@ -173,12 +176,12 @@ impl State {
         if class.kind == FrameKind::Metadata {
             crate::frame::put_directory(&mut raw, &members);
         }
-        self.submit(number, class.clone(), raw, members);
+        self.submit(number, class.clone(), Label::NONE, raw, members);
     }
 
-    pub(super) fn submit(&mut self, number: u64, class: FrameClass, raw: Vec<u8>, members: Vec<Member>) {
+    pub(super) fn submit(&mut self, number: u64, class: FrameClass, label: Label, raw: Vec<u8>, members: Vec<Member>) {
         self.queued_bytes += raw.len();
-        let job = Arc::new(Job { number, class, raw: Arc::new(raw), members });
+        let job = Arc::new(Job { number, class, label, raw: Arc::new(raw), members });
         self.jobs.insert(number, job.clone());
         self.queue.push_back(job);
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, PoisonError};
 use std::time::Instant;
 
-use axiomfs_api::Hint;
-use axiomfs_host::{ChainName, Host};
+use axiomfs_api::{Hint, Seal};
+use axiomfs_host::{ChainName, ChainRecord, Host};
 
 use super::{Job, OpenPack, Shared, StagedChunk, State};
 use crate::codec::pad;
@@ -15,6 +15,7 @@ use crate::frame::{FrameKind, FrameRecord};
 use crate::limits;
 use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackWriter};
 use crate::staged::{Staged, StagedPack};
+use crate::yielding::BEFORE_FRAME;
 
 /// Encoding yields to whoever waits for an answer.
 const NICENESS: i32 = 5;
@@ -23,6 +24,10 @@ pub(super) fn encode_loop(shared: &Shared) {
     be_nice();
     loop {
         let Some(job) = shared.next(&shared.work, |state| state.queue.pop_front()) else { return };
+        // Not where writers wait for the queue: who reads then shares with them.
+        if shared.lock().queued_bytes < shared.setup.queue_bytes / 2 {
+            shared.setup.reads.give_way(BEFORE_FRAME);
+        }
         // A plugin that panics must not leave everybody waiting for its frame.
         let result = catch_unwind(AssertUnwindSafe(|| encode(shared, &job)));
         let mut state = shared.lock();
@@ -77,11 +82,11 @@ fn be_nice() {
 /// Transforms, pads, seals and writes one frame.
 fn encode(shared: &Shared, job: &Job) -> Result<(Arc<Staged>, FrameRecord), RepositoryError> {
     let setup = &shared.setup;
-    let hint = match job.class.kind {
-        FrameKind::Data => Hint::Data,
-        FrameKind::Metadata => Hint::Metadata,
-    };
-    let frame = encode_frame(&setup.host, [&job.class.route, &setup.sealed_chain], hint, &job.raw)?;
+    let begun = Instant::now();
+    let frame = encode_frame(&setup.host, setup.seal.as_ref(), &job.class.route, job.class.kind, &job.raw)?;
+    if frame.is_compressed {
+        setup.labels.add(job.label, frame.lengths.raw, frame.lengths.encoded, begun.elapsed());
+    }
     let pack = shared.acquire(job.class.kind, frame.padded.len() + axiomfs_api::TAG_LEN)?;
     let written = pack.writer.write(&frame.chain, frame.lengths, frame.padded, job.members.clone());
     if let Ok(record) = &written {
@@ -96,24 +101,26 @@ pub(crate) struct EncodedFrame {
     pub(crate) chain: Chain,
     pub(crate) lengths: NewFrame,
     pub(crate) padded: Vec<u8>,
+    /// Whether its chain compresses.
+    pub(crate) is_compressed: bool,
 }
 
-/// Runs `raw` through the first of two chains that has a seal: more protection than was asked for is always right.
+/// Runs `raw` through the transforms of a chain. What the chain says of a seal does not count here: a frame is sealed unless its
+/// files are in an exempted directory, which was decided when they were read.
 pub(crate) fn encode_frame(
     host: &Host,
-    routes: [&ChainName; 2],
-    hint: Hint,
+    seal: &dyn Seal,
+    route: &ChainName,
+    kind: FrameKind,
     raw: &[u8],
 ) -> Result<EncodedFrame, RepositoryError> {
-    let named = |name: &ChainName, e| RepositoryError::host(format_args!("chain {name}"), e);
-    let mut chain = host.chain(routes[0]).map_err(|e| named(routes[0], e))?;
-    if chain.seal_id().is_none() {
-        chain = host.chain(routes[1]).map_err(|e| named(routes[1], e))?;
-    }
-    if chain.seal_id().is_none() {
-        return Err(RepositoryError::NotSealed { chain: routes[1].to_string() });
-    }
-    let encoded = chain.encode(hint, raw).map_err(|e| named(chain.name(), e))?;
+    let named = |e| RepositoryError::host(format_args!("chain {route}"), e);
+    let hint = match kind {
+        FrameKind::Data | FrameKind::Clear => Hint::Data,
+        FrameKind::Metadata => Hint::Metadata,
+    };
+    let chain = host.chain(route).map_err(named)?;
+    let encoded = chain.encode(hint, raw).map_err(named)?;
     let bounds =
         [("Frame", raw.len(), limits::FRAME_RAW), ("Encoded frame", encoded.bytes.len(), limits::FRAME_ENCODED)];
     for (what, len, limit) in bounds {
@@ -124,9 +131,20 @@ pub(crate) fn encode_frame(
     let lengths =
         NewFrame { applied: encoded.applied, encoded: super::len32(encoded.bytes.len()), raw: super::len32(raw.len()) };
     let mut padded = encoded.bytes;
-    padded.reserve_exact(crate::codec::padme(padded.len()) - padded.len() + axiomfs_api::TAG_LEN);
-    pad(&mut padded);
-    Ok(EncodedFrame { chain: Chain::new(chain.descriptor_bytes()), lengths, padded })
+    if kind.is_sealed() {
+        padded.reserve_exact(crate::codec::padme(padded.len()) - padded.len() + axiomfs_api::TAG_LEN);
+        pad(&mut padded);
+    }
+    let is_compressed = chain.provides("compression");
+    let chain = match (kind.is_sealed(), chain.seal_id()) {
+        (true, Some(_)) | (false, None) => Chain::new(chain.descriptor_bytes()),
+        (sealed, _) => {
+            let mut record = ChainRecord::parse(chain.descriptor_bytes()).map_err(named)?;
+            record.seal = sealed.then(|| (seal.descriptor().id.to_owned(), seal.descriptor().writes));
+            Chain::new(&record.encode())
+        }
+    };
+    Ok(EncodedFrame { chain, lengths, padded, is_compressed })
 }
 
 impl Shared {
@@ -212,5 +230,6 @@ fn place(kind: FrameKind) -> usize {
     match kind {
         FrameKind::Data => 0,
         FrameKind::Metadata => 1,
+        FrameKind::Clear => 2,
     }
 }

@@ -10,8 +10,17 @@ use crate::ids::hex;
 use crate::tree::{apply, get};
 use crate::*;
 
-fn dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/format-v1")
+fn dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+/// In the second fixture every other chunk is a clear one.
+fn is_clear(name: &str, number: usize) -> bool {
+    name == "clear-v1" && number % 2 == 1
+}
+
+fn id_of(repository: &Repository, clear: bool, data: &[u8]) -> ids::ChunkId {
+    if clear { repository.clear_id(data) } else { repository.data_id(data) }
 }
 
 fn load(dir: &Path, prefix: &str, store: &TestStore) {
@@ -35,13 +44,23 @@ fn content(number: usize) -> Vec<u8> {
 
 #[test]
 fn the_repository_of_format_1_is_readable() {
+    read("format-v1");
+}
+
+#[test]
+fn the_repository_with_clear_frames_is_readable() {
+    read("clear-v1");
+}
+
+fn read(name: &str) {
+    let dir = dir(name);
     let store = Arc::new(TestStore::default());
-    load(&dir().join("store"), "", &store);
+    load(&dir.join("store"), "", &store);
     let bed = Bed { store, dir: tempfile::TempDir::new().unwrap() };
     let repository = bed.open_cold();
     let volume = repository.volume("main").unwrap();
     let head = repository.latest_head(volume).unwrap().unwrap();
-    let expected = std::fs::read_to_string(dir().join("EXPECTED")).unwrap();
+    let expected = std::fs::read_to_string(dir.join("EXPECTED")).unwrap();
     let mut lines = expected.lines();
     let mut field = |name: &str| lines.next().unwrap().strip_prefix(name).unwrap().trim().to_owned();
     assert_eq!(repository.id().to_hex(), field("repository"));
@@ -51,7 +70,7 @@ fn the_repository_of_format_1_is_readable() {
     assert_eq!(repository.chunker_seed().to_string(), field("seed"));
     for number in 0..24 {
         let data = content(number);
-        let id = repository.data_id(&data);
+        let id = id_of(&repository, is_clear(name, number), &data);
         assert_eq!(id.to_hex(), field("chunk"));
         assert!(*repository.read_chunk(&id).unwrap() == *data, "chunk {number}");
     }
@@ -64,11 +83,13 @@ fn the_repository_of_format_1_is_readable() {
     assert_eq!((record.ordinal.0, record.root, record.created_ns), (1, head.live_root, 1_700_000_000_000_000_000));
 }
 
-/// Writes the fixture: `AXIOMFS_WRITE_FIXTURE=$PWD/tests/fixtures/format-v1 cargo test -p axiomfs-repository write_fixture -- --ignored`. Never over an old one.
+/// Writes the fixture: `AXIOMFS_WRITE_FIXTURE=$PWD/tests/fixtures/format-v1 cargo test -p axiomfs-repository write_fixture -- --ignored`; the directory's name
+/// says which. Never over an old one.
 #[test]
 #[ignore = "writes files; run by hand for a new format version"]
 fn write_fixture() {
     let out = PathBuf::from(std::env::var_os("AXIOMFS_WRITE_FIXTURE").unwrap());
+    let name = out.file_name().unwrap().to_str().unwrap().to_owned();
     let bed = Bed::new();
     let repository = bed.open();
     let mut head = None;
@@ -76,7 +97,10 @@ fn write_fixture() {
         for number in part {
             let data = content(number);
             let route = if number % 3 == 0 { "media" } else { "default" };
-            repository.add_chunk(class(number as u32 % 2, route), repository.data_id(&data), &data).unwrap();
+            let clear = is_clear(&name, number);
+            let kind = if clear { FrameKind::Clear } else { FrameKind::Data };
+            let class = FrameClass { kind, ..class(number as u32 % 2, route) };
+            repository.add_chunk(class, id_of(&repository, clear, &data), &data).unwrap();
         }
         let edits =
             (0..500).map(|n| (format!("name {n:04}").into_bytes(), Some(format!("value {}", n * n).into_bytes())));
@@ -106,7 +130,8 @@ fn write_fixture() {
         repository.chunker_seed(),
     );
     for number in 0..24 {
-        expected += &format!("chunk {}\n", repository.data_id(&content(number)));
+        let id = id_of(&repository, is_clear(&name, number), &content(number));
+        expected += &format!("chunk {id}\n");
     }
     std::fs::write(out.join("EXPECTED"), expected).unwrap();
 }

@@ -1,3 +1,4 @@
+mod clear;
 mod damage;
 mod decoders;
 mod fixture;

@@ -108,6 +108,7 @@ pub fn host() -> Arc<Host> {
         let chains = vec![
             chain("default", vec![StepSpec::new("zstd"), StepSpec::new("aes-256-gcm")]),
             chain("media", vec![StepSpec::new("aes-256-gcm")]),
+            chain("plain", vec![StepSpec::new("zstd")]),
         ];
         Arc::new(Host::new(registry, chains, RouteTable::default(), Limits::default(), Vec::new()).unwrap())
     })

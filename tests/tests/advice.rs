@@ -1,0 +1,113 @@
+//! Advice comes from what the mount has seen, tells why, and goes away once its commands were run.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, binary, scratch, text};
+use axiomfs_tests::rng::{noise, prose};
+use axiomfs_tests::run::{must, run};
+use serde_json::Value;
+
+/// The advice of that kind, if there is any.
+fn advice(repo: &TestRepo, kind: &str) -> Option<Value> {
+    let done = repo.axiomfs(&["advise", text(&repo.mnt), "--json"]);
+    assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
+    let reply: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    let list = reply["advice"].as_array().expect("a list");
+    list.iter().find(|one| one["kind"] == kind).cloned()
+}
+
+/// Runs the advised commands as they stand, but for the program's path.
+fn follow(advice: &Value) {
+    for command in advice["commands"].as_array().expect("a list") {
+        let command = command.as_str().expect("text");
+        let ours = command.strip_prefix("axiomfs ").map(|rest| format!("{} {rest}", text(&binary())));
+        let line = ours.unwrap_or_else(|| command.to_owned());
+        let done = run(Command::new("sh").args(["-c", &line]), LIMIT);
+        assert!(done.status.success(), "{line}: {}{}", done.stdout, done.stderr);
+    }
+}
+
+fn steps(repo: &TestRepo, path: &Path) -> String {
+    let done = repo.axiomfs(&["stat", text(path), "--json"]);
+    let stat: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    stat["frames"][0]["steps"].to_string()
+}
+
+fn shown(repo: &TestRepo) -> String {
+    fs::read_to_string(repo.mnt.join(".axiomfs/advice")).expect("readable")
+}
+
+#[test]
+fn each_advice_is_gone_once_its_commands_were_run() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("advice");
+    repo.settings("checkpoint: {interval: 200ms}\n").mount();
+    assert_eq!(shown(&repo), "No advice\n", "a new mount has seen nothing");
+    for number in 0..6 {
+        fs::write(repo.live().join(format!("{number}.mp4")), noise(number, 3 << 20)).expect("written");
+        fs::write(repo.live().join(format!("{number}.log")), prose(number, 3 << 20)).expect("written");
+        fs::write(repo.live().join(format!("{number}.txt")), prose(100 + number, 3 << 20)).expect("written");
+    }
+    repo.settle();
+
+    // Data that doesn't compress.
+    let route = advice(&repo, "route").expect("18 MiB that did not compress");
+    assert!(route["evidence"].as_str().is_some_and(|words| words.contains("MiB of *.mp4 in ")), "{route}");
+    assert!(shown(&repo).contains("Don't compress *.mp4"), "{}", shown(&repo));
+    follow(&route);
+    assert!(advice(&repo, "route").is_none(), "{}", shown(&repo));
+    assert!(!shown(&repo).contains("mp4"));
+    let new = repo.live().join("new.mp4");
+    fs::write(&new, noise(50, 1 << 20)).expect("written");
+    repo.settle();
+    assert_eq!(steps(&repo, &new), "[]");
+
+    // Text is worth a harder chain only where it is cold.
+    assert!(advice(&repo, "archive").is_none(), "files of a minute ago: {}", shown(&repo));
+    let touch = format!("touch -a -m -d '3 days ago' {}/*.log", text(&repo.live()));
+    must("sh", &["-c", &touch], Duration::from_secs(20));
+    let archive = advice(&repo, "archive").expect("cold text");
+    let evidence = archive["evidence"].as_str().expect("text");
+    assert!(evidence.contains("*.log") && evidence.contains("6 of 6 files"), "{evidence}");
+    follow(&archive);
+    assert!(advice(&repo, "archive").is_none(), "{}", shown(&repo));
+    assert!(repo.control_ok("route explain /some/day.log")["chain"] == "archive");
+    assert!(repo.control_ok("route explain /some/day.txt")["chain"] == "default");
+    repo.umount();
+}
+
+#[test]
+fn a_read_set_that_does_not_fit_asks_for_memory() {
+    let _slot = beside_others();
+    let outside = scratch("advice-read");
+    let copy = outside.path().join("copy");
+    let mut repo = TestRepo::new("advice-memory");
+    repo.settings("memory: 64MiB\ncheckpoint: {interval: 200ms}\n").mount();
+    fs::write(repo.live().join("set"), noise(9, 24 << 20)).expect("written");
+    repo.settle();
+    let read = |repo: &TestRepo| {
+        for _ in 0..3 {
+            // Past the kernel's page cache, or only the first of them would come here.
+            let from = format!("if={}", text(&repo.live().join("set")));
+            must("dd", &[&from, &format!("of={}", text(&copy)), "bs=1M", "iflag=direct"], LIMIT);
+        }
+        assert!(fs::read(&copy).expect("read") == noise(9, 24 << 20));
+    };
+    assert!(advice(&repo, "memory").is_none());
+    read(&repo);
+    let memory = advice(&repo, "memory").unwrap_or_else(|| panic!("{}", shown(&repo)));
+    let commands = memory["commands"].as_array().expect("a list");
+    assert!(commands.last().is_some_and(|c| c.as_str().is_some_and(|c| c.contains("axiomfs mount"))), "{memory}");
+    // The settings are changed as advised; the harness mounts, since it has the passphrase.
+    let mut change = memory.clone();
+    change["commands"] = Value::Array(commands[..1].to_vec());
+    repo.umount();
+    follow(&change);
+    repo.mount();
+    assert!(repo.status()["memory"]["limit"].as_u64() > Some(64 << 20), "{}", repo.status());
+    read(&repo);
+    assert!(advice(&repo, "memory").is_none(), "{}", shown(&repo));
+}
