@@ -9,9 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use axiomfs_tests::ext4::Ext4;
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
 use axiomfs_tests::rng::{Rng, soak};
-use axiomfs_tests::run::{must, run, tail};
+use axiomfs_tests::run::{run, tail};
 use axiomfs_tests::tools::tool;
 
 const PJDFSTEST: &str = "0.2.2";
@@ -47,7 +48,7 @@ fn what_pjdfstest_finds_right_on_ext4_is_right_here() {
     repo.try_mount(&["-o", "allow_other"]).unwrap_or_else(|e| panic!("{e}"));
     let settings = repo.dir.join("pjdfstest.toml");
     fs::write(&settings, PJDFSTEST_SETTINGS).expect("settings");
-    let disk = Ext4::new(&repo.dir.join("ext4.img"), &repo.dir.join("ext"));
+    let disk = Ext4::new(&repo.dir.join("ext4.img"), &repo.dir.join("ext"), 512 << 20);
     // As long a path as that of live/: some cases make paths of the greatest length.
     let local = disk.at.join("live");
     fs::create_dir(&local).expect("made");
@@ -85,31 +86,6 @@ fn results(output: &str) -> BTreeMap<String, String> {
 fn reason<'a>(output: &'a str, case: &str) -> &'a str {
     let mut lines = output.lines().skip_while(|line| !line.starts_with(&format!("{case} ")));
     lines.nth(1).filter(|line| line.starts_with('\t')).unwrap_or_default().trim()
-}
-
-/// An ext4 filesystem in a file.
-struct Ext4 {
-    at: PathBuf,
-}
-
-impl Ext4 {
-    fn new(image: &Path, at: &Path) -> Ext4 {
-        fs::File::create(image).and_then(|f| f.set_len(512 << 20)).expect("an image");
-        must("mkfs.ext4", &["-q", "-F", text(image)], LIMIT);
-        fs::create_dir(at).expect("a mount point");
-        must("mount", &["-o", "loop", text(image), text(at)], LIMIT);
-        fs::set_permissions(at, fs::Permissions::from_mode(0o755)).expect("chmod");
-        Ext4 { at: at.to_owned() }
-    }
-}
-
-impl Drop for Ext4 {
-    fn drop(&mut self) {
-        let done = run(Command::new("umount").arg(&self.at), LIMIT);
-        if !done.status.success() {
-            eprintln!("{}: {}", self.at.display(), done.stderr);
-        }
-    }
 }
 
 /// Every operation that fsx has and ext4 passes.
