@@ -2,6 +2,7 @@
 //! model of a filesystem, random workloads, and comparisons that don't trust the filesystem under test.
 
 pub mod compare;
+pub mod crowd;
 pub mod ext4;
 pub mod generate;
 pub mod history;
