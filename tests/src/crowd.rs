@@ -291,8 +291,8 @@ pub fn prepare(root: &FsPath) -> io::Result<()> {
         fs::create_dir(root.join(name))?;
         fs::set_permissions(root.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
-    for token in 0..TOKENS {
-        fs::write(root.join(DIRECTORIES[token]).join(format!("token{token}")), 0u64.to_le_bytes())?;
+    for (token, dir) in DIRECTORIES.iter().enumerate().take(TOKENS) {
+        fs::write(root.join(dir).join(format!("token{token}")), 0u64.to_le_bytes())?;
     }
     File::create(root.join(LOG)).map(drop)
 }
@@ -314,8 +314,8 @@ pub fn check_sums(root: &FsPath, tallies: &[Tally]) -> Result<(), String> {
         return Err(format!("the log has {next:?} lines, appended were {appended:?}"));
     }
     let mut counted = 0;
-    for token in 0..TOKENS {
-        let path = root.join(DIRECTORIES[token]).join(format!("token{token}"));
+    for (token, dir) in DIRECTORIES.iter().enumerate().take(TOKENS) {
+        let path = root.join(dir).join(format!("token{token}"));
         let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let bytes: [u8; 8] = bytes.try_into().map_err(|b: Vec<u8>| format!("a token of {} bytes", b.len()))?;
         counted += u64::from_le_bytes(bytes);

@@ -1,0 +1,144 @@
+//! A store that takes requests and never answers: what is here answers, what waits can be killed, and the mount goes away.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use axiomfs_tests::proxy::{Proxy, Trick};
+use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::run::{run, wait_for};
+use axiomfs_tests::s3::{S3Server, url_at};
+use axiomfs_tests::source::{check_noise, write_noise};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const SETTINGS: &str = "timeout: 10s\ncommit: {interval: 500ms}\ncheckpoint: {interval: 200ms}\n";
+/// What never waits for the store.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// A mount of a bucket with two large files and a directory of small ones. Their names and attributes are here, no
+/// contents are, and the bucket has stopped to answer.
+fn stalled(name: &str) -> (TestRepo, Arc<Proxy>) {
+    let proxy = Arc::new(Proxy::start(S3Server::shared().port));
+    let mut repo = TestRepo::in_bucket(name, &url_at(proxy.port, name));
+    repo.settings(SETTINGS).mount();
+    fs::create_dir(repo.live().join("near")).expect("made");
+    for i in 0..3_000 {
+        fs::write(repo.live().join(format!("near/{i}")), format!("near {i}")).expect("written");
+    }
+    for file in ["large", "other"] {
+        write_noise(&repo.live().join(file), file.len() as u64, 24 << 20);
+    }
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    repo.mount();
+    list(&repo.live().join("near")).expect("listed while the store answers");
+    for file in ["large", "other"] {
+        fs::metadata(repo.live().join(file)).expect("there");
+    }
+    proxy.plan(|_| Trick::Silence(Duration::from_secs(120)));
+    (repo, proxy)
+}
+
+fn list(dir: &Path) -> Result<Duration, String> {
+    let done = run(Command::new("ls").args(["-l", text(dir)]), LIMIT);
+    let lines = done.stdout.lines().count();
+    if done.status.success() && lines == 3_001 { Ok(done.took) } else { Err(format!("{lines} lines: {}", done.stderr)) }
+}
+
+/// A program that waits for the store.
+struct Stuck {
+    child: Child,
+    what: &'static str,
+}
+
+impl Stuck {
+    fn start(what: &'static str, script: &str, proxy: &Proxy) -> Stuck {
+        let before = proxy.requests();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec {script}")]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("sh");
+        wait_for(&format!("{what} asks the store"), AT_ONCE, || proxy.requests() > before);
+        thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().expect("waited").is_none(), "{what} did not wait for the store");
+        Stuck { child, what }
+    }
+
+    /// How long it lives after SIGKILL, and how it ended.
+    fn kill(mut self) -> (Duration, ExitStatus) {
+        let begun = Instant::now();
+        self.child.kill().expect("killed");
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                break status;
+            }
+            assert!(begun.elapsed() < LIMIT, "{} can't be killed", self.what);
+            thread::sleep(Duration::from_millis(5));
+        };
+        println!("{}: killed after {:?}", self.what, begun.elapsed());
+        (begun.elapsed(), status)
+    }
+}
+
+#[test]
+fn with_a_store_that_stalls_what_is_cached_answers_and_programs_can_be_killed() {
+    let _slot = alone();
+    let (mut repo, proxy) = stalled("stalled");
+    let live = repo.live();
+    let read = Stuck::start("cat", &format!("cat {}", text(&live.join("large"))), &proxy);
+    // The kernel's own caches: then the daemon is asked, and has it.
+    for caches in ["none", "the kernel's"] {
+        if caches != "none" {
+            fs::write("/proc/sys/vm/drop_caches", "2").expect("names and attributes are dropped");
+        }
+        let took = list(&live.join("near")).unwrap_or_else(|e| panic!("with {caches} dropped: {e}"));
+        assert!(took < AT_ONCE, "with {caches} dropped ls took {took:?}");
+    }
+    let begun = Instant::now();
+    fs::write(live.join("new"), b"written while it stalls").expect("writes go on");
+    assert_eq!(fs::read(live.join("new")).expect("read"), b"written while it stalls");
+    assert_eq!(repo.status()["state"], "ok");
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    let (took, status) = read.kill();
+    assert_eq!(status.signal(), Some(9), "it was over before it was killed: {status}");
+    assert!(took < AT_ONCE, "a killed reader lived for {took:?}");
+
+    let direct = format!("dd if={} of=/dev/null bs=1M iflag=direct", text(&live.join("other")));
+    let (took, status) = Stuck::start("dd iflag=direct", &direct, &proxy).kill();
+    assert_eq!(status.signal(), Some(9), "it was over before it was killed: {status}");
+    assert!(took < TIMEOUT + AT_ONCE, "a killed direct reader lived for {took:?}");
+
+    proxy.plan(|_| Trick::Pass);
+    wait_for("the store is back", LIMIT, || fs::read(live.join("other")).is_ok());
+    check_noise(&live.join("large"), 5, 24 << 20);
+    repo.umount();
+}
+
+#[test]
+fn with_a_store_that_stalls_a_lazy_unmount_returns_and_the_daemon_ends() {
+    let _slot = alone();
+    let (mut repo, proxy) = stalled("stalled-umount");
+    let live = repo.live();
+    let stuck = Stuck::start("cat", &format!("cat {}", text(&live.join("large"))), &proxy);
+    fs::write(live.join("new"), b"written while it stalls").expect("writes go on");
+    let done = run(Command::new("umount").args(["-l", text(&repo.mnt)]), LIMIT);
+    assert!(done.status.success(), "{}", done.stderr);
+    assert!(done.took < AT_ONCE, "umount -l took {:?}", done.took);
+    assert!(fs::read_dir(&repo.mnt).expect("the mount point").next().is_none(), "it is still mounted");
+    let (took, _) = stuck.kill();
+    assert!(took < TIMEOUT + AT_ONCE, "a killed reader lived for {took:?}");
+    let begun = Instant::now();
+    let status = repo.wait_daemon();
+    println!("the daemon ended after {:?} with {status}", begun.elapsed());
+    assert_eq!(status.code(), Some(1), "not all is in the store, and it must say so: {status}");
+    assert!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
+    proxy.plan(|_| Trick::Pass);
+    repo.mount();
+    assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"written while it stalls");
+    check_noise(&repo.live().join("large"), 5, 24 << 20);
+    repo.umount();
+}
