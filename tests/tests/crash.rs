@@ -192,7 +192,8 @@ impl Bench {
     /// The store without any local state mounts to one earlier state, the same moment for both workers.
     fn check_store_alone(&mut self, copy: &Path, read_only: bool, when: &str) {
         let mut other = self.repo.elsewhere(copy, "crash-store");
-        let more: &[&str] = if read_only { &["--read-only"] } else { &[] };
+        // The copy says that the original's state directory may have more than it.
+        let more: &[&str] = if read_only { &["--read-only"] } else { &["--takeover"] };
         other.try_mount(more).unwrap_or_else(|e| panic!("{when}: the store alone: {e}"));
         let mut like = Vec::new();
         for (worker, oldest) in self.workers.iter().zip(self.stored) {

@@ -219,8 +219,13 @@ fn a_missing_pack_gives_eio_for_its_files_only() {
     assert!(refused.iter().all(|n| n.starts_with("big")), "small files lie in other packs: {refused:?}");
     let told = format!("{}{}", repo.events(), repo.daemon_log());
     assert!(told.contains(&stem(&pack)[..8]), "nothing names the pack {}: {told}", stem(&pack));
+    let missing = repo.status()["missing_packs"].to_string();
+    assert!(missing.contains(&stem(&pack)), "the status doesn't name the pack {}: {missing}", stem(&pack));
+    let shown = repo.axiomfs(&["status", text(&repo.mnt)]).stdout;
+    assert!(shown.contains("Missing") && shown.contains(&stem(&pack)), "{shown}");
     fs::rename(&aside, &pack).expect("put back");
     assert!(read_all(&repo).is_empty(), "the pack is back, but its files aren't");
+    assert_eq!(repo.status()["missing_packs"].as_array().map(Vec::len), Some(0), "it is not missing any more");
 }
 
 /// Flips bits all over the objects of one kind: mount or reads must fail with the object's name, or everything is right.
@@ -239,7 +244,8 @@ fn damage_everywhere(kind: &str, rounds: u64, must_refuse_mount: bool) {
         let what = format!("{} damaged at {offset} of {len} (seed {seed}, round {round})", object.display());
         let name = stem(&object);
         let short = &name[..name.len().min(8)];
-        match repo.try_mount(&[]) {
+        // The state of the round before is gone.
+        match repo.try_mount(&["--takeover"]) {
             Err(said) => {
                 noticed += 1;
                 let family = kind.trim_end_matches('s');
@@ -267,7 +273,7 @@ fn damage_everywhere(kind: &str, rounds: u64, must_refuse_mount: bool) {
     }
     eprintln!("{kind}: {noticed} of {rounds} flipped bits made an error, the others changed nothing that was read");
     assert!(noticed > 0, "no flipped bit in {kind} was noticed");
-    repo.mount();
+    repo.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
     assert!(read_all(&repo).is_empty(), "with the bits restored everything must be readable");
 }
 

@@ -123,6 +123,16 @@ stored: who knew the old keys and can read the store still reads what they seale
 
 Advice comes from what the mount has counted since it began, and goes away once it is followed.")]
     Advise(OnMount),
+    /// Bring state that was set aside into a snapshot
+    #[command(after_help = "Examples:
+  axiomfs recover /srv/vault                     makes snapshots/recovered-2026-11-25T15-04-05Z
+  axiomfs recover /srv/vault --state /var/vault  of another state directory
+
+When another machine took a volume over (mount --takeover), what this one had not committed can't go on top of the other's
+changes. The next mount sets it aside in the state directory and says so. This verb makes a snapshot of the whole live tree
+as this machine had it, leaves live/ alone, and removes what was set aside once the snapshot is in the store. It works while
+the volume is not mounted; it is refused while another machine writes it.")]
+    Recover(RecoverArgs),
     /// Tell about plugins
     #[command(
         subcommand,
@@ -184,7 +194,8 @@ pub struct StoreArgs {
     /// Which volume of the repository
     #[arg(long, value_name = "NAME", default_value = "main", value_parser = volume_name)]
     pub volume: String,
-    /// Take the volume over from a writer that is gone for good; it is fenced off if it comes back
+    /// Take the volume over from a writer that is gone for good; it is fenced off if it comes back. What it had not committed
+    /// is then only in its state directory
     #[arg(long)]
     pub takeover: bool,
     /// Accept a store that shows an older state than this machine has seen
@@ -211,6 +222,9 @@ pub struct MountArgs {
     /// Change nothing: live/ is read-only
     #[arg(long)]
     pub read_only: bool,
+    /// Refuse a store whose newest head is neither this one, as `axiomfs sync` printed it, nor came after it
+    #[arg(long, value_name = "SEQUENCE:COMMIT", value_parser = expected_head)]
+    pub expect_head: Option<(u64, [u8; 16])>,
     /// Stay in the foreground and log to the terminal
     #[arg(short = 'f', long)]
     pub foreground: bool,
@@ -232,6 +246,16 @@ impl MountArgs {
     pub fn is_read_only(&self) -> bool {
         self.read_only || self.options.iter().any(|option| option == "ro")
     }
+}
+
+/// Arguments of `recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Directory of the repository, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME
+    pub store: String,
+    /// See the options
+    #[command(flatten)]
+    pub repository: StoreArgs,
 }
 
 /// Arguments of `umount`.
@@ -436,6 +460,14 @@ fn volume_name(name: &str) -> Result<String, String> {
         return Ok(name.to_owned());
     }
     Err("a volume's name is 1 to 64 letters, digits, \"-\" or \"_\"".to_owned())
+}
+
+fn expected_head(text: &str) -> Result<(u64, [u8; 16]), String> {
+    let parts = text.split_once(':').and_then(|(sequence, commit)| {
+        let commit = axiomfs_repository::ids::CommitId::from_hex(commit)?;
+        Some((sequence.parse().ok()?, commit.0))
+    });
+    parts.ok_or_else(|| "a head is SEQUENCE:COMMIT, a number and 32 hex digits, as `axiomfs sync` prints it".to_owned())
 }
 
 fn kdf_memory(text: &str) -> Result<u64, String> {

@@ -2,10 +2,11 @@
 //! Nothing depends on it being right: who writes is decided by heads, which are created and never replaced.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axiomfs_repository::ids::VolumeId;
-use axiomfs_repository::{Lease as Record, Repository};
+use axiomfs_repository::ids::{StateId, VolumeId};
+use axiomfs_repository::{Lease as Record, LeaseState, Repository};
 
 use crate::failure::Failure;
 use crate::{output, system};
@@ -20,20 +21,30 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Makes sure that nobody else says he writes the volume.
+    /// Makes sure that nobody else says he writes the volume. `own` is the id of the state directory here, if it has one yet.
     ///
     /// # Errors
-    /// [`Failure`] that names who does, unless `takeover`.
-    pub fn check(repository: &Repository, volume: VolumeId, name: &str, takeover: bool) -> Result<Self, Failure> {
+    /// [`Failure`] that names who does, or which state directory may have what the store lacks, unless `takeover`.
+    pub fn check(
+        repository: &Repository,
+        volume: VolumeId,
+        name: &str,
+        own: Option<StateId>,
+        takeover: bool,
+    ) -> Result<Self, Failure> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let record = Record {
             host: system::host_name(),
             pid: std::process::id(),
             since_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+            state: None,
         };
         match repository.read_lease(volume) {
-            Ok(Some(other)) if !takeover && is_held(&other, &record) => Err(refuse(name, &other)),
-            Ok(_) => Ok(Self { volume, record }),
+            Ok(Some(other)) => match hindrance(name, &other, &record, own) {
+                Some(failure) if !takeover => Err(failure),
+                _ => Ok(Self { volume, record }),
+            },
+            Ok(None) => Ok(Self { volume, record }),
             Err(error) => {
                 // A hint that can't be read must not keep anybody from writing.
                 tracing::warn!("the lease can't be read: {}", crate::failure::chain(&error));
@@ -42,14 +53,20 @@ impl Lease {
         }
     }
 
-    /// Says that we write.
-    pub fn put(&self, repository: &Repository) {
+    /// Says that we write, and where what the store does not have yet is kept.
+    pub fn put(&mut self, repository: &Repository, id: Option<StateId>, directory: &Path) {
+        self.record.state = id.map(|id| LeaseState { id, directory: directory.to_string_lossy().into_owned() });
         self.store(repository, &self.record);
     }
 
-    /// Says that nobody writes.
+    /// Says that nobody writes and all is in the store, unless somebody else has taken over since.
     pub fn release(&self, repository: &Repository) {
-        self.store(repository, &Record { pid: 0, ..self.record.clone() });
+        match repository.read_lease(self.volume) {
+            Ok(Some(other)) if other != self.record => {
+                tracing::warn!(host = other.host, pid = other.pid, "the lease is another writer's by now");
+            }
+            _ => self.store(repository, &Record { pid: 0, ..self.record.clone() }),
+        }
     }
 
     fn store(&self, repository: &Repository, record: &Record) {
@@ -59,10 +76,39 @@ impl Lease {
     }
 }
 
+/// Why somebody else's lease keeps us from writing; `own` is the id of the state directory here.
+fn hindrance(volume: &str, lease: &Record, us: &Record, own: Option<StateId>) -> Option<Failure> {
+    // Whatever the machine was called then: this state is the one that it speaks of, and its lock tells who uses it.
+    let is_own = lease.state.as_ref().is_some_and(|state| Some(state.id) == own);
+    if !is_own && is_held(lease, us) {
+        return Some(refuse(volume, lease));
+    }
+    let state = lease.state.as_ref().filter(|_| !is_own && lease.pid != 0)?;
+    Some(left_behind(volume, lease, &state.directory))
+}
+
 fn refuse(volume: &str, holder: &Record) -> Failure {
     let since = output::utc(holder.since_ns.div_euclid(1_000_000_000));
-    Failure::new(format!("Volume {volume} is written by process {} on {} since {since}", holder.pid, holder.host))
-        .hint("a volume has one writer: unmount it there, or give --takeover if that one is gone for good")
+    let lost = match &holder.state {
+        Some(state) => format!("; what it has not committed is only in {} there", state.directory),
+        None => String::new(),
+    };
+    Failure::new(format!("Volume {volume} is written by process {} on {} since {since}", holder.pid, holder.host)).hint(
+        format!("a volume has one writer: unmount it there, or give --takeover if that one is gone for good{lost}"),
+    )
+}
+
+/// The last writer ended without draining, and its state directory is not the one in use here.
+fn left_behind(volume: &str, lease: &Record, directory: &str) -> Failure {
+    let since = output::utc(lease.since_ns.div_euclid(1_000_000_000));
+    Failure::new(format!(
+        "Volume {volume} was last written from this machine with the state directory {directory}, since {since}, and not all of it \
+         may be in the store"
+    ))
+    .hint(format!(
+        "mount with --state {directory} to bring the rest in; if that directory is lost, what was written after the newest head is lost \
+         with it, and --takeover goes on from that head"
+    ))
 }
 
 /// On this machine the process itself tells; of another one nothing is known but what it said.
@@ -99,7 +145,7 @@ mod tests {
     use super::*;
 
     fn lease(host: &str, pid: u32, since_ns: i64) -> Record {
-        Record { host: host.into(), pid, since_ns }
+        Record { host: host.into(), pid, since_ns, state: None }
     }
 
     fn now_ns() -> i64 {
@@ -122,5 +168,23 @@ mod tests {
         assert!(!is_held(&lease("there", 0, 1), &us));
         let message = refuse("main", &lease("there", 7, 0)).to_string();
         assert!(message.contains("process 7 on there since 1970-01-01 00:00:00Z") && message.contains("--takeover"));
+    }
+
+    #[test]
+    fn state_that_was_left_behind_is_named() {
+        let (us, id) = (lease("here", 1, 0), StateId([7; 16]));
+        let state = LeaseState { id, directory: "/var/vault".to_owned() };
+        let dead = |host: &str, pid| Record { state: Some(state.clone()), ..lease(host, pid, 1) };
+        let said = |lease: &Record, own| hindrance("main", lease, &us, own).map(|failure| failure.to_string());
+        for own in [None, Some(StateId([8; 16]))] {
+            let message = said(&dead("here", u32::MAX - 1), own).expect("refused");
+            assert!(message.contains("--state /var/vault") && message.contains("--takeover"), "{message}");
+            assert!(said(&dead("there", 7), own).is_some_and(|text| text.contains("only in /var/vault there")));
+            assert_eq!(said(&dead("here", 0), own), None, "released");
+            assert_eq!(said(&lease("here", u32::MAX - 1, 1), own), None, "a lease of an earlier version");
+        }
+        for host in ["here", "there"] {
+            assert_eq!(said(&dead(host, u32::MAX - 1), Some(id)), None, "our own state, whatever the host was called");
+        }
     }
 }

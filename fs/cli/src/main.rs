@@ -19,6 +19,7 @@ mod pacing;
 mod passphrase;
 mod places;
 mod progress;
+mod recovery;
 mod reload;
 mod replies;
 mod session;
@@ -69,6 +70,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Key(verb) => commands::key::run(verb, environment, json),
         Verb::Stat(args) => commands::stat::run(args, json),
         Verb::Advise(args) => commands::advise::run(args, json),
+        Verb::Recover(args) => commands::recover::run(args, environment, json),
         Verb::Plugin(verb) => commands::plugin::run(verb, json),
         Verb::Config(verb) => commands::config::run(verb, json),
     }

@@ -10,9 +10,9 @@ use axiomfs_config::{Durability, Settings};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{Counted, Host};
 use axiomfs_live::{
-    Access, Caller, FsError, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume, VolumeOptions,
+    Access, Caller, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume, VolumeOptions,
 };
-use axiomfs_repository::ids::VolumeId;
+use axiomfs_repository::ids::{CommitId, VolumeId};
 use axiomfs_repository::{OpenOptions, Repository, RepositoryError, SnapshotRecord, tree};
 use serde_json::{Value, json};
 
@@ -38,6 +38,8 @@ pub enum Purpose {
         mountpoint: PathBuf,
         /// Whether nothing may be changed.
         read_only: bool,
+        /// The head that the newest one must be, or must have come after.
+        expect_head: Option<(u64, [u8; 16])>,
     },
     /// To change something straight on the store.
     Change,
@@ -46,6 +48,13 @@ pub enum Purpose {
 impl Purpose {
     fn read_only(&self) -> bool {
         matches!(self, Self::Mount { read_only: true, .. })
+    }
+
+    fn expect_head(&self) -> Option<(u64, CommitId)> {
+        match self {
+            Self::Mount { expect_head, .. } => expect_head.map(|(sequence, commit)| (sequence, CommitId(commit))),
+            Self::Change => None,
+        }
     }
 
     fn mountpoint(&self) -> Option<&Path> {
@@ -82,8 +91,8 @@ pub struct Prepared {
     settings_mark: Mark,
     purpose: Purpose,
     location: String,
-    places: Places,
-    args: StoreArgs,
+    pub(crate) places: Places,
+    pub(crate) args: StoreArgs,
 }
 
 /// What a start gives: all but the locks.
@@ -125,16 +134,9 @@ impl Prepared {
     /// # Errors
     /// [`Failure`] that says what to do; what was made for this attempt is removed again.
     pub fn open(self, passphrase: Secret, logging: Logging, quiet: bool) -> Result<Session, Failure> {
-        let host = host(&self.settings)?;
-        let store = stores::open(&self.location, options(&self.settings, &self.args))?;
-        let holder = Holder {
-            pid: std::process::id(),
-            host: system::host_name(),
-            since: output::utc_now(),
-            purpose: self.purpose.words(&store.store.location()),
-        };
-        let locks = Locks::take(&self.places, &holder)?;
-        match self.start(&store, &host, passphrase, logging, quiet) {
+        let (host, store) = (self.host()?, self.store()?);
+        let locks = Locks::take(&self.places, &self.holder(&store))?;
+        match self.start(&store, &host, &passphrase, logging, quiet) {
             Ok((repository, volume, lease)) => {
                 Ok(Session { prepared: self, store, host, repository, volume, lease, _locks: locks })
             }
@@ -145,11 +147,40 @@ impl Prepared {
         }
     }
 
+    pub(crate) fn host(&self) -> Result<Arc<Host>, Failure> {
+        host(&self.settings)
+    }
+
+    pub(crate) fn store(&self) -> Result<OpenStore, Failure> {
+        stores::open(&self.location, options(&self.settings, &self.args))
+    }
+
+    /// What the locks say of us.
+    pub(crate) fn holder(&self, store: &OpenStore) -> Holder {
+        Holder {
+            pid: std::process::id(),
+            host: system::host_name(),
+            since: output::utc_now(),
+            purpose: self.purpose.words(&store.store.location()),
+        }
+    }
+
+    pub(crate) fn unlock(
+        &self,
+        store: &OpenStore,
+        host: &Arc<Host>,
+        staging: Option<PathBuf>,
+        passphrase: &Secret,
+        quiet: bool,
+    ) -> Result<Arc<Repository>, Failure> {
+        unlock(store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)
+    }
+
     fn start(
         &self,
         store: &OpenStore,
         host: &Arc<Host>,
-        passphrase: Secret,
+        passphrase: &Secret,
         logging: Logging,
         quiet: bool,
     ) -> Result<Running, Failure> {
@@ -160,32 +191,41 @@ impl Prepared {
         let faults = faults::from_environment(state)?;
         // Reading only needs what an earlier mount staged, where there is something.
         let staging = Some(state.join("staging")).filter(|staging| !self.purpose.read_only() || staging.is_dir());
-        let repository = unlock(store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)?;
+        let repository = self.unlock(store, host, staging, passphrase, quiet)?;
         match logging {
             Logging::Terminal => daemon_log::to_terminal()?,
             Logging::StateDirectory => daemon_log::to_directory(state)?,
             Logging::Nowhere => {}
         }
         let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
-        let lease = match self.purpose.read_only() {
+        let mut lease = match self.purpose.read_only() {
             true => None,
-            false => Some(Lease::check(&repository, id, &self.args.volume, self.args.takeover)?),
+            false => Some(self.lease(&repository, id)?),
         };
-        let chunker = Arc::new(FastCdc::new(repository.chunker_seed(), wiring::CHUNK_SIZES));
+        let chunker = chunker(&repository);
         let options = self.volume_options(id, faults);
         let volume = Volume::start(Arc::clone(&repository), Arc::clone(host), chunker, options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
-        if let Some(lease) = &lease {
+        if let Some(lease) = &mut lease {
             give_to_user(&volume)?;
-            lease.put(&repository);
+            lease.put(&repository, volume.status().state_id, state);
         }
         Ok((repository, volume, lease))
     }
 
-    fn volume_options(&self, volume: VolumeId, faults: faults::Hook) -> VolumeOptions {
+    /// Our claim to write, if nobody else has one.
+    pub(crate) fn lease(&self, repository: &Repository, volume: VolumeId) -> Result<Lease, Failure> {
+        // What is wrong with a manifest is said when it is used.
+        let own = Manifest::read(&self.places.state, repository).ok().flatten().and_then(|manifest| manifest.state);
+        Lease::check(repository, volume, &self.args.volume, own, self.args.takeover)
+    }
+
+    pub(crate) fn volume_options(&self, volume: VolumeId, faults: faults::Hook) -> VolumeOptions {
         let settings = &self.settings;
         VolumeOptions {
             state_dir: self.places.state.clone(),
+            expect_head: self.purpose.expect_head(),
+            stamp: output::utc_now().replacen(' ', "T", 1).replace(':', "-"),
             volume,
             log_max: settings.log.max,
             log_segment: settings.log.segment,
@@ -204,6 +244,11 @@ impl Prepared {
             accept_rollback: self.args.accept_rollback,
         }
     }
+}
+
+/// How this repository's files are cut.
+pub(crate) fn chunker(repository: &Repository) -> Arc<FastCdc> {
+    Arc::new(FastCdc::new(repository.chunker_seed(), wiring::CHUNK_SIZES))
 }
 
 /// The root directory of a volume nobody has written to yet is root's. It is given to the user who mounts it first, who
@@ -246,7 +291,7 @@ fn unlock(
     settings: &Settings,
     volume: &str,
     staging: Option<PathBuf>,
-    passphrase: Secret,
+    passphrase: &Secret,
     quiet: bool,
 ) -> Result<Arc<Repository>, Failure> {
     let options = OpenOptions {
@@ -259,12 +304,13 @@ fn unlock(
         ..OpenOptions::default()
     };
     let insistent = Arc::clone(&store.store);
-    let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), &passphrase, options);
+    let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), passphrase, options);
     progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
         .map_err(|error| could_not_open(store, &error))
 }
 
-fn could_not_open(store: &OpenStore, error: &RepositoryError) -> Failure {
+/// What is wrong with a repository, and what to do.
+pub(crate) fn could_not_open(store: &OpenStore, error: &RepositoryError) -> Failure {
     let location = store.store.location();
     let context = format!("Could not open {location}");
     match error {
@@ -293,7 +339,7 @@ pub fn committed_snapshots(
     let store = stores::open(location, options(&settings, args))?;
     // Says what is wrong with the place better than the repository could.
     stores::repository_id(&store)?;
-    let repository = unlock(&store, &host(&settings)?, &settings, &args.volume, None, passphrase, quiet)?;
+    let repository = unlock(&store, &host(&settings)?, &settings, &args.volume, None, &passphrase, quiet)?;
     read_snapshots(&repository, &args.volume).map_err(|error| could_not_open(&store, &error))
 }
 
@@ -431,7 +477,9 @@ impl Session {
 fn not_drained(reason: &FsError) -> Failure {
     let failure = Failure::caused("Not all is in the store", reason);
     match reason {
-        FsError::Fenced => failure.hint("another writer took the volume over; the state directory has what is missing"),
+        FsError::Fenced => {
+            failure.hint("the state directory has what is missing: `axiomfs recover` puts it into a snapshot")
+        }
         _ => failure.hint("what is missing is safe in the state directory; mount again to send it"),
     }
 }

@@ -68,6 +68,9 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
             "age_s": status.head_time.map(|at| SystemTime::now().duration_since(at).unwrap_or(Duration::ZERO).as_secs()),
             "epoch": status.epoch,
         },
+        "set_aside": paths(&status.set_aside),
+        "missing_packs": status.missing_packs,
+        "foreign_objects": status.foreign_objects,
         "written_bytes": status.written_bytes,
         "pending_bytes": status.pending_bytes,
         "memory": { "rss": resident(), "limit": facts.memory },
@@ -80,6 +83,11 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
 fn not_committed(volume: &Volume) -> Vec<String> {
     const SHOWN: usize = 32;
     volume.snapshots().into_iter().filter(|snapshot| !snapshot.committed).map(|s| s.name).take(SHOWN).collect()
+}
+
+/// Paths as people see them.
+pub fn paths(paths: &[std::path::PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
 }
 
 pub fn state(status: &Status) -> &'static str {

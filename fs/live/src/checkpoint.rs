@@ -52,7 +52,8 @@ pub enum CheckpointError {
     },
     /// Another writer committed.
     #[error(
-        "Another writer has committed head {sequence} of this volume; live is read-only now and local state is kept"
+        "Another writer has committed head {sequence} of this volume: live is read-only now, and what is not in the store is kept \
+         in the state directory; unmount, then `axiomfs recover` puts it into a snapshot"
     )]
     Fenced {
         /// Number of the other's head.
@@ -181,7 +182,11 @@ fn change_table(table: &mut BTreeMap<String, SnapshotRecord>, layer: &Layer, roo
     }
 }
 
-fn write_table(shared: &Shared, table: &BTreeMap<String, SnapshotRecord>) -> Result<Option<Root>, CheckpointError> {
+/// A tree of `table`; its nodes are staged.
+pub(crate) fn write_table(
+    shared: &Shared,
+    table: &BTreeMap<String, SnapshotRecord>,
+) -> Result<Option<Root>, CheckpointError> {
     let edits = table.iter().map(|(name, record)| (name.as_bytes().to_vec(), Some(record.encode())));
     let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
     tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), None, edits)

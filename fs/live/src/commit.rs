@@ -6,9 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axiomfs_repository::ids::{CommitId, Epoch, SequenceNo};
 use axiomfs_repository::tree::Root;
-use axiomfs_repository::{Head, PutHead};
+use axiomfs_repository::{Head, PutHead, RepositoryError};
 
 use crate::checkpoint::{CheckpointError, Checkpointer};
+use crate::memory::Memory;
+use crate::open::seen;
 use crate::types::{Committed, FsError};
 use crate::volume::{HeadSeen, Shared, lock};
 
@@ -29,32 +31,63 @@ impl Checkpointer {
             return Err(CheckpointError::Fenced { sequence: lock(&shared.head).sequence + 1 });
         }
         let data_bytes = self.data_bytes;
+        let volume = shared.options.volume;
+        self.find_earlier_attempt(shared)?;
         let uploaded = || shared.fault("commit.packs-uploaded");
         let set = shared.repository.commit_packs_then(&self.roots(), &uploaded)?;
         shared.fault("commit.index-written");
-        let seen = *lock(&shared.head);
-        let mut commit = [0; 16];
-        getrandom::fill(&mut commit).map_err(|_| CheckpointError::Entropy)?;
-        let head = self.next_head(shared.repository.keyring_generation(), commit, &seen, set.segments.clone());
-        self.manifest.pending = Some(head.commit);
-        self.manifest.write(&shared.options.state_dir, &shared.repository)?;
-        match shared.repository.put_head(shared.options.volume, &head)? {
-            PutHead::Created => {}
-            PutHead::Exists(other) => {
-                let fenced = CheckpointError::Fenced { sequence: other.sequence.0 };
-                shared.state_mut().refused = Some(FsError::Fenced);
-                shared.events.add("error", fenced.to_string());
-                return Err(fenced);
+        let head = loop {
+            let seen = *lock(&shared.head);
+            let mut commit = [0; 16];
+            getrandom::fill(&mut commit).map_err(|_| CheckpointError::Entropy)?;
+            let head = self.next_head(shared.repository.keyring_generation(), commit, &seen, set.segments.clone());
+            self.manifest.attempt(head.commit);
+            self.manifest.write(&shared.options.state_dir, &shared.repository)?;
+            match shared.repository.put_head(volume, &head)? {
+                PutHead::Created => break head,
+                // An attempt that went unanswered was carried out after all; what came since goes on top.
+                PutHead::Exists(other) if self.manifest.pending.contains(&other.commit) => {
+                    self.go_on_from(shared, &other)?;
+                }
+                PutHead::Exists(other) => return Err(fence(shared, &other)),
             }
+        };
+        if let Some(newer) = shared.repository.newer_than(volume, &head)? {
+            return Err(fence(shared, &newer));
         }
         shared.fault("commit.head-created");
         self.finished(shared, &head, data_bytes)?;
         shared.repository.finish_commit(set)?;
         shared.fault("commit.finished");
         if head.sequence.0.is_multiple_of(16) {
-            shared.repository.trim_heads(shared.options.volume, HEADS_KEPT)?;
+            shared.repository.trim_heads(volume, HEADS_KEPT)?;
         }
         Ok(())
+    }
+
+    /// Looks for a head of ours that was created without an answer.
+    fn find_earlier_attempt(&mut self, shared: &Shared) -> Result<(), CheckpointError> {
+        if self.manifest.pending.is_empty() {
+            return Ok(());
+        }
+        let next = SequenceNo(lock(&shared.head).sequence + 1);
+        match shared.repository.head(shared.options.volume, next) {
+            Ok(head) if self.manifest.pending.contains(&head.commit) => self.go_on_from(shared, &head),
+            Ok(other) => Err(fence(shared, &other)),
+            Err(RepositoryError::MissingObject { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes a head of ours for the newest. What the last checkpoint has may be more than it has, so that stays to be committed.
+    fn go_on_from(&mut self, shared: &Shared, head: &Head) -> Result<(), CheckpointError> {
+        if let Some(newer) = shared.repository.newer_than(shared.options.volume, head)? {
+            return Err(fence(shared, &newer));
+        }
+        *lock(&shared.head) = seen(head);
+        self.manifest.head = Some((head.sequence.0, head.commit));
+        self.manifest.pending.clear();
+        Ok(self.manifest.write(&shared.options.state_dir, &shared.repository)?)
     }
 
     /// Whether the last checkpoint has something that the newest head has not.
@@ -94,15 +127,9 @@ impl Checkpointer {
     }
 
     fn finished(&mut self, shared: &Shared, head: &Head, data_bytes: u64) -> Result<(), CheckpointError> {
-        *lock(&shared.head) = HeadSeen {
-            sequence: head.sequence.0,
-            commit: Some(head.commit),
-            epoch: head.epoch.0,
-            index_generation: head.index_generation,
-            at: Some(SystemTime::now()),
-        };
+        *lock(&shared.head) = seen(head);
         self.manifest.head = Some((head.sequence.0, head.commit));
-        self.manifest.pending = None;
+        self.manifest.pending.clear();
         self.manifest.dirty = false;
         self.manifest.staged.clear();
         self.manifest.write(&shared.options.state_dir, &shared.repository)?;
@@ -120,4 +147,15 @@ impl Checkpointer {
     pub fn newest(&self) -> Option<Committed> {
         self.manifest.head.map(|(sequence, commit)| Committed { sequence, commit: commit.0 })
     }
+}
+
+/// Another writer has committed: nothing more is accepted, and what is here stays.
+fn fence(shared: &Shared, other: &Head) -> CheckpointError {
+    let fenced = CheckpointError::Fenced { sequence: other.sequence.0 };
+    let options = &shared.options;
+    let memory = Memory { dir: &options.state_dir, repository: &shared.repository, volume: options.volume };
+    memory.remember(Some(other), false);
+    shared.state_mut().refused = Some(FsError::Fenced);
+    shared.events.add("error", fenced.to_string());
+    fenced
 }

@@ -7,14 +7,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use axiomfs_repository::ids::{CommitId, PackId};
+use axiomfs_repository::ids::{CommitId, PackId, StateId, VolumeId};
 use axiomfs_repository::record::{Fields, RecordError, put_varint};
 use axiomfs_repository::tree::Root;
 use axiomfs_repository::{Repository, RepositoryError};
 use thiserror::Error;
 
-/// Format version of the sealed part.
-const VERSION: u64 = 1;
+/// Format version of the sealed part that is written; version 1 is read, too.
+const VERSION: u64 = 2;
 /// Kind byte that errors about the manifest carry.
 const KIND: u8 = 0xf1;
 /// Largest manifest that is read.
@@ -55,8 +55,9 @@ pub struct Manifest {
     pub epoch: u64,
     /// Newest head that is ours or that we began from.
     pub head: Option<(u64, CommitId)>,
-    /// A head that was about to be created: if the store has it, it is ours.
-    pub pending: Option<CommitId>,
+    /// Heads that were about to be created after `head`: if the store has one of them, it is ours. Several attempts may have gone
+    /// unanswered, and any of them may still be carried out.
+    pub pending: Vec<CommitId>,
     /// Tree of the live files.
     pub root: Option<Root>,
     /// Tree of the snapshot table.
@@ -73,7 +74,14 @@ pub struct Manifest {
     pub dirty: bool,
     /// Packs in the staging directory.
     pub staged: Vec<PackId>,
+    /// Tells this state directory from others; version 1 had none.
+    pub state: Option<StateId>,
+    /// The volume that it belongs to; version 1 did not say.
+    pub volume: Option<VolumeId>,
 }
+
+/// Attempts that are remembered; the oldest are long answered or lost by then.
+const MOST_PENDING: usize = 16;
 
 impl Manifest {
     fn encode(&self) -> Vec<u8> {
@@ -86,8 +94,8 @@ impl Manifest {
             put_varint(&mut out, *sequence);
             out.extend_from_slice(&commit.0);
         }
-        out.push(u8::from(self.pending.is_some()));
-        if let Some(commit) = &self.pending {
+        put_varint(&mut out, self.pending.len() as u64);
+        for commit in &self.pending {
             out.extend_from_slice(&commit.0);
         }
         for root in [&self.root, &self.snapshots_root] {
@@ -101,17 +109,30 @@ impl Manifest {
         for pack in &self.staged {
             out.extend_from_slice(&pack.0);
         }
+        for id in [self.state.map(|id| id.0), self.volume.map(|id| id.0)] {
+            out.push(u8::from(id.is_some()));
+            out.extend(id.into_iter().flatten());
+        }
         out
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut f = Fields::new(KIND, bytes);
-        if f.varint()? != VERSION {
-            return Err(f.error("its version is not 1; a newer axiomfs would read it"));
+        let version = f.varint()?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(f.error("its version is not 1 or 2; a newer axiomfs would read it"));
         }
         let (generation, epoch) = (f.varint()?, f.varint()?);
         let head = if flag(&mut f)? { Some((f.varint()?, CommitId(array(&mut f)?))) } else { None };
-        let pending = if flag(&mut f)? { Some(CommitId(array(&mut f)?)) } else { None };
+        // The flag of version 1 reads like a count.
+        let count = f.varint()?;
+        if count > MOST_PENDING as u64 || version == 1 && count > 1 {
+            return Err(f.error("it has too many pending heads"));
+        }
+        let mut pending = Vec::new();
+        for _ in 0..count {
+            pending.push(CommitId(array(&mut f)?));
+        }
         let mut roots = [None, None];
         for root in &mut roots {
             *root = Root::decode_option(&array(&mut f)?).map_err(|_| f.error("a root is malformed"))?;
@@ -123,8 +144,15 @@ impl Manifest {
         for _ in 0..count {
             staged.push(PackId(array(&mut f)?));
         }
+        let mut ids = [None, None];
+        if version > 1 {
+            for id in &mut ids {
+                *id = if flag(&mut f)? { Some(array(&mut f)?) } else { None };
+            }
+        }
         f.finish()?;
         let [root, snapshots_root] = roots;
+        let [state, volume] = ids;
         Ok(Self {
             generation,
             epoch,
@@ -138,7 +166,17 @@ impl Manifest {
             next_ordinal,
             dirty,
             staged,
+            state: state.map(StateId),
+            volume: volume.map(VolumeId),
         })
+    }
+
+    /// Notes that a head of this id is about to be created.
+    pub(crate) fn attempt(&mut self, commit: CommitId) {
+        if self.pending.len() == MOST_PENDING {
+            self.pending.remove(0);
+        }
+        self.pending.push(commit);
     }
 
     /// Writes this as the next generation; the generation before stays until the one after.
@@ -205,7 +243,7 @@ fn slot(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("manifest.{}", generation % 2))
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -241,7 +279,7 @@ mod tests {
             generation: 5,
             epoch: 2,
             head: Some((9, CommitId([1; 16]))),
-            pending: Some(CommitId([2; 16])),
+            pending: vec![CommitId([2; 16]), CommitId([5; 16])],
             root,
             snapshots_root: None,
             last_op: 77,
@@ -250,8 +288,31 @@ mod tests {
             next_ordinal: 4,
             dirty: true,
             staged: vec![PackId([3; 32]), PackId([4; 32])],
+            state: Some(StateId([6; 16])),
+            volume: Some(VolumeId([8; 16])),
         };
         assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+    }
+
+    #[test]
+    fn version_1_is_read() {
+        for pending in [vec![], vec![CommitId([2; 16])]] {
+            let manifest = Manifest { generation: 3, epoch: 1, pending, dirty: true, ..Manifest::default() };
+            let mut bytes = manifest.encode();
+            bytes[0] = 1;
+            bytes.truncate(bytes.len() - 2);
+            assert_eq!(Manifest::decode(&bytes), Ok(manifest));
+        }
+    }
+
+    #[test]
+    fn the_latest_attempts_are_remembered() {
+        let mut manifest = Manifest::default();
+        for n in 0..20 {
+            manifest.attempt(CommitId([n; 16]));
+        }
+        assert_eq!(manifest.pending.len(), MOST_PENDING);
+        assert_eq!(manifest.pending.last(), Some(&CommitId([19; 16])));
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use axiomfs_repository::{Head, Repository, RepositoryError, SnapshotRecord};
 use thiserror::Error;
 
 use crate::background;
+use crate::base::{self, Local, first_manifest};
 use crate::checkpoint::Checkpointer;
 use crate::edit::{self, Edit};
 use crate::events::Events;
@@ -20,10 +21,11 @@ use crate::log::{Log, LogError, LogIdentity, LogOptions, Record, SealerFactory};
 use crate::manifest::{Manifest, ManifestError};
 use crate::read_ahead::ReadAhead;
 use crate::sealing::Sealing;
+use crate::set_aside;
 use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
 use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
 use crate::view::{LookError, Nodes, View};
-use crate::volume::{HeadSeen, Shared, Volume, VolumeOptions, now};
+use crate::volume::{HeadSeen, LocalFacts, Shared, Volume, VolumeOptions, now};
 
 /// Why a volume can't be opened. Nothing was changed.
 #[derive(Debug, Error)]
@@ -55,15 +57,72 @@ pub enum OpenError {
         /// Newest head seen.
         seen: u64,
     },
-    /// Another writer committed since this state was written.
+    /// The store's newest head has a history without the newest head that this state directory has seen.
     #[error(
-        "Head {found} in the store is not from this state directory: another machine has written since. \
-         Move the state directory away to mount what the store has; nothing in it was deleted"
+        "The store's newest head {found} did not come after head {seen}:{commit}, which this machine has seen: the store has \
+         another history; restore it, or mount with --accept-rollback"
     )]
-    Diverged {
+    OtherHistory {
         /// Newest head in the store.
         found: u64,
+        /// Newest head seen.
+        seen: u64,
+        /// Its commit.
+        commit: axiomfs_repository::ids::CommitId,
     },
+    /// The store's newest head is not the expected one and did not come after it.
+    #[error("The store's newest head is {found}, which is not {expected} and did not come after it")]
+    Unexpected {
+        /// What was expected.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The heads after the expected one are trimmed.
+    #[error(
+        "Head {sequence} is so old that the store doesn't keep its history any more: expect a newer one, as `axiomfs sync` prints it"
+    )]
+    TooOldToExpect {
+        /// The expected number.
+        sequence: u64,
+    },
+    /// Somebody else committed or took over at the same moment.
+    #[error(
+        "Another writer committed head {sequence} while the volume was being taken over; look who it is, and try again"
+    )]
+    TakeoverLost {
+        /// The other's head.
+        sequence: u64,
+    },
+    /// The state directory is that of another volume.
+    #[error("The state in {} belongs to another volume of this repository; choose another --state", dir.display())]
+    OtherVolume {
+        /// The state directory.
+        dir: std::path::PathBuf,
+    },
+    /// State that was set aside has no manifest that would say what it stands on.
+    #[error("What is set aside in {} has no manifest, which would say what it stands on", dir.display())]
+    NoManifest {
+        /// Where it is.
+        dir: std::path::PathBuf,
+    },
+    /// The state directory can't be read or changed.
+    #[error("The state directory {} can't be used", dir.display())]
+    State {
+        /// The state directory.
+        dir: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The system gave no random bytes.
+    #[error("The system gave no random bytes")]
+    Entropy,
+    /// What was recovered can't be brought into the store.
+    #[error(transparent)]
+    Commit(#[from] crate::checkpoint::CheckpointError),
+    /// Other writers committed faster than this one could.
+    #[error("Other writers keep committing; try again")]
+    Busy,
     /// The manifest names log segments and there are none.
     #[error(
         "The log is gone from the state directory (segment {segment} and all later ones), and what was not yet in the store \
@@ -104,20 +163,13 @@ impl Volume {
     ) -> Result<Arc<Self>, OpenError> {
         let events = Events::default();
         let head = repository.latest_head(options.volume)?;
-        let manifest = Manifest::read(&options.state_dir, &repository);
+        base::expect(&repository, &options, head.as_ref())?;
+        let local = Local { repository: &repository, options: &options, events: &events };
         if options.read_only {
-            if manifest.is_ok_and(|manifest| manifest.is_some_and(|manifest| manifest.dirty)) {
-                events.add(
-                    "warning",
-                    "The state directory has changes that are not in the store; a read-only mount does not show them",
-                );
-            }
+            look_at_state(&local, head.as_ref())?;
             return Self::open_read_only(repository, host, chunker, options, head, events);
         }
-        let manifest = match manifest? {
-            Some(manifest) => reconcile(manifest, head.as_ref(), &options)?,
-            None => first_manifest(head.as_ref()),
-        };
+        let (mut manifest, head) = local.settle(head)?;
         let snapshots_root = head.as_ref().and_then(|head| head.snapshots_root);
         repository.load_segments(head.as_ref().map_or(&[], |head| &head.segments))?;
         let adopted = repository.adopt_staged(&manifest.staged)?;
@@ -132,8 +184,15 @@ impl Volume {
         let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
         let log = Log::create(log_options, identity, sealer, next_segment)?;
         state.last_segment = next_segment;
+        // From here on the log may hold something: what it stands on must be known first.
+        manifest.write(&options.state_dir, &repository)?;
+        note_foreign(&repository, &events);
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
         let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
+        let id = manifest.state;
+        let set_aside = set_aside::list(&shared.options.state_dir)
+            .map_err(|source| OpenError::State { dir: shared.options.state_dir.clone(), source })?;
+        shared.local.get_or_init(|| LocalFacts { id, set_aside });
         let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0, sealing: Sealing::default() };
         make_root(&shared)?;
         reclaim_orphans(&shared)?;
@@ -157,6 +216,7 @@ impl Volume {
             state.active.apply(&Edit::Create(ROOT_INO, Box::new(root_directory())), None);
         }
         let seen = head.map(seen).unwrap_or_default();
+        note_foreign(&repository, &events);
         let shared = Shared::new(repository, host, chunker, options, None, state, seen, events);
         Self::spawn(Arc::new(shared), None)
     }
@@ -182,7 +242,32 @@ impl Volume {
     }
 }
 
-fn seen(head: &Head) -> HeadSeen {
+/// A read-only mount needs nothing of the state directory, but what it remembers of the store.
+fn look_at_state(local: &Local<'_>, head: Option<&Head>) -> Result<(), OpenError> {
+    // Whatever is wrong with it.
+    let manifest = Manifest::read(&local.options.state_dir, local.repository).ok().flatten();
+    let (memory, accepted) = (local.memory(), local.options.accept_rollback);
+    if !accepted {
+        memory.check(manifest.as_ref(), head)?;
+    }
+    memory.remember(head, accepted);
+    if manifest.is_some_and(|manifest| manifest.dirty) {
+        local.events.add(
+            "warning",
+            "The state directory has changes that are not in the store; a read-only mount does not show them",
+        );
+    }
+    Ok(())
+}
+
+fn note_foreign(repository: &Repository, events: &Events) {
+    for name in repository.foreign_objects() {
+        events.add("warning", format!("The store holds {name}, which is not one of ours; it is passed over"));
+    }
+}
+
+/// What a mount knows of the head that it begins with.
+pub(crate) fn seen(head: &Head) -> HeadSeen {
     let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_nanos(head.time_ns.max(0) as u64));
     HeadSeen {
         sequence: head.sequence.0,
@@ -193,7 +278,7 @@ fn seen(head: &Head) -> HeadSeen {
     }
 }
 
-fn log_options(options: &VolumeOptions) -> LogOptions {
+pub(crate) fn log_options(options: &VolumeOptions) -> LogOptions {
     let segment = options.log_segment.min(options.log_max / (2 * RESERVE_SEGMENTS)).max(2 << 20);
     LogOptions {
         segment_bytes: segment,
@@ -205,54 +290,16 @@ fn log_options(options: &VolumeOptions) -> LogOptions {
     }
 }
 
-fn sealer(repository: &Arc<Repository>) -> SealerFactory {
+pub(crate) fn sealer(repository: &Arc<Repository>) -> SealerFactory {
     let repository = repository.clone();
     Arc::new(move |salt: &[u8; 32]| repository.log_sealer(salt))
 }
 
-/// What an empty state directory stands for: the store's newest head, or an empty volume.
-fn first_manifest(head: Option<&Head>) -> Manifest {
-    let Some(head) = head else { return Manifest { epoch: 1, ..Manifest::default() } };
-    Manifest {
-        epoch: head.epoch.0,
-        head: Some((head.sequence.0, head.commit)),
-        root: head.live_root,
-        snapshots_root: head.snapshots_root,
-        next_ino: head.next_ino,
-        next_ordinal: head.next_ordinal,
-        ..Manifest::default()
-    }
-}
-
-/// Holds what is durable here against the store's newest head.
-fn reconcile(mut manifest: Manifest, head: Option<&Head>, options: &VolumeOptions) -> Result<Manifest, OpenError> {
-    let found = head.map(|head| (head.sequence.0, head.commit));
-    if manifest.head == found {
-        manifest.pending = None;
-        return Ok(manifest);
-    }
-    if let (Some((_, commit)), Some(pending)) = (found, manifest.pending)
-        && commit == pending
-    {
-        // The head was created and the answer or the note of it was lost.
-        manifest.head = found;
-        manifest.pending = None;
-        manifest.dirty = false;
-        manifest.staged.clear();
-        return Ok(manifest);
-    }
-    let number = found.map_or(0, |(sequence, _)| sequence);
-    match manifest.head {
-        Some((seen, _)) if number <= seen && !options.accept_rollback => {
-            Err(OpenError::Rollback { found: number, seen })
-        }
-        _ if !manifest.dirty && options.accept_rollback => Ok(first_manifest(head)),
-        _ => Err(OpenError::Diverged { found: number }),
-    }
-}
-
 /// The snapshot table that `root` names.
-fn table_of(repository: &Repository, root: Option<Root>) -> Result<BTreeMap<String, SnapshotRecord>, OpenError> {
+pub(crate) fn table_of(
+    repository: &Repository,
+    root: Option<Root>,
+) -> Result<BTreeMap<String, SnapshotRecord>, OpenError> {
     let nodes = Nodes { repository, fetch: true, pinned: &[] };
     let mut table = BTreeMap::new();
     for item in tree::range(&nodes, root, Bound::Unbounded, Bound::Unbounded) {
@@ -263,7 +310,7 @@ fn table_of(repository: &Repository, root: Option<Root>) -> Result<BTreeMap<Stri
     Ok(table)
 }
 
-fn load(
+pub(crate) fn load(
     repository: &Repository,
     manifest: &Manifest,
     committed_root: Option<Root>,
@@ -294,7 +341,7 @@ fn load(
 }
 
 /// Folds the log's operations after the manifest into layers. Returns the number for the next segment.
-fn replay(
+pub(crate) fn replay(
     state: &mut State,
     manifest: &Manifest,
     options: &LogOptions,

@@ -1,9 +1,11 @@
 //! What a volume tells of itself.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use axiomfs_repository::RepositoryStats;
+use axiomfs_repository::ids::StateId;
 
 use crate::events::Event;
 use crate::log::LogUsage;
@@ -45,6 +47,14 @@ pub struct Status {
     pub epoch: u64,
     /// When it was created.
     pub head_time: Option<SystemTime>,
+    /// Id of the state directory, on a mount that writes.
+    pub state_id: Option<StateId>,
+    /// State that was set aside and is not recovered yet.
+    pub set_aside: Vec<PathBuf>,
+    /// Packs that were asked for and are not in the store.
+    pub missing_packs: Vec<String>,
+    /// Objects in the store that are none of ours: the first few.
+    pub foreign_objects: Vec<String>,
     /// Counters of the repository.
     pub repository: RepositoryStats,
 }
@@ -54,6 +64,7 @@ impl Volume {
     pub fn status(&self) -> Status {
         let shared = &self.shared;
         let head = *lock(&shared.head);
+        let local = shared.local.get().cloned().unwrap_or_default();
         let written = shared.written.load(Ordering::Relaxed);
         let committed = shared.committed_bytes.load(Ordering::Relaxed);
         let state = shared.state();
@@ -75,6 +86,10 @@ impl Volume {
             head_commit: head.commit.map(|c| c.0),
             epoch: head.epoch,
             head_time: head.at,
+            state_id: local.id,
+            set_aside: local.set_aside,
+            missing_packs: shared.repository.missing_packs(),
+            foreign_objects: shared.repository.foreign_objects(),
             repository: shared.repository.stats(),
         }
     }

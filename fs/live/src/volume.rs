@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axiomfs_api::Chunker;
 use axiomfs_host::Host;
-use axiomfs_repository::ids::{ChunkId, CommitId, VolumeId};
+use axiomfs_repository::ids::{ChunkId, CommitId, StateId, VolumeId};
 use axiomfs_repository::tree::Node;
 use axiomfs_repository::{Repository, RepositoryError};
 
@@ -62,6 +62,10 @@ pub struct VolumeOptions {
     pub takeover: bool,
     /// Accept a head that is older than the newest seen.
     pub accept_rollback: bool,
+    /// The head that the newest one must be, or must have come after.
+    pub expect_head: Option<(u64, CommitId)>,
+    /// The time, as the name of what is set aside has it.
+    pub stamp: String,
 }
 
 /// What all parts of a mounted volume share.
@@ -97,8 +101,18 @@ pub(crate) struct Shared {
     pub ticker: OnceLock<std::thread::Thread>,
     /// Files of each ending, some of them.
     pub samples: Samples,
+    /// What was found in the state directory; empty on a read-only mount.
+    pub local: OnceLock<LocalFacts>,
     /// Unlinked files that could not be reclaimed at their last close.
     pub reap: Mutex<Vec<u64>>,
+}
+
+/// What a state directory has beside the state that is mounted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LocalFacts {
+    pub id: Option<StateId>,
+    /// State that was set aside and is not recovered yet.
+    pub set_aside: Vec<PathBuf>,
 }
 
 /// The newest head this mount knows.
@@ -163,6 +177,7 @@ impl Shared {
             unsynced: AtomicU64::new(0),
             ticker: OnceLock::new(),
             samples: Samples::default(),
+            local: OnceLock::new(),
             reap: Mutex::default(),
         }
     }

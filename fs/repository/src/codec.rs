@@ -92,6 +92,11 @@ impl<'a> Reader<'a> {
         self.zeros(len).map_err(|_| Malformed("its padding is not zero"))
     }
 
+    /// Whether nothing is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Nothing may be left.
     pub(crate) fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed("it is longer than its fields")) }

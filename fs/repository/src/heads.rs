@@ -6,11 +6,27 @@ use axiomfs_api::{Body, ObjectMeta, StoreErrorKind};
 
 use crate::error::RepositoryError;
 use crate::head::{Head, PutHead};
-use crate::ids::{SequenceNo, VolumeId};
+use crate::ids::{CommitId, SequenceNo, VolumeId};
 use crate::lease::Lease;
 use crate::repository::{Repository, lock};
 use crate::{limits, names};
 
+/// How the newest head stands to one that was seen before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Descent {
+    /// It is that head.
+    Same,
+    /// It came after it.
+    Later,
+    /// It has a higher number, and the heads between are trimmed, so that nothing more can be told.
+    Unknown,
+    /// It has a lower number: newer heads are gone.
+    Older,
+    /// It has another history.
+    Unrelated,
+}
+
+/// Objects in one listing.
 const PAGE: usize = 1000;
 /// How often an unanswered put is tried again before the caller is told.
 const TRIES: usize = 3;
@@ -21,19 +37,34 @@ impl Repository {
     /// # Errors
     /// Damage of that head (an older one is not taken in its place), or what the store met.
     pub fn latest_head(&self, v: VolumeId) -> Result<Option<Head>, RepositoryError> {
+        let known = lock(&self.known_heads).get(&v).copied();
+        let newest = self.heads_after(v, known)?.last().map(|(sequence, _)| *sequence).or(known);
+        newest.map(|sequence| self.head(v, sequence)).transpose()
+    }
+
+    /// The heads with a higher number than `after`, ascending. What has no name of a head is passed over and noted.
+    fn heads_after(
+        &self,
+        v: VolumeId,
+        after: Option<SequenceNo>,
+    ) -> Result<Vec<(SequenceNo, ObjectMeta)>, RepositoryError> {
         let prefix = names::heads(v);
-        let mut last = lock(&self.known_heads).get(&v).copied();
+        let mut after = after.map(|sequence| names::head(v, sequence));
+        let mut found = Vec::new();
         loop {
-            let after = last.map(|sequence| names::head(v, sequence));
             let page = self.store.list(&prefix, after.as_deref(), PAGE)?;
-            if let Some(newest) = page.last() {
-                last = Some(sequence(&prefix, newest)?);
+            after = page.last().map(|last| last.key.as_str().to_owned());
+            let more = page.len() == PAGE;
+            for object in page {
+                match sequence(&prefix, object.key.as_str()) {
+                    Some(sequence) => found.push((sequence, object)),
+                    None => self.foreign.note(object.key.as_str()),
+                }
             }
-            if page.len() < PAGE {
-                break;
+            if !more {
+                return Ok(found);
             }
         }
-        last.map(|sequence| self.head(v, sequence)).transpose()
     }
 
     /// The head of that number.
@@ -85,22 +116,65 @@ impl Repository {
     /// # Errors
     /// What the store met; some may be deleted then.
     pub fn trim_heads(&self, v: VolumeId, keep: u64) -> Result<(), RepositoryError> {
-        let prefix = names::heads(v);
-        let mut heads: Vec<ObjectMeta> = Vec::new();
-        loop {
-            let after = heads.last().map(|head| head.key.as_str().to_owned());
-            let page = self.store.list(&prefix, after.as_deref(), PAGE)?;
-            let more = page.len() == PAGE;
-            heads.extend(page);
-            if !more {
-                break;
-            }
-        }
+        let heads = self.heads_after(v, None)?;
         let keep = usize::try_from(keep).unwrap_or(usize::MAX).max(1);
-        for head in &heads[..heads.len().saturating_sub(keep)] {
+        for (_, head) in &heads[..heads.len().saturating_sub(keep)] {
             self.store.delete(&head.key)?;
         }
         Ok(())
+    }
+
+    /// A newer head than `head`, which was just created. Old heads are trimmed: a writer that comes back after many commits of
+    /// another finds the number that it expects free again, and what it creates there is no commit.
+    ///
+    /// Asks for the parent, which is trimmed first, and lists only where that is gone.
+    ///
+    /// # Errors
+    /// What the store met; then it is not known whether `head` counts.
+    pub fn newer_than(&self, v: VolumeId, head: &Head) -> Result<Option<Head>, RepositoryError> {
+        if let Some(parent) = head.sequence.0.checked_sub(1).filter(|parent| *parent > 0) {
+            match self.store.stat(&names::key(&names::head(v, SequenceNo(parent)))?) {
+                Ok(_) => return Ok(None),
+                Err(error) if error.kind == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let newest = self.heads_after(v, Some(head.sequence))?.last().map(|(sequence, _)| *sequence);
+        newest.map(|sequence| self.head(v, sequence)).transpose()
+    }
+
+    /// How `newest` stands to a head that was seen before, by the chain of parents.
+    ///
+    /// # Errors
+    /// Damage of a head between them, or what the store met.
+    pub fn descent(
+        &self,
+        v: VolumeId,
+        newest: &Head,
+        known: (SequenceNo, CommitId),
+    ) -> Result<Descent, RepositoryError> {
+        let (number, commit) = known;
+        if newest.sequence <= number {
+            let same = newest.sequence == number && newest.commit == commit;
+            return Ok(match newest.sequence == number {
+                true if same => Descent::Same,
+                true => Descent::Unrelated,
+                false => Descent::Older,
+            });
+        }
+        let (mut sequence, mut parent) = (newest.sequence.0, newest.parent);
+        while sequence > number.0 + 1 {
+            sequence -= 1;
+            let head = match self.head(v, SequenceNo(sequence)) {
+                Err(RepositoryError::MissingObject { .. }) => return Ok(Descent::Unknown),
+                head => head?,
+            };
+            if Some(head.commit) != parent {
+                return Ok(Descent::Unrelated);
+            }
+            parent = head.parent;
+        }
+        Ok(if parent == Some(commit) { Descent::Later } else { Descent::Unrelated })
     }
 
     /// Says who writes the volume.
@@ -129,8 +203,9 @@ impl Repository {
     }
 }
 
-fn sequence(prefix: &str, object: &ObjectMeta) -> Result<SequenceNo, RepositoryError> {
-    let name = object.key.as_str();
-    let number = name.strip_prefix(prefix).filter(|n| n.len() == 16).and_then(|n| u64::from_str_radix(n, 16).ok());
-    number.map(SequenceNo).ok_or_else(|| RepositoryError::corrupt(name, "its name is no sequence number"))
+/// The number in a head's name, written in the one way that heads are named.
+fn sequence(prefix: &str, name: &str) -> Option<SequenceNo> {
+    let digits = name.strip_prefix(prefix)?;
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (number > 0 && format!("{number:016x}") == digits).then_some(SequenceNo(number))
 }

@@ -104,6 +104,10 @@ byte_id! {
     CommitId, 16
 }
 byte_id! {
+    /// Random, made with a state directory; another one if that is lost or set aside.
+    StateId, 16
+}
+byte_id! {
     /// Random, names one index segment object.
     SegmentId, 16
 }

@@ -4,6 +4,7 @@ use axiomfs_api::{Body, Seal, Store, StoreErrorKind};
 
 use crate::crypto::Secret;
 use crate::error::RepositoryError;
+use crate::foreign::Foreign;
 use crate::ids::{RepositoryId, hex};
 use crate::keys::{self, KdfParams, Keyring};
 use crate::repository::now_ns;
@@ -36,7 +37,7 @@ pub struct KeyEpoch {
 pub fn key_slots(store: &dyn Store) -> Result<Vec<KeySlot>, RepositoryError> {
     config::load(store)?;
     let mut slots = Vec::new();
-    for object in store.list("keys/", None, limits::SLOTS)? {
+    for object in keys::slots(store, &Foreign::default())? {
         let name = object.key.as_str();
         let bytes = store.get(&object.key, limits::SLOT)?;
         let (memory_kib, created_ns) = keys::slot_facts(&bytes, name)?;
@@ -63,7 +64,7 @@ impl<'a> Keys<'a> {
     /// As [`Repository::open`](crate::Repository::open).
     pub fn unlock(store: &'a dyn Store, seal: &'a dyn Seal, passphrase: &[u8]) -> Result<Self, RepositoryError> {
         let config = config::load(store)?;
-        let (master, slot) = keys::unlock_slot(store, seal, config.repository, passphrase)?;
+        let (master, slot) = keys::unlock_slot(store, seal, config.repository, passphrase, &Foreign::default())?;
         config.authenticate(&master)?;
         Ok(Self { store, seal, repository: config.repository, master, opened: slot_id(&slot).to_owned() })
     }
@@ -78,7 +79,7 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// [`RepositoryError::KeySlot`] if there are as many as a reader tries; or what the store met.
     pub fn add(&self, passphrase: &[u8], kdf: KdfParams) -> Result<String, RepositoryError> {
-        if self.store.list("keys/", None, limits::SLOTS)?.len() >= limits::SLOTS {
+        if keys::slots(self.store, &Foreign::default())?.len() >= limits::SLOTS {
             return Err(refused(
                 "of a new passphrase",
                 "would be one more than the 32 that a reader tries; remove one",
@@ -116,7 +117,7 @@ impl<'a> Keys<'a> {
         self.store.stat(&own)?;
         let bytes = self.store.get(&own, limits::SLOT)?;
         self.store.delete(&key)?;
-        if self.store.list("keys/", None, 1)?.is_empty() {
+        if keys::slots(self.store, &Foreign::default())?.is_empty() {
             match self.store.put_new(&own, Body::Bytes(&bytes)) {
                 Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
                 _ => {}
@@ -150,7 +151,7 @@ impl<'a> Keys<'a> {
     }
 
     fn keyring(&self) -> Result<Keyring, RepositoryError> {
-        Keyring::load(self.store, self.seal, self.repository, &self.master)
+        Keyring::load(self.store, self.seal, self.repository, &self.master, &Foreign::default())
     }
 }
 

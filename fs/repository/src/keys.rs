@@ -3,14 +3,18 @@
 use std::fmt;
 
 use argon2::{Algorithm, Argon2, Params, Version};
-use axiomfs_api::{Body, NONCE_LEN, Seal, Store, TAG_LEN};
+use axiomfs_api::{Body, NONCE_LEN, ObjectMeta, Seal, Store, TAG_LEN};
 use zeroize::Zeroizing;
 
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::{Envelope, SALT, Secret, VERSION, check_magic, derive, random, random_secret};
 use crate::error::{InObject, RepositoryError};
+use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, VolumeId, hex};
 use crate::{limits, names};
+
+/// Slots or keyrings that are looked at, foreign objects among them.
+const MOST_LISTED: usize = 10_000;
 
 const SLOT_MAGIC: &[u8; 4] = b"AXKS";
 const KDF_ARGON2ID: u8 = 1;
@@ -119,14 +123,40 @@ pub(crate) fn create_slot(
     Ok(id)
 }
 
+/// The number in a keyring's name, written in the one way that keyrings are named.
+fn generation_in(name: &str) -> Option<u32> {
+    let generation = name.strip_prefix("keyring/")?.parse().ok()?;
+    (names::keyring(generation) == name).then_some(generation)
+}
+
 /// Tries every slot.
 pub(crate) fn unlock(
     store: &dyn Store,
     seal: &dyn Seal,
     repository: RepositoryId,
     passphrase: &[u8],
+    foreign: &Foreign,
 ) -> Result<Secret, RepositoryError> {
-    unlock_slot(store, seal, repository, passphrase).map(|(master, _)| master)
+    unlock_slot(store, seal, repository, passphrase, foreign).map(|(master, _)| master)
+}
+
+/// The slots that are tried. What has no name of a slot is passed over and noted.
+pub(crate) fn slots(store: &dyn Store, foreign: &Foreign) -> Result<Vec<ObjectMeta>, RepositoryError> {
+    let mut slots = store.list("keys/", None, MOST_LISTED)?;
+    slots.retain(|slot| {
+        let name = slot.key.as_str();
+        let is_slot = slot_of(name).is_some_and(|id| names::slot(&id) == name);
+        if !is_slot {
+            foreign.note(name);
+        }
+        is_slot
+    });
+    slots.truncate(limits::SLOTS);
+    Ok(slots)
+}
+
+fn slot_of(name: &str) -> Option<[u8; 16]> {
+    name.strip_prefix("keys/").and_then(hex::decode::<16>)
 }
 
 /// What a slot says without a passphrase: memory in KiB, and when it was made.
@@ -155,8 +185,9 @@ pub(crate) fn unlock_slot(
     seal: &dyn Seal,
     repository: RepositoryId,
     passphrase: &[u8],
+    foreign: &Foreign,
 ) -> Result<(Secret, String), RepositoryError> {
-    let slots = store.list("keys/", None, limits::SLOTS)?;
+    let slots = slots(store, foreign)?;
     let mut damaged = None;
     for slot in &slots {
         let name = slot.key.as_str();
@@ -178,10 +209,7 @@ fn open_slot(
     repository: RepositoryId,
     passphrase: &[u8],
 ) -> Result<Option<Secret>, RepositoryError> {
-    let id = name
-        .strip_prefix("keys/")
-        .and_then(hex::decode::<16>)
-        .ok_or_else(|| RepositoryError::corrupt(name, "its name is no slot id"))?;
+    let id = slot_of(name).ok_or_else(|| RepositoryError::corrupt(name, "its name is no slot id"))?;
     let mut r = Reader::new(bytes);
     check_magic(&mut r, SLOT_MAGIC, name)?;
     let (kdf, _, salt, mut master, tag) = parse_slot(&mut r).in_object(name)?;
@@ -335,14 +363,18 @@ impl Keyring {
         seal: &dyn Seal,
         repository: RepositoryId,
         master: &[u8; 32],
+        foreign: &Foreign,
     ) -> Result<Self, RepositoryError> {
-        let listed = store.list("keyring/", None, 10_000)?;
-        let last = listed.last().ok_or_else(|| RepositoryError::MissingObject { object: "keyring/".to_owned() })?;
+        let mut newest = None;
+        for listed in store.list("keyring/", None, MOST_LISTED)? {
+            match generation_in(listed.key.as_str()) {
+                Some(generation) => newest = Some((generation, listed)),
+                None => foreign.note(listed.key.as_str()),
+            }
+        }
+        let (generation, last) =
+            newest.ok_or_else(|| RepositoryError::MissingObject { object: "keyring/".to_owned() })?;
         let object = last.key.as_str();
-        let generation: u32 = object
-            .strip_prefix("keyring/")
-            .and_then(|n| n.parse().ok())
-            .ok_or_else(|| RepositoryError::corrupt(object, "its name is no generation"))?;
         let bytes = store.get(&last.key, limits::KEYRING)?;
         let names = generation.to_le_bytes();
         let plain = envelope(repository, &names).open(seal, master, bytes, object)?;

@@ -5,7 +5,7 @@ use axiomfs_api::{Body, Seal, Store, StoreErrorKind};
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::Envelope;
 use crate::error::{InObject, RepositoryError};
-use crate::ids::VolumeId;
+use crate::ids::{StateId, VolumeId};
 use crate::keys::Keyring;
 use crate::{limits, names};
 
@@ -18,7 +18,22 @@ pub struct Lease {
     pub pid: u32,
     /// Since when, in nanoseconds since 1970.
     pub since_ns: i64,
+    /// What may hold changes that the store does not have; earlier versions did not say.
+    pub state: Option<LeaseState>,
 }
+
+/// A writer's state directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseState {
+    /// Tells it from others.
+    pub id: StateId,
+    /// Where it is on that machine.
+    pub directory: String,
+}
+
+/// Longest host and directory that are kept, in bytes.
+const MOST_HOST: usize = 255;
+const MOST_DIRECTORY: usize = 4096;
 
 impl Lease {
     pub(crate) fn store(
@@ -29,9 +44,14 @@ impl Lease {
         volume: VolumeId,
     ) -> Result<(), RepositoryError> {
         let mut plain = Vec::new();
-        plain.put_bytes16(self.host.as_bytes().get(..255).unwrap_or(self.host.as_bytes()));
+        let cut = |text: &str, most: usize| text.as_bytes()[..text.len().min(most)].to_vec();
+        plain.put_bytes16(&cut(&self.host, MOST_HOST));
         plain.put_u32(self.pid);
         plain.put_i64(self.since_ns);
+        if let Some(state) = &self.state {
+            plain.put(&state.id.0);
+            plain.put_bytes16(&cut(&state.directory, MOST_DIRECTORY));
+        }
         let epoch = keyring.current_epoch();
         let sealed = envelope(keyring, &volume.0).seal(seal, epoch.number, &epoch.key, &plain)?;
         Ok(store.put(&names::key(&names::lease(volume))?, Body::Bytes(&sealed))?)
@@ -59,9 +79,16 @@ impl Lease {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let host = String::from_utf8_lossy(r.bytes16()?).into_owned();
-        let lease = Self { host, pid: r.u32()?, since_ns: r.i64()? };
+        let (pid, since_ns) = (r.u32()?, r.i64()?);
+        let state = match r.is_empty() {
+            true => None,
+            false => {
+                let id = StateId(r.array()?);
+                Some(LeaseState { id, directory: String::from_utf8_lossy(r.bytes16()?).into_owned() })
+            }
+        };
         r.end()?;
-        Ok(lease)
+        Ok(Self { host, pid, since_ns, state })
     }
 }
 

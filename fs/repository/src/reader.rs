@@ -1,6 +1,6 @@
 //! The read path: frames fetched once, opened, decoded, and kept; chunk ids checked before a byte is given out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::bytes::Bytes;
 use crate::crypto::SALT;
 use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::frame::{FrameKind, FrameRecord, directory};
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, PackId};
 use crate::index::Located;
 use crate::keys::Keyring;
 use crate::lru_bytes::ByteLru;
@@ -28,6 +28,8 @@ use crate::tree::Node;
 const ALIGN: u64 = 64 << 10;
 /// Quarantined frames remembered; beyond that the store is broken as a whole.
 const MOST_QUARANTINED: usize = 100_000;
+/// Missing packs remembered.
+const MOST_MISSING: usize = 1000;
 
 /// Names a frame wherever its pack is: a salt belongs to one pack.
 pub type FrameKey = ([u8; SALT], u32);
@@ -131,6 +133,7 @@ pub(crate) struct Reader {
     quarantine: Mutex<HashSet<FrameKey>>,
     any_quarantined: AtomicBool,
     seen: Seen,
+    missing: Mutex<BTreeSet<PackId>>,
 }
 
 impl Reader {
@@ -155,6 +158,7 @@ impl Reader {
             quarantine: Mutex::default(),
             any_quarantined: AtomicBool::new(false),
             seen: Seen::default(),
+            missing: Mutex::default(),
             spans: None,
         }
     }
@@ -272,6 +276,20 @@ impl Reader {
         RepositoryError::corrupt(place.frame.name(), reason)
     }
 
+    /// Packs that were asked for and were not there.
+    pub(crate) fn missing_packs(&self) -> Vec<PackId> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    fn note_presence(&self, pack: &PackId, read: &Result<Decoded, RepositoryError>) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Err(RepositoryError::MissingObject { .. }) if missing.len() < MOST_MISSING => drop(missing.insert(*pack)),
+            Ok(_) if !missing.is_empty() => drop(missing.remove(pack)),
+            _ => {}
+        }
+    }
+
     fn put_into_quarantine(&self, key: FrameKey) {
         let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
         if quarantine.len() < MOST_QUARANTINED {
@@ -320,6 +338,9 @@ impl Reader {
         };
         if let Err(RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. }) = &result {
             self.put_into_quarantine(key);
+        }
+        if let PackPlace::Stored(located) = &place.pack {
+            self.note_presence(&located.pack.id, &result);
         }
         landing.result = Some(result.clone());
         result

@@ -13,6 +13,7 @@ use crate::codec::Put;
 use crate::commit::Progress;
 use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
+use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
 use crate::index::{Index, SegmentRef};
 use crate::keys::{KdfParams, Keyring, create_slot, unlock};
@@ -94,6 +95,7 @@ pub struct Repository {
     pub(crate) committing: AtomicBool,
     pub(crate) progress: Mutex<Progress>,
     pub(crate) known_heads: Mutex<HashMap<VolumeId, SequenceNo>>,
+    pub(crate) foreign: Foreign,
     pub(crate) reader: Reader,
     pub(crate) packer: Option<Packer>,
     pub(crate) opened: Instant,
@@ -149,9 +151,11 @@ impl Repository {
         opts: OpenOptions,
     ) -> Result<Arc<Self>, RepositoryError> {
         let config = config::load(store.as_ref())?;
-        let master = unlock(store.as_ref(), seal.as_ref(), config.repository, passphrase)?;
+        let foreign = Foreign::default();
+        let master = unlock(store.as_ref(), seal.as_ref(), config.repository, passphrase, &foreign)?;
         config.authenticate(&master)?;
-        let keyring = Arc::new(Keyring::load(store.as_ref(), seal.as_ref(), config.repository, &master)?);
+        let keyring = Keyring::load(store.as_ref(), seal.as_ref(), config.repository, &master, &foreign)?;
+        let keyring = Arc::new(keyring);
         let volume =
             keyring.volume(&opts.volume).ok_or_else(|| RepositoryError::UnknownVolume { name: opts.volume.clone() })?;
         let (counters, labels) = (Arc::new(Counters::default()), Arc::new(Labels::default()));
@@ -197,6 +201,7 @@ impl Repository {
             committing: AtomicBool::new(false),
             progress: Mutex::default(),
             known_heads: Mutex::default(),
+            foreign,
             reader,
             packer: packer.transpose()?,
             opened: Instant::now(),
@@ -326,6 +331,16 @@ impl Repository {
     /// Bytes of decoded frames that are kept in memory at most.
     pub fn frame_cache_limit(&self) -> u64 {
         self.reader.frame_limit() as u64
+    }
+
+    /// Objects that were met where ours lie and are none: the first few names. They are passed over.
+    pub fn foreign_objects(&self) -> Vec<String> {
+        self.foreign.names()
+    }
+
+    /// Packs that were asked for and are not in the store, as their objects are named. One that was read since is not among them.
+    pub fn missing_packs(&self) -> Vec<String> {
+        self.reader.missing_packs().iter().map(names::pack).collect()
     }
 
     /// Counters and sizes.

@@ -7,6 +7,7 @@ pub mod init;
 pub mod key;
 pub mod mount;
 pub mod plugin;
+pub mod recover;
 pub mod snapshot;
 pub mod stat;
 pub mod status;

@@ -17,7 +17,7 @@ use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, pacing, places, progress, reload, shutdown, stores};
+use crate::{output, pacing, places, progress, reload, shutdown, status, stores};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,14 +34,18 @@ pub fn run(args: &MountArgs, environment: Environment, json: bool) -> Result<(),
     } else {
         places::check_mountpoint(&args.mountpoint)?
     };
-    let purpose = Purpose::Mount { mountpoint: mountpoint.clone(), read_only: args.is_read_only() };
+    let purpose = Purpose::Mount {
+        mountpoint: mountpoint.clone(),
+        read_only: args.is_read_only(),
+        expect_head: args.expect_head,
+    };
     let prepared = Prepared::new(&args.store, &args.repository, &purpose)?;
     let passphrase = passphrase::obtain(&args.repository.passphrase, environment, Ask::Once)?;
     let job = Job { args, mountpoint: &mountpoint };
     if args.foreground {
         return job.serve(prepared, passphrase, Logging::Terminal, json, &mut |mounted| {
             let text = format!("Mounted {} on {}; Ctrl-C unmounts", args.store, mountpoint.display());
-            output::show(json, &mounted, &text)
+            output::show(json, &mounted, &format!("{text}{}", set_aside(&mounted)))
         });
     }
     job.in_background(prepared, passphrase, json)
@@ -90,6 +94,7 @@ impl Job<'_> {
         if let Some(mounted) = mounted.filter(|said| said["ok"] == true) {
             Client::connect(self.mountpoint)?.status()?;
             let text = format!("Mounted {} on {}", self.args.store, self.mountpoint.display());
+            let text = format!("{text}{}", set_aside(&mounted));
             return output::show(json, &mounted, &text);
         }
         if let Some(failure) = Failure::from_json(said) {
@@ -165,12 +170,26 @@ impl Job<'_> {
             "mountpoint": self.mountpoint.to_string_lossy(),
             "pid": std::process::id(),
             "state_dir": state.to_string_lossy(),
+            "set_aside": status::paths(&session.volume().status().set_aside),
             "metrics": metrics_address.map(|address| format!("http://{address}/metrics")),
         }))?;
         let served = mounted.wait().map_err(|error| Failure::caused("The mount broke off", &error));
         tracing::info!("unmounted, draining to the store");
         served
     }
+}
+
+/// A line about state that others have gone past, where there is some.
+fn set_aside(mounted: &Value) -> String {
+    let places: Vec<&str> = mounted["set_aside"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if places.is_empty() {
+        return String::new();
+    }
+    let places = places.join(", ");
+    format!(
+        "\nSet aside in {places}: what this machine had not committed when another one went on writing.\n\
+         `axiomfs recover` puts it into a snapshot (unmount first)"
+    )
 }
 
 /// A hangup reads the settings file again, where there is one. Any other signal unmounts and drains; the next ends at once,

@@ -42,6 +42,19 @@ fn render(status: &Value) -> String {
         let error = text(&status["store_problem"]["error"]);
         lines.push(format!("Store fails since {since}: {error}; what waits is sent when it answers"));
     }
+    let list = |value: &Value| {
+        let words: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    };
+    if let Some(places) = list(&status["set_aside"]) {
+        lines.push(format!("Set aside  {places}; unmount, then `axiomfs recover` puts it into a snapshot"));
+    }
+    if let Some(packs) = list(&status["missing_packs"]) {
+        lines.push(format!("Missing    {packs}: what is in them can't be read"));
+    }
+    if let Some(objects) = list(&status["foreign_objects"]) {
+        lines.push(format!("Foreign    {objects}: not ours, passed over"));
+    }
     if let Some(problem) = status["problem"].as_str() {
         lines.push(format!("Problem    {problem}"));
     }

@@ -92,11 +92,13 @@ impl Daemon {
         let (Some(pid), Some(state_dir)) = (self.pid, &self.state_dir) else { return Ok(json!({ "ok": true })) };
         match shutdown::read(Path::new(state_dir), pid) {
             Some(report) if report["ok"] == true => Ok(report),
-            Some(report) => Err(Failure::new(format!(
-                "Unmounted, but not all is in the store: {}",
-                report["msg"].as_str().unwrap_or("the daemon did not say why")
-            ))
-            .hint("what is missing is safe in the state directory; mount again to send it")),
+            Some(report) => {
+                let why = report["msg"].as_str().unwrap_or("the daemon did not say why");
+                let why = why.strip_prefix("Not all is in the store: ").unwrap_or(why);
+                let hint = report["hint"].as_str();
+                Err(Failure::new(format!("Unmounted, but not all is in the store: {why}"))
+                    .hint(hint.unwrap_or("what is missing is safe in the state directory; mount again to send it")))
+            }
             None => Err(Failure::new("Unmounted, but the daemon ended without saying that all is in the store")
                 .hint(format!("look into {state_dir}/axiomfs.log, and mount again"))),
         }

@@ -69,6 +69,8 @@ impl Bench {
             faults: Arc::new(|_| {}),
             takeover: false,
             accept_rollback: false,
+            expect_head: None,
+            stamp: "2026-11-25T15-04-05Z".into(),
         };
         Volume::start(repository, host, chunker, volume).expect("volume opens")
     }

@@ -25,7 +25,7 @@ fn sample() -> Sample {
     let root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
     commit(&repository, root);
     repository
-        .put_lease(repository.volume("main").unwrap(), &Lease { host: "here".into(), pid: 1, since_ns: 2 })
+        .put_lease(repository.volume("main").unwrap(), &Lease { host: "here".into(), pid: 1, since_ns: 2, state: None })
         .unwrap();
     Sample { bed, chunks, root }
 }

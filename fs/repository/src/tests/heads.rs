@@ -1,9 +1,10 @@
 //! Heads as compare-and-swap.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier};
 
 use super::support::*;
-use crate::ids::{CommitId, SequenceNo};
+use crate::ids::{CommitId, SequenceNo, VolumeId};
 use crate::*;
 
 #[test]
@@ -123,9 +124,153 @@ fn the_lease_names_the_holder() {
     let v = repository.volume("main").unwrap();
     assert_eq!(repository.read_lease(v).unwrap(), None);
     for pid in [1, 2] {
-        let lease = Lease { host: "box".to_owned(), pid, since_ns: -5 };
+        let state = LeaseState { id: crate::ids::StateId([7; 16]), directory: "/var/state".to_owned() };
+        let lease = Lease { host: "box".to_owned(), pid, since_ns: -5, state: (pid == 2).then_some(state) };
         repository.put_lease(v, &lease).unwrap();
         assert_eq!(bed.open_cold().read_lease(v).unwrap(), Some(lease));
     }
     assert_ne!(CommitId([0; 16]), next_head(None, None, Vec::new()).commit);
+}
+
+/// `count` heads, one after the other.
+fn history(repository: &Repository, v: VolumeId, last: Option<&Head>, count: usize) -> Vec<Head> {
+    let mut heads: Vec<Head> = Vec::new();
+    for _ in 0..count {
+        let head = next_head(heads.last().or(last), None, Vec::new());
+        assert_eq!(repository.put_head(v, &head).unwrap(), PutHead::Created);
+        heads.push(head);
+    }
+    heads
+}
+
+fn delete(bed: &Bed, v: VolumeId, head: &Head) {
+    let key = axiomfs_api::ObjectKey::new(format!("heads/{v}/{:016x}", head.sequence.0)).unwrap();
+    axiomfs_api::Store::delete(&bed.store.inner, &key).unwrap();
+}
+
+#[test]
+fn twenty_writers_race_for_each_head_and_one_wins() {
+    const WRITERS: usize = 20;
+    let rounds: u64 = std::env::var("AXIOMFS_SOAK").map_or(40, |_| 1000);
+    let bed = Bed::new();
+    let local = tempfile::tempdir().unwrap();
+    let store = axiomfs_storage_local::LocalStore::create(local.path().join("store")).unwrap();
+    let opts = InitOptions { kdf: KdfParams::insecure_for_tests(), ..InitOptions::default() };
+    Repository::init(&store, &axiomfs_encryption_aes_gcm::Aes256Gcm, PASSPHRASE, &opts).unwrap();
+    let store: Arc<dyn axiomfs_api::Store> = Arc::new(store);
+    let seal = || Arc::new(axiomfs_encryption_aes_gcm::Aes256Gcm);
+    let on_disk = || Repository::open(store.clone(), host(), seal(), PASSPHRASE, OpenOptions::default()).unwrap();
+    for repositories in [(0..WRITERS).map(|_| bed.open_cold()).collect(), (0..WRITERS).map(|_| on_disk()).collect()] {
+        let repositories: Vec<Arc<Repository>> = repositories;
+        let v = repositories[0].volume("main").unwrap();
+        let mut last: Option<Head> = None;
+        for round in 0..rounds {
+            let start = Barrier::new(WRITERS);
+            let attempts: Vec<(Head, PutHead)> = std::thread::scope(|scope| {
+                let race = |repository: &Arc<Repository>| {
+                    let (repository, start, last) = (repository.clone(), &start, &last);
+                    scope.spawn(move || {
+                        let head = next_head(last.as_ref(), None, Vec::new());
+                        start.wait();
+                        let put = repository.put_head(v, &head).unwrap();
+                        (head, put)
+                    })
+                };
+                let threads: Vec<_> = repositories.iter().map(race).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let won: Vec<&Head> =
+                attempts.iter().filter(|(_, put)| *put == PutHead::Created).map(|(head, _)| head).collect();
+            assert_eq!(won.len(), 1, "round {round}");
+            for (head, put) in &attempts {
+                assert!(head == won[0] || *put == PutHead::Exists(Box::new(won[0].clone())), "round {round}: {put:?}");
+            }
+            last = Some(won[0].clone());
+        }
+        assert_eq!(repositories[1].latest_head(v).unwrap(), last);
+    }
+}
+
+#[test]
+fn descent_is_told_by_the_chain_of_parents() {
+    let bed = Bed::new();
+    let repository = bed.open_cold();
+    let v = repository.volume("main").unwrap();
+    let heads = history(&repository, v, None, 12);
+    let known = |head: &Head| (head.sequence, head.commit);
+    let descent = |newest: &Head, seen| bed.open_cold().descent(v, newest, seen).unwrap();
+    assert_eq!(descent(&heads[11], known(&heads[11])), Descent::Same);
+    assert_eq!(descent(&heads[11], known(&heads[10])), Descent::Later);
+    assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Later);
+    assert_eq!(descent(&heads[4], known(&heads[11])), Descent::Older);
+    let other = CommitId([9; 16]);
+    for number in [3, 11, 12] {
+        assert_eq!(descent(&heads[11], (SequenceNo(number), other)), Descent::Unrelated, "{number}");
+    }
+    // Head 6 of another history, which was created on the same parent.
+    delete(&bed, v, &heads[5]);
+    let foreign = next_head(Some(&heads[4]), None, Vec::new());
+    assert_eq!(repository.put_head(v, &foreign).unwrap(), PutHead::Created);
+    assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Unrelated);
+    delete(&bed, v, &heads[5]);
+    assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Unknown, "trimmed");
+    assert_eq!(descent(&heads[11], known(&heads[7])), Descent::Later);
+}
+
+#[test]
+fn a_head_created_where_others_were_trimmed_is_no_commit() {
+    let bed = Bed::new();
+    let (a, b) = (bed.open_cold(), bed.open_cold());
+    let v = a.volume("main").unwrap();
+    let first = history(&a, v, None, 3);
+    assert_eq!(a.newer_than(v, &first[2]).unwrap(), None);
+    let theirs = history(&b, v, Some(&first[2]), 80);
+    b.trim_heads(v, 64).unwrap();
+    let late = next_head(Some(&first[2]), None, Vec::new());
+    assert_eq!(a.put_head(v, &late).unwrap(), PutHead::Created, "the number is free again");
+    assert_eq!(a.newer_than(v, &late).unwrap().as_ref(), theirs.last());
+    assert_eq!(bed.open_cold().latest_head(v).unwrap().as_ref(), theirs.last());
+    let very_first = next_head(None, None, Vec::new());
+    assert_eq!(a.put_head(v, &very_first).unwrap(), PutHead::Created);
+    assert_eq!(a.newer_than(v, &very_first).unwrap().as_ref(), theirs.last());
+}
+
+#[test]
+fn foreign_objects_are_passed_over_and_named() {
+    let bed = Bed::new();
+    let repository = bed.open_cold();
+    let v = repository.volume("main").unwrap();
+    let last = history(&repository, v, None, 3).pop();
+    let junk = [
+        format!("heads/{v}/ds_store"),
+        format!("heads/{v}/00000000000000f"),
+        format!("heads/{v}/zzz"),
+        "keyring/9999999999x".to_owned(),
+        "keyring/readme".to_owned(),
+        "keys/0".to_owned(),
+        "keys/backup-copy".to_owned(),
+    ];
+    for name in &junk {
+        let key = axiomfs_api::ObjectKey::new(name).unwrap();
+        axiomfs_api::Store::put_new(&bed.store.inner, &key, axiomfs_api::Body::Bytes(b"junk")).unwrap();
+    }
+    let cold = bed.open_cold();
+    assert_eq!(cold.latest_head(v).unwrap(), last);
+    let (mut named, mut want) = (cold.foreign_objects(), junk.to_vec());
+    named.sort();
+    want.sort();
+    assert_eq!(named, want);
+    cold.trim_heads(v, 1).unwrap();
+    assert_eq!(bed.open_cold().latest_head(v).unwrap(), last);
+    assert_eq!(key_slots(bed.store.as_ref()).unwrap().len(), 1);
+    let objects = bed.store.objects();
+    assert!(junk.iter().all(|name| objects.contains_key(name)), "nothing of others is deleted");
+    let wrong = Repository::open(
+        bed.store.clone(),
+        host(),
+        Arc::new(axiomfs_encryption_aes_gcm::Aes256Gcm),
+        b"no",
+        OpenOptions::default(),
+    );
+    assert!(matches!(wrong, Err(RepositoryError::WrongPassphrase { slots: 1 })));
 }

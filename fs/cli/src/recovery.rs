@@ -1,0 +1,81 @@
+//! Recovering without a mount: what others have gone past is set aside, and brought into the store as snapshots.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axiomfs_host::Host;
+use axiomfs_live::{Recovered, VolumeOptions};
+
+use crate::failure::Failure;
+use crate::locks::Locks;
+use crate::passphrase::Secret;
+use crate::session::{Prepared, chunker, could_not_open};
+use crate::stores::{self, OpenStore};
+
+impl Prepared {
+    /// Brings all that is set aside, and the state itself if others have gone past it, into snapshots; one for each.
+    ///
+    /// # Errors
+    /// [`Failure`] if the volume is in use, or the store can't be reached; what is not recovered stays where it is.
+    pub fn recover(&self, passphrase: &Secret, quiet: bool) -> Result<Vec<(PathBuf, Recovered)>, Failure> {
+        let (host, store) = (self.host()?, self.store()?);
+        let locks = Locks::take(&self.places, &self.holder(&store))?;
+        let recovered = self.recover_all(&store, &host, passphrase, quiet);
+        // Only what was made for this attempt goes, and only where it is empty.
+        locks.undo();
+        recovered
+    }
+
+    fn recover_all(
+        &self,
+        store: &OpenStore,
+        host: &Arc<Host>,
+        passphrase: &Secret,
+        quiet: bool,
+    ) -> Result<Vec<(PathBuf, Recovered)>, Failure> {
+        if !self.args.unsafe_single_writer {
+            stores::probe(store)?;
+        }
+        let repository = self.unlock(store, host, None, passphrase, quiet)?;
+        let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
+        self.lease(&repository, id)?;
+        let options = self.volume_options(id, Arc::new(|_| {}));
+        let places = axiomfs_live::set_apart(&repository, &options)
+            .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
+        drop(repository);
+        let mut recovered = Vec::new();
+        for place in places {
+            let options = VolumeOptions { state_dir: place.clone(), ..options.clone() };
+            let found = self.recover_one(store, host, passphrase, quiet, options)?;
+            // All of it is in the store now.
+            fs::remove_dir_all(&place).map_err(|error| {
+                Failure::caused(format!("Recovered into {}, but {} stays", found.snapshot, place.display()), &error)
+            })?;
+            recovered.push((place, found));
+        }
+        Ok(recovered)
+    }
+
+    fn recover_one(
+        &self,
+        store: &OpenStore,
+        host: &Arc<Host>,
+        passphrase: &Secret,
+        quiet: bool,
+        options: VolumeOptions,
+    ) -> Result<Recovered, Failure> {
+        let place = options.state_dir.clone();
+        let repository = self.unlock(store, host, Some(place.join("staging")), passphrase, quiet)?;
+        let chunker = chunker(&repository);
+        axiomfs_live::recover(&repository, Arc::clone(host), chunker, options, &name(&place)).map_err(|error| {
+            Failure::caused(format!("Could not recover {}", place.display()), &error)
+                .hint("it stays where it is; try again")
+        })
+    }
+}
+
+/// What the snapshot is called: after the time at which the state was set aside.
+fn name(place: &Path) -> String {
+    format!("recovered-{}", place.file_name().unwrap_or_default().to_string_lossy())
+}

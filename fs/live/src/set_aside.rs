@@ -1,0 +1,140 @@
+//! Putting local state aside that others have gone past: moved within the state directory, whole, and never deleted here.
+//!
+//! `STATE/set-aside/TIME/` then has log, staged packs and manifest as they were. A mark names the target while they are moved, so
+//! that a move that was broken off is carried on before anything else is looked at.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Directory of what was set aside, in the state directory.
+const DIRECTORY: &str = "set-aside";
+/// The mark of a move that is not finished: its content is the target's name.
+const MARK: &str = "setting-aside";
+/// What is moved.
+const PARTS: [&str; 4] = ["log", "staging", "manifest.0", "manifest.1"];
+
+/// Sets all of the state in `dir` aside; `stamp` is the time as the name has it. Returns where it is now.
+///
+/// # Errors
+/// What the disk met; the next call of [`finish`] carries on.
+pub(crate) fn set_aside(dir: &Path, stamp: &str) -> io::Result<PathBuf> {
+    let parent = dir.join(DIRECTORY);
+    let mut name = stamp.to_owned();
+    let mut number = 1;
+    while parent.join(&name).exists() {
+        number += 1;
+        name = format!("{stamp}-{number}");
+    }
+    let mut mark = File::create(dir.join(MARK))?;
+    io::Write::write_all(&mut mark, name.as_bytes())?;
+    mark.sync_all()?;
+    sync(dir)?;
+    finish(dir)?;
+    Ok(parent.join(name))
+}
+
+/// Carries on what was broken off, if anything was.
+///
+/// # Errors
+/// What the disk met.
+pub(crate) fn finish(dir: &Path) -> io::Result<()> {
+    let mark = dir.join(MARK);
+    let name = match fs::read_to_string(&mark) {
+        Ok(name) => name,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    if !name.is_empty() {
+        let target = dir.join(DIRECTORY).join(Path::new(&name).file_name().ok_or(io::ErrorKind::InvalidData)?);
+        fs::create_dir_all(&target)?;
+        for part in PARTS {
+            match fs::rename(dir.join(part), target.join(part)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        for directory in [&target, &dir.join(DIRECTORY), dir] {
+            sync(directory)?;
+        }
+        fs::create_dir_all(dir.join("staging"))?;
+    }
+    // An empty mark was torn by a power cut before anything was moved.
+    fs::remove_file(mark)?;
+    sync(dir)
+}
+
+/// What is set aside in `dir`, the oldest first.
+///
+/// # Errors
+/// What the disk met.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    match fs::read_dir(dir.join(DIRECTORY)) {
+        Ok(entries) => {
+            for entry in entries {
+                found.push(entry?.path());
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["log", "staging"] {
+            fs::create_dir(dir.path().join(part)).unwrap();
+            fs::write(dir.path().join(part).join("inside"), part).unwrap();
+        }
+        fs::write(dir.path().join("manifest.1"), "m").unwrap();
+        fs::write(dir.path().join("lock"), "l").unwrap();
+        dir
+    }
+
+    fn check(dir: &Path, aside: &Path) {
+        for (name, text) in [("log/inside", "log"), ("staging/inside", "staging"), ("manifest.1", "m")] {
+            assert_eq!(fs::read_to_string(aside.join(name)).unwrap(), text);
+        }
+        let mut left: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["lock", "set-aside", "staging"]);
+        assert_eq!(fs::read_dir(dir.join("staging")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_whole_state_moves_and_nothing_else() {
+        let dir = state();
+        let aside = set_aside(dir.path(), "2026-11-25T15-04-05Z").unwrap();
+        check(dir.path(), &aside);
+        assert_eq!(list(dir.path()).unwrap(), [aside]);
+        let second = set_aside(dir.path(), "2026-11-25T15-04-05Z").unwrap();
+        assert!(second.ends_with("2026-11-25T15-04-05Z-2"), "{}", second.display());
+    }
+
+    #[test]
+    fn a_move_that_was_broken_off_is_carried_on() {
+        for moved in 0..=PARTS.len() {
+            let dir = state();
+            fs::write(dir.path().join(MARK), "then").unwrap();
+            let target = dir.path().join(DIRECTORY).join("then");
+            fs::create_dir_all(&target).unwrap();
+            for part in &PARTS[..moved] {
+                drop(fs::rename(dir.path().join(part), target.join(part)));
+            }
+            finish(dir.path()).unwrap();
+            check(dir.path(), &target);
+            finish(dir.path()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! A store that shows an older state, another history or other people's objects, or has objects exchanged or missing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
+use axiomfs_tests::rng::noise;
+use axiomfs_tests::run::{must, run};
+use axiomfs_tests::source::walk;
+
+const ASKED: &str = "checkpoint: {interval: 200ms}\ncommit: {interval: 1h, bytes: 1GiB}\n";
+
+fn heads(store: &Path) -> Vec<PathBuf> {
+    let mut heads = walk(&store.join("heads"));
+    heads.sort();
+    heads
+}
+
+/// A file's text.
+fn shown(repo: &TestRepo) -> String {
+    fs::read_to_string(repo.live().join("file")).expect("read")
+}
+
+/// Writes and syncs; `SEQUENCE:COMMIT` of the head that has it.
+fn commit(repo: &TestRepo, content: &str) -> String {
+    fs::write(repo.live().join("file"), content).expect("written");
+    let done = repo.axiomfs(&["sync", text(&repo.mnt)]);
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    done.stdout.trim().to_owned()
+}
+
+fn restore(from: &Path, to: &Path) {
+    fs::remove_dir_all(to).expect("removed");
+    must("cp", &["-a", text(from), text(to)], LIMIT);
+}
+
+#[test]
+fn an_older_head_put_back_is_refused_until_it_is_accepted() {
+    let _slot = beside_others();
+    let mut writer = TestRepo::new("rollback");
+    writer.settings(ASKED).mount();
+    commit(&writer, "one");
+    let kept = writer.dir.join("kept");
+    must("cp", &["-a", text(&writer.store), text(&kept)], LIMIT);
+    commit(&writer, "two");
+    commit(&writer, "three");
+    writer.umount();
+    let newest = writer.dir.join("newest");
+    must("cp", &["-a", text(&writer.store), text(&newest)], LIMIT);
+    let mut reader = writer.elsewhere(&writer.store, "rollback-reader");
+    reader.try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shown(&reader), "three");
+    reader.umount();
+
+    restore(&kept, &writer.store);
+    for refused in [writer.try_mount(&[]), writer.try_mount(&["--read-only"]), reader.try_mount(&["--read-only"])] {
+        let refused = refused.expect_err("an older state was taken for the newest");
+        assert!(refused.contains("newest head is 1") && refused.contains("has seen 3"), "{refused}");
+        assert!(refused.contains("--accept-rollback"), "{refused}");
+    }
+    // What was withheld is back: nothing has happened.
+    restore(&newest, &writer.store);
+    writer.mount();
+    assert_eq!(shown(&writer), "three");
+    writer.umount();
+    restore(&kept, &writer.store);
+    reader.try_mount(&["--read-only", "--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shown(&reader), "one");
+    reader.umount();
+    reader.try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("accepted once and for all: {e}"));
+    reader.umount();
+    writer.try_mount(&["--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shown(&writer), "one");
+    commit(&writer, "another two");
+    writer.umount().mount();
+    assert_eq!(shown(&writer), "another two");
+    writer.umount();
+}
+
+#[test]
+fn a_head_with_an_older_ones_bytes_is_refused_and_named() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("old-bytes");
+    repo.settings(ASKED).mount();
+    for content in ["one", "two", "three"] {
+        commit(&repo, content);
+    }
+    repo.umount();
+    let heads = heads(&repo.store);
+    fs::copy(&heads[0], &heads[2]).expect("replaced");
+    let refused = repo.try_mount(&[]).expect_err("an older head under the newest number");
+    assert!(refused.contains("heads/") && refused.contains("0000000000000003"), "{refused}");
+}
+
+#[test]
+fn another_history_is_refused_and_accepting_it_sets_local_changes_aside() {
+    let _slot = beside_others();
+    let mut a = TestRepo::new("history");
+    a.settings(ASKED).mount();
+    commit(&a, "one");
+    a.umount();
+    let fork = a.dir.join("fork");
+    must("cp", &["-a", text(&a.store), text(&fork)], LIMIT);
+    let mut b = a.elsewhere(&fork, "history-b");
+    b.mount();
+    for content in ["b two", "b three", "b four"] {
+        commit(&b, content);
+    }
+    b.umount();
+    a.mount();
+    commit(&a, "a two");
+    fs::write(a.live().join("only here"), "x").expect("written");
+    a.kill9();
+    restore(&fork, &a.store);
+    let refused = a.try_mount(&[]).expect_err("another history");
+    assert!(refused.contains("another history") && refused.contains("--accept-rollback"), "{refused}");
+    a.try_mount(&["--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shown(&a), "b four");
+    assert_eq!(a.status()["set_aside"].as_array().map(Vec::len), Some(1));
+    commit(&a, "five");
+    a.umount().mount();
+    assert_eq!(shown(&a), "five");
+    a.umount();
+}
+
+#[test]
+fn a_new_machine_can_be_told_which_head_to_expect() {
+    let _slot = beside_others();
+    let mut a = TestRepo::new("expect");
+    a.settings(ASKED).mount();
+    let first = commit(&a, "one");
+    let kept = a.dir.join("kept");
+    must("cp", &["-a", text(&a.store), text(&kept)], LIMIT);
+    commit(&a, "two");
+    let newest = commit(&a, "three");
+    a.umount();
+    let mount = |expected: &str, more: &[&str]| {
+        let mut fresh = a.elsewhere(&a.store, "expect-new");
+        fresh.try_mount(&[&["--expect-head", expected], more].concat()).map(|()| {
+            let text = shown(&fresh);
+            fresh.umount();
+            text
+        })
+    };
+    for more in [&["--read-only"][..], &[]] {
+        assert_eq!(mount(&newest, more).as_deref(), Ok("three"));
+        assert_eq!(mount(&first, more).as_deref(), Ok("three"), "what came after it will do");
+        let (number, commit) = newest.split_once(':').expect("SEQUENCE:COMMIT");
+        let later = format!("{}:{commit}", number.parse::<u64>().expect("a number") + 1);
+        let other = format!("{number}:{}", "0".repeat(32));
+        for wrong in [&later, &other] {
+            let refused = mount(wrong, more).expect_err("not the expected head");
+            assert!(refused.contains(wrong.as_str()) && refused.contains("did not come after it"), "{refused}");
+        }
+    }
+    restore(&kept, &a.store);
+    let refused = mount(&newest, &["--read-only"]).expect_err("a store that was rolled back");
+    assert!(refused.contains(&newest) && refused.contains(&first), "{refused}");
+    for wrong in ["7", "x:y", "3:abc"] {
+        let done = a.axiomfs(&["mount", text(&a.store), text(&a.mnt), "--expect-head", wrong]);
+        assert_eq!(done.code(), 2, "{}", done.stderr);
+    }
+}
+
+#[test]
+fn foreign_objects_are_passed_over_and_named() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("foreign");
+    repo.settings(ASKED).mount();
+    commit(&repo, "one");
+    repo.umount();
+    let below = |kind: &str| {
+        let first = walk(&repo.store.join(kind)).into_iter().next().expect("an object");
+        first.parent().expect("a directory").to_owned()
+    };
+    let junk: Vec<PathBuf> = ["packs", "index", "heads", "keys", "keyring"].iter().map(|kind| below(kind)).collect();
+    let junk: Vec<PathBuf> = junk.iter().flat_map(|dir| ["zzz", "0", "notes.txt"].map(|name| dir.join(name))).collect();
+    for path in &junk {
+        fs::write(path, b"not one of ours").expect("written");
+    }
+    repo.mount();
+    assert_eq!(shown(&repo), "one");
+    let named = repo.status()["foreign_objects"].to_string();
+    for kind in ["heads/", "keys/", "keyring/"] {
+        assert!(named.contains(kind) && repo.events().contains(kind), "{kind}: {named}");
+    }
+    assert!(repo.axiomfs(&["status", text(&repo.mnt)]).stdout.contains("Foreign"));
+    commit(&repo, "two");
+    repo.umount();
+    let listed = repo.axiomfs(&["key", "list", text(&repo.store)]);
+    assert_eq!((listed.code(), listed.stdout.lines().count()), (0, 1), "{}{}", listed.stdout, listed.stderr);
+    let wrong = run(repo.command(&["snapshot", "list", text(&repo.store)]).env("AXIOMFS_PASSPHRASE", "wrong"), LIMIT);
+    assert!(wrong.stderr.contains("wrong passphrase"), "{}", wrong.stderr);
+    for path in &junk {
+        assert_eq!(fs::read(path).expect("read"), b"not one of ours", "nothing of others is changed");
+    }
+}
+
+/// Each object of a kind takes the place of another: an error or the right bytes, never others.
+#[test]
+fn an_object_exchanged_for_another_is_never_taken_for_it() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("exchanged");
+    repo.settings(ASKED).mount();
+    for i in 0..4 {
+        fs::write(repo.live().join(format!("big{i}")), noise(i, 2 << 20)).expect("written");
+        commit(&repo, &format!("text {i}"));
+    }
+    repo.umount();
+    let check = |repo: &TestRepo, when: &str| {
+        let mut refused = 0;
+        for i in 0..4 {
+            match fs::read(repo.live().join(format!("big{i}"))) {
+                Ok(have) => assert!(have == noise(i, 2 << 20), "{when}: big{i} has wrong bytes"),
+                Err(e) => {
+                    assert_eq!(e.raw_os_error(), Some(5), "{when}: big{i}: {e}");
+                    refused += 1;
+                }
+            }
+        }
+        refused
+    };
+    for kind in ["packs", "index"] {
+        let mut objects = walk(&repo.store.join(kind));
+        objects.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |meta| meta.len())));
+        let (one, other) = (&objects[0], &objects[1]);
+        let exchange = || {
+            let (a, b) = (fs::read(one).expect("read"), fs::read(other).expect("read"));
+            for (path, bytes) in [(one, b), (other, a)] {
+                fs::remove_file(path).expect("removed");
+                fs::write(path, bytes).expect("replaced");
+            }
+        };
+        exchange();
+        let mut reader = repo.elsewhere(&repo.store, "exchanged-reader");
+        match reader.try_mount(&["--read-only"]) {
+            Ok(()) => {
+                let refused = check(&reader, kind);
+                assert!(refused > 0 || kind == "index", "exchanged {kind} were not noticed");
+                let name = one.file_name().and_then(|name| name.to_str()).expect("text");
+                let other = other.file_name().and_then(|name| name.to_str()).expect("text");
+                let told = reader.events();
+                assert!(refused == 0 || told.contains(name) || told.contains(other), "{kind}: {told}");
+                reader.umount();
+            }
+            Err(said) => assert!(said.contains(kind) && !said.contains("panicked"), "{said}"),
+        }
+        exchange();
+    }
+    repo.mount();
+    assert_eq!(check(&repo, "with all in its place"), 0);
+}
