@@ -1,9 +1,12 @@
 """What is measured: each gives a fresh directory, makes it durable, makes it cold, and says what it stored."""
 
+import json
+import os
 import time
 
+from . import s3server
 from .machine import first_line
-from .system import disk_usage, drop_page_cache, is_mounted, peak_memory, remove, run
+from .system import Failed, disk_usage, drop_page_cache, is_mounted, peak_memory, remove, run
 
 
 class Ext4:
@@ -132,30 +135,35 @@ class Null(Mounted):
 
 
 class Axiomfs(Mounted):
-    """The product, with its defaults unless a settings file is given."""
+    """The product, with its defaults unless a settings file is given, on a directory."""
 
-    def __init__(self, work, binary, cleanup, config):
-        super().__init__("axiomfs", work, cleanup)
-        self.binary, self.config = binary, config
+    def __init__(self, work, binary, cleanup, config, name="axiomfs", env=None):
+        super().__init__(name, work, cleanup)
+        self.binary, self.config, self.env = binary, config, env or {}
+        self.requests = {}
 
     def version(self):
         return first_line([self.binary, "--version"])
 
+    def store(self):
+        return self.base / "store"
+
     def create(self):
         self.passphrase = self.base / "passphrase"
         self.passphrase.write_text("benchmark\n")
-        run([self.binary, "init", self.base / "store", "--passphrase-file", self.passphrase])
+        run([self.binary, "init", self.store(), "--passphrase-file", self.passphrase], env=self.env)
 
     def mount(self):
-        command = [self.binary, "mount", self.base / "store", self.mountpoint, "-f", "--passphrase-file", self.passphrase,
+        command = [self.binary, "mount", self.store(), self.mountpoint, "-f", "--passphrase-file", self.passphrase,
                    "--state", self.base / "state", "--cache", self.base / "cache"]
         command += ["--config", self.config] if self.config else []
-        self.daemon = self.cleanup.start(command, self.mountpoint, log=self.log)
+        self.daemon = self.cleanup.start(command, self.mountpoint, log=self.log, env=self.env)
 
     def directory(self):
         return self.mountpoint / "live"
 
     def take_away(self):
+        self.note_requests()
         run([self.binary, "umount", self.mountpoint])
 
     def durable(self):
@@ -180,3 +188,79 @@ class Axiomfs(Mounted):
 
     def stored(self):
         return disk_usage(self.base / "store")
+
+    def metrics(self):
+        """The values of `.axiomfs/metrics`, by name and labels as they stand there."""
+        lines = (self.mountpoint / ".axiomfs/metrics").read_text().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}
+
+    def control(self, command):
+        """One control command; a refused one fails the session."""
+        file = os.open(self.mountpoint / ".axiomfs/control", os.O_RDWR)
+        try:
+            os.write(file, command.encode())
+            reply = json.loads(os.read(file, 65536))
+        finally:
+            os.close(file)
+        if not reply["ok"]:
+            raise Failed(f"{command}: {reply}")
+
+    def note_requests(self):
+        """Adds what this mount asked of its store to what the session's earlier ones did. The last commit, at the unmount, is not in it."""
+        for name, value in self.metrics().items():
+            if name.startswith("axiomfs_store_request_seconds_count"):
+                kind = name.split('"')[1]
+                self.requests[kind] = self.requests.get(kind, 0) + int(value)
+
+    def session_requests(self):
+        """What the session has asked of the store, by kind; to be called while it is mounted."""
+        if self.daemon is not None and is_mounted(self.mountpoint):
+            self.note_requests()
+        requests, self.requests = self.requests, {}
+        return {kind: count for kind, count in requests.items() if count}
+
+    def server_cpu(self):
+        """CPU seconds of the store's server in this session; without one there are none."""
+        return None
+
+
+class AxiomfsS3(Axiomfs):
+    """The product on an S3 server of its own, fresh for every session."""
+
+    def __init__(self, work, binary, cleanup, config):
+        super().__init__(work, binary, cleanup, config)
+        self.weed, self.server = None, None
+
+    def install(self):
+        self.weed = s3server.install()
+
+    def version(self):
+        return f"{super().version()} on SeaweedFS {s3server.version(self.weed)}"
+
+    def store(self):
+        return self.server.url("bench")
+
+    def create(self):
+        self.server = s3server.S3Server(self.weed, self.base / "server", self.cleanup)
+        self.env = self.server.environment()
+        super().create()
+
+    def close(self):
+        # The server goes last: the mount may still have to say something to it.
+        server, self.server = self.server, None
+        if server is None:
+            super().close()
+            return
+        base, self.base = self.base, self.base / "nothing"
+        try:
+            super().close()
+        finally:
+            self.base = base
+            server.close()
+            remove(self.base)
+
+    def stored(self):
+        return disk_usage(self.base / "server")
+
+    def server_cpu(self):
+        return self.server.cpu_seconds() if self.server is not None else None

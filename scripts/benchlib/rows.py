@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 
-from . import growth
+from . import growth, smooth
 from .peers import Backup
 from .system import MIB, Failed, read_through, run, say
 
@@ -27,18 +27,26 @@ ROWS = {
     "rm": ("`rm -rf tree`", "s", False, 4),
     "stored": ("stored (data and metadata)", "MiB", False, 225),
     "memory": ("peak memory", "MiB", False, 356),
-} | growth.ROWS
+} | growth.ROWS | smooth.ROWS
 
 
 class Figures:
-    """Values of each row and contender, in the order of the runs."""
+    """Values of each row and contender, in the order of the runs, for one way in which idle CPUs wait."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self, way):
+        self.way, self.values, self.requests = way, {}, {}
 
     def add(self, contender, row, value):
         self.values.setdefault(row, {}).setdefault(contender.name, []).append(value)
-        say(f"  {contender.name}: {ROWS[row][0]}: {value:.4g} {ROWS[row][1]}")
+        say(f"  {contender.name}, {self.way}: {ROWS[row][0]}: {value:.4g} {ROWS[row][1]}")
+
+    def note_requests(self, contender, session):
+        """What the session just done has asked of the store, and what its server took for that."""
+        if not hasattr(contender, "session_requests"):
+            return
+        requests, cpu = contender.session_requests(), contender.server_cpu()
+        if requests:
+            self.requests.setdefault(session, []).append({"contender": contender.name, "requests": requests, "server_cpu_s": cpu})
 
     def summary(self):
         spread = lambda v: {"median": statistics.median(v), "min": min(v), "max": max(v), "values": v}  # noqa: E731
@@ -163,34 +171,43 @@ def write_and_sync(path, count):
 
 
 USUAL = {"big": big_file, "tree": many_files, "small": small_files}
-SESSIONS = USUAL | growth.SESSIONS
+SESSIONS = USUAL | growth.SESSIONS | smooth.SESSIONS
 
 
-def measure(contenders, source, runs, sessions):
-    """Does all sessions, paired. A failure is reported and costs the contender only that session."""
-    figures, failures = Figures(), []
+def measure(contenders, source, runs, sessions, ways, set_way):
+    """Does all sessions, paired. A failure is reported and costs the contender only that session. Returns figures and requests by the
+    way in which idle CPUs wait, and the failures."""
+    figures, failures = {way: Figures(way) for way in ways}, []
     source.entries = count_files(source.tree)
     for number in range(runs):
         for session in sessions:
-            for one in contenders:
-                if isinstance(one, Backup):
-                    # It does everything in one session; once per run is enough.
-                    todo = backup if session == sessions[0] else None
-                else:
-                    todo = SESSIONS[session]
-                if todo is None:
-                    continue
-                say(f"run {number + 1} of {runs}: {one.name}, {todo.__name__.replace('_', ' ')}")
-                try:
-                    os.sync()
-                    source.warm()
-                    todo(one, source, figures)
-                    peak = one.peak()
-                    if peak and todo is not backup:
-                        figures.add(one, "growth-memory" if session in growth.SESSIONS else "memory", peak / MIB)
-                except (Failed, OSError) as error:
-                    say(f"FAILED: {error}")
-                    failures.append({"contender": one.name, "run": number + 1, "session": todo.__name__, "error": str(error)})
-                finally:
-                    one.close()
-    return figures.summary(), failures
+            for way in ways:
+                set_way(way)
+                for one in contenders:
+                    # A backup does everything in one session; once per run is enough.
+                    todo = SESSIONS[session] if not isinstance(one, Backup) else backup if session == sessions[0] else None
+                    if todo is None:
+                        continue
+                    say(f"run {number + 1} of {runs}, {way}: {one.name}, {todo.__name__.replace('_', ' ')}")
+                    error = attempt(one, session, todo, source, figures[way])
+                    if error:
+                        say(f"FAILED: {error}")
+                        failures.append({"contender": one.name, "run": number + 1, "session": todo.__name__, "idle": way, "error": error})
+    return {way: one.summary() for way, one in figures.items()}, {way: one.requests for way, one in figures.items()}, failures
+
+
+def attempt(one, session, todo, source, figures):
+    """One session of one contender, and all away again. Returns what went wrong."""
+    try:
+        os.sync()
+        source.warm()
+        todo(one, source, figures)
+        peak = one.peak()
+        if peak and todo is not backup:
+            figures.add(one, "growth-memory" if session in growth.SESSIONS else "memory", peak / MIB)
+        figures.note_requests(one, session)
+    except (Failed, OSError) as error:
+        return str(error)
+    finally:
+        one.close()
+    return None

@@ -84,8 +84,23 @@ def peak_memory(pid):
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             here = int(line.split()[1]) * 1024
-    children = [child for task in pathlib.Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return max([here, *(peak_memory(int(child)) for child in children)])
+    children = [int(child) for task in tasks(pid, "children") for child in task.split()]
+    return max([here, *map(peak_memory, children)])
+
+
+def tasks(pid, name):
+    """A file of each thread of a running process. A thread may end meanwhile."""
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        try:
+            yield (task / name).read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def cpu_seconds(pid):
+    """CPU time of a running process and its children, to the nanosecond where the kernel counts so."""
+    own = sum(int(task.split()[0]) for task in tasks(pid, "schedstat")) / 1e9
+    return own + sum(cpu_seconds(int(child)) for task in tasks(pid, "children") for child in task.split())
 
 
 def disk_usage(path):
@@ -122,20 +137,27 @@ class Cleanup:
         return self
 
     def __exit__(self, *_):
-        for mount in list(self.mounts):
-            self.unmount_anyhow(mount)
-        for daemon in self.daemons:
-            if daemon.poll() is None:
-                daemon.kill()
-                daemon.wait()
-        if self.haltpoll is not None:
-            HALTPOLL.write_text(self.haltpoll)
+        try:
+            for mount in list(self.mounts):
+                self.unmount_anyhow(mount)
+            for daemon in self.daemons:
+                if daemon.poll() is None:
+                    daemon.kill()
+                    daemon.wait()
+        finally:
+            self.set_idle("default")
 
-    def set_haltpoll(self, nanoseconds):
+    def set_idle(self, way):
+        """How idle CPUs wait from now on: "default" is what the machine had when the run began."""
+        if way == "default":
+            if self.haltpoll is not None:
+                HALTPOLL.write_text(self.haltpoll)
+            return
         if not HALTPOLL.exists():
             raise Failed(f"{HALTPOLL} doesn't exist: idle CPUs can't be made to poll here")
-        self.haltpoll = HALTPOLL.read_text()
-        HALTPOLL.write_text(f"{nanoseconds}\n")
+        if self.haltpoll is None:
+            self.haltpoll = HALTPOLL.read_text()
+        HALTPOLL.write_text("200000\n")
 
     def start(self, command, mountpoint, env=None, log=None, limit=60.0):
         """Starts a daemon and waits until its mount is there. Returns the process."""
