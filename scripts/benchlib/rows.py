@@ -27,6 +27,8 @@ ROWS = {
     "rm": ("`rm -rf tree`", "s", False, 4),
     "stored": ("stored (data and metadata)", "MiB", False, 225),
     "memory": ("peak memory", "MiB", False, 356),
+    "in-flight-1": ("both, until durable, `max_in_flight: 1`", "s", False, None),
+    "in-flight-32": ("both, until durable, `max_in_flight: 32`", "s", False, None),
 } | growth.ROWS | smooth.ROWS
 
 
@@ -120,6 +122,27 @@ def small_files(one, source, figures):
         run(["diff", "-r", source.tree, directory / "rsynced"])
 
 
+def in_flight(one, source, figures):
+    """Both in, durable, with one frame at a time in work and with 32."""
+    if not hasattr(one, "config"):
+        return
+    before = one.config
+    try:
+        for most in (1, 32):
+            one.config = one.base.parent / f"in-flight-{most}.yaml"
+            one.config.write_text(f"version: 1\nlimits: {{max_in_flight: {most}}}\n")
+            directory = one.open()
+            start = time.monotonic()
+            run(["cp", "-a", source.tree, directory / "tree"])
+            run(["cp", source.mixed, directory / "mixed.bin"])
+            one.durable()
+            figures.add(one, f"in-flight-{most}", time.monotonic() - start)
+            if most == 1:
+                one.close()
+    finally:
+        one.config = before
+
+
 def backup(one, source, figures):
     """What a backup program does with the same data."""
     one.fresh()
@@ -170,7 +193,7 @@ def write_and_sync(path, count):
     return count / took[0]
 
 
-USUAL = {"big": big_file, "tree": many_files, "small": small_files}
+USUAL = {"big": big_file, "tree": many_files, "small": small_files, "in-flight": in_flight}
 SESSIONS = USUAL | growth.SESSIONS | smooth.SESSIONS
 
 

@@ -49,6 +49,44 @@ fn the_commented_file_names_every_setting_with_its_bounds() {
     }
 }
 
+/// The schema tells which keys it has when it is asked for one that it hasn't: each stands in the commented file.
+#[test]
+fn the_commented_file_has_every_key_of_the_schema() {
+    const NONE: &str = "zzzzzzzzzzzz";
+    let mut seen = 0;
+    for group in [
+        "",
+        "log",
+        "staging",
+        "checkpoint",
+        "commit",
+        "cache",
+        "s3",
+        "s3.storage_class",
+        "s3.bandwidth",
+        "limits",
+        "policies",
+        "policies.rotate",
+        "policies.verify",
+        "store",
+        "store.on_error",
+        "store.on_error.retry",
+        "store.uploads",
+    ] {
+        let path: Vec<&str> = group.split('.').filter(|name| !name.is_empty()).collect();
+        let inner = path.iter().rev().fold(format!("{NONE}: 1"), |inside, name| format!("{name}: {{{inside}}}"));
+        let message = refused(&format!("version: 1\n{inner}\n"));
+        let keys = message.rsplit_once("there are ").unwrap_or_else(|| panic!("{group}: {message}")).1;
+        for key in keys.split(", ") {
+            seen += 1;
+            let named = COMMENTED.lines().filter(|line| !line.trim_start().starts_with('#'));
+            let mut places = named.flat_map(|line| line.split([' ', '{', ',']));
+            assert!(places.any(|word| word == format!("{key}:")), "{group}: {key} is not in the commented file");
+        }
+    }
+    assert!(seen > 35, "{seen} keys");
+}
+
 #[test]
 fn every_value_is_read() {
     let text = "version: 1\nmemory: 128MiB\ntimeout: 7s\ndurability: remote\nlog: {max: 128MiB, segment: 8MiB}\n\

@@ -3,11 +3,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use axiomfs_api::{Applied, BoundedBuf, Hint, PluginError, Transform, Worker};
 use axiomfs_meter::measure;
+
+use crate::stats::PluginStats;
 
 /// What is asked of a worker.
 #[derive(Debug, Clone, Copy)]
@@ -44,11 +47,12 @@ impl Seat {
         &mut self,
         transform: &Arc<dyn Transform>,
         allowance: Allowance,
+        stats: &Arc<PluginStats>,
         task: Task,
         src: &[u8],
         out: &mut BoundedBuf,
     ) -> Result<Applied, PluginError> {
-        run(&mut self.inline, transform, allowance.memory, task, src, out)
+        run(&mut self.inline, transform, allowance.memory, stats, task, src, out)
     }
 
     /// Runs `task` in a thread of its own and waits for it as long as it may take; after that the thread is left to itself.
@@ -56,6 +60,7 @@ impl Seat {
         &mut self,
         transform: &Arc<dyn Transform>,
         allowance: Allowance,
+        stats: &Arc<PluginStats>,
         task: Task,
         src: &[u8],
         out: &mut BoundedBuf,
@@ -63,7 +68,7 @@ impl Seat {
         let plugin = transform.descriptor().id;
         let isolated = match self.isolated.take() {
             Some(isolated) => isolated,
-            None => Isolated::start(transform, allowance.memory)?,
+            None => Isolated::start(transform, allowance.memory, stats)?,
         };
         let order = Order { task, src: src.to_vec(), limit: out.limit() };
         let stopped = || PluginError::Failed { plugin, reason: "its thread has ended".into() };
@@ -96,16 +101,16 @@ struct Isolated {
 }
 
 impl Isolated {
-    fn start(transform: &Arc<dyn Transform>, memory: usize) -> Result<Self, PluginError> {
+    fn start(transform: &Arc<dyn Transform>, memory: usize, stats: &Arc<PluginStats>) -> Result<Self, PluginError> {
         let (orders, inbox) = channel::<Order>();
         let (outbox, answers) = channel();
         let plugin = transform.descriptor().id;
-        let transform = transform.clone();
+        let (transform, stats) = (transform.clone(), stats.clone());
         let work = move || {
             let mut seated = None;
             for order in inbox {
                 let mut out = BoundedBuf::new(order.limit);
-                let result = run(&mut seated, &transform, memory, order.task, &order.src, &mut out);
+                let result = run(&mut seated, &transform, memory, &stats, order.task, &order.src, &mut out);
                 // Nobody listens any more to one that took too long.
                 if outbox.send(result.map(|applied| (applied, out.into_vec()))).is_err() {
                     return;
@@ -123,6 +128,7 @@ fn run(
     seated: &mut Option<Seated>,
     transform: &Arc<dyn Transform>,
     memory: usize,
+    stats: &PluginStats,
     task: Task,
     src: &[u8],
     out: &mut BoundedBuf,
@@ -146,6 +152,7 @@ fn run(
         result.unwrap_or_else(|_| Err(PluginError::Failed { plugin, reason: "it panicked".into() }))?;
     // The output grows in the same measurement, by doubling, and is bounded by itself.
     let used = (held.max(0).unsigned_abs() + usage.peak).saturating_sub(2 * limit);
+    stats.memory_max.fetch_max(used as u64, Relaxed);
     if used > memory {
         return Err(PluginError::MemoryExceeded { plugin, used, bound: memory });
     }

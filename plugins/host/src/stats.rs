@@ -69,6 +69,8 @@ pub struct PluginStats {
     pub decode_errors: AtomicU64,
     /// Calls running now.
     pub running: AtomicU64,
+    /// Most bytes that one worker held.
+    pub memory_max: AtomicU64,
     pub encode_time: Histogram,
     pub decode_time: Histogram,
     pub init_time: Histogram,
@@ -100,10 +102,13 @@ impl PluginStats {
             let value = counter.load(Relaxed) as f64;
             out.push(HostMetric { name, series: "", help, kind: MetricKind::Counter, labels, value });
         }
-        let running = self.running.load(Relaxed) as f64;
-        let labels = vec![("plugin", plugin.to_owned())];
-        let (name, help) = ("axiomfs_plugin_running", "Calls of the plugin that run now");
-        out.push(HostMetric { name, series: "", help, kind: MetricKind::Gauge, labels, value: running });
+        for (name, help, gauge) in [
+            ("axiomfs_plugin_running", "Calls of the plugin that run now", &self.running),
+            ("axiomfs_plugin_memory_max_bytes", "Most memory that one worker of the plugin held", &self.memory_max),
+        ] {
+            let (labels, value) = (vec![("plugin", plugin.to_owned())], gauge.load(Relaxed) as f64);
+            out.push(HostMetric { name, series: "", help, kind: MetricKind::Gauge, labels, value });
+        }
         for (name, help, histogram) in [
             ("axiomfs_plugin_encode_seconds", "Time to encode a frame", &self.encode_time),
             ("axiomfs_plugin_decode_seconds", "Time to decode a frame", &self.decode_time),

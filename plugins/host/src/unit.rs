@@ -78,8 +78,8 @@ impl Unit {
     fn run(&self, seat: &mut Seat, task: Task, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
         self.stats.running.fetch_add(1, Relaxed);
         let result = match self.proven {
-            true => seat.run(&self.transform, self.allowance, task, src, out),
-            false => seat.run_isolated(&self.transform, self.allowance, task, src, out),
+            true => seat.run(&self.transform, self.allowance, &self.stats, task, src, out),
+            false => seat.run_isolated(&self.transform, self.allowance, &self.stats, task, src, out),
         };
         self.stats.running.fetch_sub(1, Relaxed);
         result

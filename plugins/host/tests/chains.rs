@@ -193,23 +193,25 @@ fn decoders_refuse_what_no_encoder_wrote() {
 }
 
 #[test]
-fn in_flight_is_bounded() {
-    let trouble = Trouble::default();
-    let limits = Limits { max_in_flight: 2, verify_sample: 0, ..Limits::default() };
-    let chains = vec![spec("default", vec![StepSpec::new("flaky"), seal()])];
-    let registry = registry().transform(Plugin::new("flaky").troubled(&trouble));
-    let host = Arc::new(Host::new(registry, chains, RouteTable::default(), limits, vec![]).expect("a host"));
-    trouble.slow(std::time::Duration::from_millis(5));
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for _ in 0..5 {
-                    round_trip(&host, "default", b"some bytes");
-                }
-            });
-        }
-    });
-    assert_eq!(trouble.most_at_once(), 2);
+fn as_many_frames_are_in_flight_as_may_be_and_never_more() {
+    for most in [1, 2, 32] {
+        let trouble = Trouble::default();
+        let limits = Limits { max_in_flight: most, verify_sample: 0, ..Limits::default() };
+        let chains = vec![spec("default", vec![StepSpec::new("flaky"), seal()])];
+        let registry = registry().transform(Plugin::new("flaky").troubled(&trouble));
+        let host = Arc::new(Host::new(registry, chains, RouteTable::default(), limits, vec![]).expect("a host"));
+        trouble.slow(std::time::Duration::from_millis(5));
+        std::thread::scope(|scope| {
+            for _ in 0..most + 8 {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        round_trip(&host, "default", b"some bytes");
+                    }
+                });
+            }
+        });
+        assert_eq!(trouble.most_at_once(), most);
+    }
 }
 
 proptest! {

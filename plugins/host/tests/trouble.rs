@@ -143,6 +143,8 @@ fn a_plugin_that_asks_for_too_much_is_refused_and_one_that_takes_it_is_stopped()
         let host = host(registry, Limits::default());
         trouble.greed(9 << 20);
         assert_eq!(stored(&host, "default", b"some bytes").expect("stored"), 1, "9 MiB are allowed");
+        let held = metric(&host, "axiomfs_plugin_memory_max_bytes");
+        assert!((8.9..10.0).contains(&(held / f64::from(1 << 20))), "{held} bytes were measured");
         trouble.greed(64 << 20);
         assert_eq!(stored(&host, "skip", b"some bytes").expect("stored"), 0, "it is left out");
         assert_eq!(steps(&host, "default"), "zstd(level=1)|aes-256-gcm", "and out of every chain");
