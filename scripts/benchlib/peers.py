@@ -124,7 +124,8 @@ class Borg(Backup):
 
     def install(self):
         install_debian("borg", "borgbackup")
-        if subprocess.run(["python3", "-c", "import llfuse"], check=False, stderr=subprocess.DEVNULL).returncode:
+        # Debian's borg runs on Debian's Python, whichever comes first in the path.
+        if subprocess.run(["/usr/bin/python3", "-c", "import llfuse"], check=False, stderr=subprocess.DEVNULL).returncode:
             run(["apt-get", "install", "-y", "--no-install-recommends", "python3-llfuse"], env={"DEBIAN_FRONTEND": "noninteractive"})
 
     def version(self):
