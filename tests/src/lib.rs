@@ -9,6 +9,7 @@ pub mod history;
 pub mod metrics;
 pub mod model;
 pub mod observe;
+pub mod odd_tree;
 pub mod perform;
 pub mod powercut;
 pub mod proxy;

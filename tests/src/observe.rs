@@ -90,7 +90,7 @@ pub fn entry(full: &FsPath) -> io::Result<Entry> {
         mtime: (m.mtime(), m.mtime_nsec() as u32),
         ino: m.ino(),
         target: if t.is_symlink() { Some(fs::read_link(full)?.into_os_string().into_vec()) } else { None },
-        xattrs: if t.is_symlink() { BTreeMap::new() } else { xattrs(full)? },
+        xattrs: xattrs(full)?,
     })
 }
 
