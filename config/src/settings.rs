@@ -16,6 +16,7 @@ const TIB: u64 = 1 << 40;
 
 const MEMORY: Bounds<u64> = Bounds { min: 64 * MIB, max: TIB };
 const TIMEOUT: Bounds<Duration> = seconds(1, 3600);
+const REFRESH: Bounds<Duration> = seconds(1, 3600);
 const LOG_MAX: Bounds<u64> = Bounds { min: 64 * MIB, max: TIB };
 const LOG_SEGMENT: Bounds<u64> = Bounds { min: 4 * MIB, max: GIB };
 const STAGING_MAX: Bounds<u64> = Bounds { min: 64 * MIB, max: 64 * TIB };
@@ -38,6 +39,8 @@ pub struct Settings {
     pub memory: u64,
     /// After this long an operation that cannot reach the store fails with EIO.
     pub timeout: Duration,
+    /// How often a read-only mount asks for what the writer has committed.
+    pub refresh: Duration,
     /// What `fsync` waits for.
     pub durability: Durability,
     /// The write-ahead log.
@@ -111,6 +114,7 @@ impl Default for Settings {
         Self {
             memory: 256 * MIB,
             timeout: Duration::from_secs(30),
+            refresh: Duration::from_secs(10),
             durability: Durability::Local,
             log: LogSettings { max: 4 * GIB, segment: 256 * MIB },
             staging: StagingSettings { max: 8 * GIB },
@@ -129,6 +133,7 @@ impl Settings {
         let all = [
             ("memory", self.memory != new.memory),
             ("timeout", self.timeout != new.timeout),
+            ("refresh", self.refresh != new.refresh),
             ("durability", self.durability != new.durability),
             ("log.max", self.log.max != new.log.max),
             ("log.segment", self.log.segment != new.log.segment),
@@ -151,8 +156,19 @@ impl Settings {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let document = Document::parse(text)?;
         let root = document.root();
-        let own =
-            ["version", "memory", "timeout", "durability", "log", "staging", "checkpoint", "commit", "cache", "s3"];
+        let own = [
+            "version",
+            "memory",
+            "timeout",
+            "refresh",
+            "durability",
+            "log",
+            "staging",
+            "checkpoint",
+            "commit",
+            "cache",
+            "s3",
+        ];
         let map = versioned(&root, &[&own[..], &pipeline::KEYS[..]].concat())?;
 
         let mut settings = Self::default();
@@ -161,6 +177,9 @@ impl Settings {
         }
         if let Some(value) = map.get("timeout") {
             settings.timeout = value.duration(TIMEOUT)?;
+        }
+        if let Some(value) = map.get("refresh") {
+            settings.refresh = value.duration(REFRESH)?;
         }
         if let Some(value) = map.get("durability") {
             settings.durability = durability(&value)?;

@@ -238,6 +238,7 @@ impl Prepared {
             timeout: settings.timeout,
             memory: settings.memory,
             read_only: self.purpose.read_only(),
+            refresh: settings.refresh,
             durability_remote: settings.durability == Durability::Remote,
             faults,
             takeover: self.args.takeover,

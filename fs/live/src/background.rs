@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::Need;
 use crate::checkpoint::{CheckpointError, Checkpointer};
-use crate::types::{Access, Committed, FsError, FsResult, Progress};
+use crate::types::{Access, Committed, FsError, FsResult, NodeId, Progress};
 use crate::volume::{Shared, Volume, lock};
 
 /// How often the worker looks at the clock.
@@ -239,7 +239,9 @@ impl Shared {
         if gone {
             return Ok(());
         }
-        let unnamed = match self.look(access, 0, |view| Ok(view.inode(ino)?.is_some_and(|inode| inode.nlink == 0))) {
+        let unnamed = match self
+            .look(access, NodeId::live(ino), |view| Ok(view.inode(ino)?.is_some_and(|inode| inode.nlink == 0)))
+        {
             Err(FsError::Stale) => return Ok(()),
             other => other?,
         };

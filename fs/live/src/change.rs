@@ -187,7 +187,7 @@ impl Shared {
         let (value, edits) = {
             let inos = &mut state.inos;
             let mut change = Change {
-                view: View { base: state.base, frozen: &state.frozen, active: Some(&state.active), nodes },
+                view: View::of(state.base, &state.frozen, Some(&state.active), nodes),
                 now: now(),
                 inodes: Vec::with_capacity(4),
                 edits: Vec::with_capacity(4),

@@ -214,8 +214,8 @@ fn apply_layer(
     let own = [layer.clone()];
     let mut ingest = Ingest {
         shared,
-        view: View { base, frozen: &own, active: None, nodes },
-        below: View { base, frozen: &[], active: None, nodes },
+        view: View::of(base, &own, None, nodes),
+        below: View::of(base, &[], None, nodes),
         buffer: Vec::with_capacity(4 * shared.chunker.sizes().max),
         paths: Paths::default(),
     };

@@ -18,6 +18,7 @@ mod commit;
 mod edit;
 mod events;
 mod extent_map;
+mod follow;
 mod handles;
 mod ingest;
 mod layer;
@@ -34,6 +35,7 @@ mod set_aside;
 mod state;
 mod status;
 pub mod types;
+mod versions;
 mod view;
 mod volume;
 

@@ -16,6 +16,7 @@ use crate::base::{self, Local, first_manifest};
 use crate::checkpoint::Checkpointer;
 use crate::edit::{self, Edit};
 use crate::events::Events;
+use crate::follow;
 use crate::layer::Stand;
 use crate::log::{Log, LogError, LogIdentity, LogOptions, Record, SealerFactory};
 use crate::manifest::{Manifest, ManifestError};
@@ -24,7 +25,8 @@ use crate::sealing::Sealing;
 use crate::set_aside;
 use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
 use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
-use crate::view::{LookError, Nodes, View};
+use crate::versions::Versions;
+use crate::view::{LookError, Nodes};
 use crate::volume::{HeadSeen, LocalFacts, Shared, Volume, VolumeOptions, now};
 
 /// Why a volume can't be opened. Nothing was changed.
@@ -199,7 +201,7 @@ impl Volume {
         Self::spawn(shared, Some(checkpointer))
     }
 
-    /// Shows what the store's newest head has. The state directory is neither needed nor touched, so this works
+    /// Shows what the store's newest head has, and from then on what the heads after it have. The state directory is neither needed nor touched, so this works
     /// whatever is wrong with it.
     fn open_read_only(
         repository: Arc<Repository>,
@@ -215,6 +217,7 @@ impl Volume {
         if state.base.is_none() {
             state.active.apply(&Edit::Create(ROOT_INO, Box::new(root_directory())), None);
         }
+        state.versions = Some(Versions::default());
         let seen = head.map(seen).unwrap_or_default();
         note_foreign(&repository, &events);
         let shared = Shared::new(repository, host, chunker, options, None, state, seen, events);
@@ -231,6 +234,10 @@ impl Volume {
         for _ in 0..AHEAD_THREADS {
             let shared = shared.clone();
             spawn("read-ahead", Box::new(move || ReadAhead::serve(&shared)))?;
+        }
+        if shared.options.read_only {
+            let follower = shared.clone();
+            spawn("follow", Box::new(move || follow::serve(&follower)))?;
         }
         if let Some(checkpointer) = checkpointer {
             let worker = shared.clone();
@@ -384,7 +391,7 @@ fn make_root(shared: &Shared) -> Result<(), OpenError> {
     let there = {
         let state = shared.state();
         let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
-        View { base: state.base, frozen: &state.frozen, active: Some(&state.active), nodes }.inode(ROOT_INO)?.is_some()
+        state.live(nodes).inode(ROOT_INO)?.is_some()
     };
     if there {
         return Ok(());

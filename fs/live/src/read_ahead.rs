@@ -51,7 +51,7 @@ impl ReadAhead {
     /// Fetches the first chunk of the range that isn't in memory and gives the rest back to the queue, so that all
     /// workers share one reader's range.
     fn fetch(&self, shared: &Shared, node: NodeId, from: u64, to: u64) {
-        let Ok(runs) = shared.look(Access::Wait, node.ordinal, |view| {
+        let Ok(runs) = shared.look(Access::Wait, node, |view| {
             let size = view.inode(node.ino)?.map_or(0, |inode| inode.size);
             Ok(view.runs(node.ino, from, to.min(size))?)
         }) else {

@@ -9,7 +9,8 @@ use axiomfs_repository::tree::Root;
 use crate::edit::Edit;
 use crate::layer::Layer;
 use crate::log::DataRef;
-use crate::types::{FIRST_FILE_INO, FsError, FsResult, SnapshotInfo, Time};
+use crate::types::{FIRST_FILE_INO, FsError, FsResult, NodeId, SnapshotInfo, Time};
+use crate::versions::{Place, Versions};
 use crate::view::{Nodes, View};
 
 /// Sequence of the first entry of a directory; smaller cookies are the mount's own.
@@ -65,6 +66,8 @@ pub struct State {
     pub last_segment: u64,
     /// Open handles per live inode.
     pub opens: HashMap<u64, u32>,
+    /// On a mount that follows another writer: versions of files.
+    pub versions: Option<Versions>,
     /// Why nothing may be written any more.
     pub refused: Option<FsError>,
 }
@@ -72,24 +75,34 @@ pub struct State {
 impl State {
     /// The live tree.
     pub fn live<'a>(&'a self, nodes: Nodes<'a>) -> View<'a> {
-        View { base: self.base, frozen: &self.frozen, active: Some(&self.active), nodes }
+        View { versions: self.versions.as_ref(), ..View::of(self.base, &self.frozen, Some(&self.active), nodes) }
     }
 
-    /// The tree that `ordinal` stands for.
+    /// The tree that `node` is in.
     ///
     /// # Errors
-    /// [`FsError::Stale`] if there is no such snapshot any more.
-    pub fn tree<'a>(&'a self, ordinal: u32, nodes: Nodes<'a>) -> FsResult<View<'a>> {
-        if ordinal == 0 {
-            return Ok(self.live(nodes));
+    /// [`FsError::Stale`] if there is no such snapshot any more, or the version of a file that nobody has open is gone.
+    pub fn tree<'a>(&'a self, node: NodeId, nodes: Nodes<'a>) -> FsResult<View<'a>> {
+        let ordinal = node.ordinal;
+        match (&self.versions, node.is_in_snapshot()) {
+            (_, true) => {}
+            (None, false) => return if ordinal == 0 { Ok(self.live(nodes)) } else { Err(FsError::Stale) },
+            (Some(versions), false) => {
+                return match versions.place(node) {
+                    Place::Current => Ok(self.live(nodes)),
+                    Place::CurrentDirectory => Ok(View { directory: Some(node.ino), ..self.live(nodes) }),
+                    Place::Left(base) => Ok(View { ordinal, ..View::of(base, &[], None, nodes) }),
+                    Place::Gone => Err(FsError::Stale),
+                };
+            }
         }
         let name = self.names.get(&ordinal).ok_or(FsError::Stale)?;
         let snapshot = self.snapshots.get(name).ok_or(FsError::Stale)?;
         Ok(match snapshot.tree {
-            SnapshotTree::Root(base) => View { base, frozen: &[], active: None, nodes },
+            SnapshotTree::Root(base) => View { ordinal, ..View::of(base, &[], None, nodes) },
             SnapshotTree::Layers(id) => {
                 let n = (id + 1).saturating_sub(self.first_layer) as usize;
-                View { base: self.base, frozen: &self.frozen[..n.min(self.frozen.len())], active: None, nodes }
+                View { ordinal, ..View::of(self.base, &self.frozen[..n.min(self.frozen.len())], None, nodes) }
             }
         })
     }
@@ -133,6 +146,12 @@ impl State {
         let tree = SnapshotTree::Layers(self.active_layer());
         self.freeze();
         self.put_snapshot(name.clone(), Snapshot { ordinal, created, tree, committed: false });
+    }
+
+    /// Shows the snapshots of `fresh`.
+    pub fn take_snapshots(&mut self, fresh: &mut Self) {
+        self.snapshots = std::mem::take(&mut fresh.snapshots);
+        self.names = std::mem::take(&mut fresh.names);
     }
 
     /// Puts a snapshot into the table.

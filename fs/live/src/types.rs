@@ -16,7 +16,7 @@ pub enum Access {
 /// A node of the live tree or of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId {
-    /// 0 is the live tree, anything else a snapshot.
+    /// 0 is the live tree; from [`FIRST_VERSION`] on, a file of it that changed while a reader followed; else a snapshot.
     pub ordinal: u32,
     /// Inode number within it.
     pub ino: u64,
@@ -28,6 +28,9 @@ pub const ROOT_INO: u64 = 2;
 pub const FIRST_FILE_INO: u64 = 1024;
 /// How many bits of a packed node id are inode number.
 pub const INO_BITS: u32 = 40;
+/// Ordinals from here on are no snapshots: they tell versions of the live tree's files apart, on a mount that follows another
+/// writer.
+pub const FIRST_VERSION: u32 = 3 << 22;
 /// Longest name of a directory entry in bytes.
 pub const NAME_MAX: usize = 255;
 
@@ -35,6 +38,11 @@ impl NodeId {
     /// A node of the live tree.
     pub fn live(ino: u64) -> Self {
         Self { ordinal: 0, ino }
+    }
+
+    /// Whether it is in a snapshot, where nothing changes.
+    pub fn is_in_snapshot(self) -> bool {
+        self.ordinal != 0 && self.ordinal < FIRST_VERSION
     }
 
     /// Both parts in one word: ordinal in the upper 24 bits, inode number in the lower 40.
@@ -136,6 +144,8 @@ pub type FsResult<T> = Result<T, FsError>;
 pub struct Attr {
     /// Inode number, unique in its tree.
     pub ino: u64,
+    /// The other half of its node id: the tree it is in, or its version where that counts.
+    pub ordinal: u32,
     /// What it is.
     pub kind: FileKind,
     /// Permission bits, set-id and sticky bits: `07777`.
@@ -160,6 +170,13 @@ pub struct Attr {
     pub ctime: Time,
     /// Creation.
     pub btime: Time,
+}
+
+impl Attr {
+    /// The node they are of.
+    pub fn node(&self) -> NodeId {
+        NodeId { ordinal: self.ordinal, ino: self.ino }
+    }
 }
 
 /// Who asks.

@@ -12,7 +12,9 @@ use axiomfs_repository::tree::{self, Node, NodeSource, Root, TreeError};
 
 use crate::extent_map::{Run, RunSource};
 use crate::layer::{Layer, NodeDelta, Slot, Stand};
-use crate::types::FsError;
+use crate::ops::attr_of;
+use crate::types::{Attr, FileKind, FsError, NodeId};
+use crate::versions::Versions;
 
 /// Why a look at the tree gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,12 @@ pub struct View<'a> {
     pub active: Option<&'a Layer>,
     /// Where nodes of the tree come from.
     pub nodes: Nodes<'a>,
+    /// The ordinal of its nodes.
+    pub ordinal: u32,
+    /// Which version each file of the live tree is, where a reader follows.
+    pub versions: Option<&'a Versions>,
+    /// A node that counts only if it is a directory.
+    pub directory: Option<u64>,
 }
 
 /// What was found of a directory entry.
@@ -89,6 +97,25 @@ pub struct Found {
 }
 
 impl<'a> View<'a> {
+    /// The live tree, or a part of its layers.
+    pub fn of(base: Option<Root>, frozen: &'a [Arc<Layer>], active: Option<&'a Layer>, nodes: Nodes<'a>) -> Self {
+        Self { base, frozen, active, nodes, ordinal: 0, versions: None, directory: None }
+    }
+
+    /// The id of a node.
+    pub fn node_id(&self, ino: u64, kind: FileKind) -> NodeId {
+        let ordinal = match self.versions {
+            Some(versions) if kind != FileKind::Directory => versions.of(ino),
+            _ => self.ordinal,
+        };
+        NodeId { ordinal, ino }
+    }
+
+    /// What `stat` shows of a node.
+    pub fn attr(&self, ino: u64, inode: &Inode) -> Attr {
+        Attr { ordinal: self.node_id(ino, inode.kind).ordinal, ..attr_of(ino, inode) }
+    }
+
     fn top_down(&self) -> impl Iterator<Item = &'a Layer> + use<'a> {
         self.active.into_iter().chain(self.frozen.iter().rev().map(Arc::as_ref))
     }
@@ -118,7 +145,9 @@ impl<'a> View<'a> {
             }
         }
         let Some(value) = tree::get(&self.nodes, self.base, &record::inode_key(ino))? else { return Ok(None) };
-        Ok(Some(Inode::decode(&value)?))
+        let inode = Inode::decode(&value)?;
+        let other = self.directory == Some(ino) && inode.kind != FileKind::Directory;
+        Ok(if other { None } else { Some(inode) })
     }
 
     /// The entry `name` of directory `dir`.

@@ -14,12 +14,13 @@ use axiomfs_repository::{Repository, RepositoryError};
 use crate::background::Work;
 use crate::change::{OpError, OpResult};
 use crate::events::Events;
+use crate::follow::Follow;
 use crate::handles::Handles;
 use crate::log::Log;
 use crate::read_ahead::ReadAhead;
 use crate::samples::Samples;
 use crate::state::State;
-use crate::types::{Access, FsError, FsResult, Time};
+use crate::types::{Access, FsError, FsResult, NodeId, Time};
 use crate::view::{Nodes, View};
 
 /// Called at named points, for tests that cut the power there.
@@ -52,8 +53,10 @@ pub struct VolumeOptions {
     pub timeout: Duration,
     /// The setting `memory`; layers take a share of it.
     pub memory: u64,
-    /// Nothing is written.
+    /// Nothing is written, and each state that another writer commits is shown.
     pub read_only: bool,
+    /// How often a mount that only reads asks for the next head.
+    pub refresh: Duration,
     /// `fsync` and snapshots wait for the store.
     pub durability_remote: bool,
     /// Test hook.
@@ -81,6 +84,7 @@ pub(crate) struct Shared {
     pub events: Events,
     pub work: Work,
     pub ahead: ReadAhead,
+    pub follow: Follow,
     pub room: (Mutex<()>, Condvar),
     /// Bytes of file data accepted since the mount.
     pub written: AtomicU64,
@@ -165,6 +169,7 @@ impl Shared {
             events,
             work: Work::default(),
             ahead: ReadAhead::default(),
+            follow: Follow::default(),
             room: (Mutex::new(()), Condvar::new()),
             written: AtomicU64::new(0),
             staged_bytes: AtomicU64::new(0),
@@ -199,8 +204,8 @@ impl Shared {
         (self.options.memory / 8).max(4 << 20) as usize
     }
 
-    /// Runs `f` on the tree that `ordinal` stands for, fetching what is missing where the caller may wait.
-    pub fn look<T>(&self, access: Access, ordinal: u32, mut f: impl FnMut(&View<'_>) -> OpResult<T>) -> FsResult<T> {
+    /// Runs `f` on the tree that `node` is in, fetching what is missing where the caller may wait.
+    pub fn look<T>(&self, access: Access, node: NodeId, mut f: impl FnMut(&View<'_>) -> OpResult<T>) -> FsResult<T> {
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         let mut failed = None;
         loop {
@@ -210,7 +215,7 @@ impl Shared {
                 }
                 let state = self.state();
                 let nodes = Nodes { repository: &self.repository, fetch: false, pinned: &pinned };
-                match f(&state.tree(ordinal, nodes)?) {
+                match f(&state.tree(node, nodes)?) {
                     Ok(value) => return Ok(value),
                     Err(OpError::Fs(e)) => return Err(e),
                     Err(OpError::Miss(id)) => id,

@@ -276,7 +276,7 @@ impl Filesystem for Adapter {
                         Ok((attr, Handle(handle))) => {
                             let attr = file_attr(NodeId::live(attr.ino), &attr);
                             let keep = service.keep(Place::Tree(parent));
-                            reply.created(&keep, &attr, GENERATION, FileHandle(handle), files::open_flags(service));
+                            reply.created(&keep, &attr, GENERATION, FileHandle(handle), files::OPEN_FLAGS);
                         }
                         Err(error) => reply.error(report("create", &error)),
                     },

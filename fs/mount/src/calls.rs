@@ -74,7 +74,7 @@ pub(crate) fn create(
                 FileKind::Directory => return Err(FsError::IsDirectory),
                 _ => return Err(FsError::Exists),
             }
-            let node = NodeId { ordinal: parent.ordinal, ino: found.ino };
+            let node = found.node();
             let handle = open(volume, access, caller, node, opening)?;
             Ok((volume.getattr(access, node)?, handle))
         }

@@ -147,6 +147,7 @@ mod tests {
         let time = Time::default();
         let attr = Attr {
             ino: 2000,
+            ordinal: 3,
             kind: FileKind::File,
             perm: 0o644,
             nlink: 1,

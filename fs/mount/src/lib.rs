@@ -120,7 +120,7 @@ impl std::fmt::Debug for ServiceHandle {
 pub fn mount(volume: Arc<Volume>, control: Arc<dyn Control>, options: MountOptions) -> Result<Mounted, MountError> {
     let path = mountpoint::prepare(&options.mountpoint, &options.name)?;
     let poll = transport::polling_tick(options.poll, options.event_threads);
-    let service = Service::new(volume, control, options.workers, poll, options.read_only);
+    let service = Service::new(volume, control, options.workers, poll);
     let service = Arc::new(service.map_err(MountError::Thread)?);
     let source = mountpoint::source_name(options.name.as_ref());
     let device =
@@ -143,12 +143,25 @@ fn serve(
     let transport = Transport::new(adapter, device, options.allow_other, options.event_threads)?;
     service.pacer.start(transport.device().map_err(MountError::Thread)?).map_err(MountError::Thread)?;
     service.invalidator.start(transport.notifier()).map_err(MountError::Thread)?;
+    forget_what_others_change(service);
     let session = transport.serve()?;
     if let Some(entry) = &entry {
         transport::widen_read_ahead(&entry.device);
     }
     let unmounter = Unmounter { path: path.to_owned(), entry, ended: Arc::default() };
     Ok(Mounted { session: Some(session), service: ServiceHandle(service.clone()), unmounter })
+}
+
+/// Names and attributes the kernel keeps only until the next state may come; what it has listed of a directory it keeps
+/// until it is told.
+fn forget_what_others_change(service: &Arc<Service>) {
+    let told = Arc::downgrade(service);
+    service.volume.watch(move |directories| {
+        let Some(service) = told.upgrade() else { return };
+        for node in directories.iter().map(|node| node.pack()).chain([nodes::Place::Snapshots.node().pack()]) {
+            service.invalidator.order(node, Duration::ZERO);
+        }
+    });
 }
 
 fn undo(path: &Path) {

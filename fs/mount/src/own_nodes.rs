@@ -151,6 +151,7 @@ impl Service {
     fn own(&self, place: Place, kind: FileKind, perm: u16, nlink: u32, changed: Time) -> Attr {
         Attr {
             ino: place.node().ino,
+            ordinal: 0,
             kind,
             perm,
             nlink,

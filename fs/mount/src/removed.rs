@@ -40,7 +40,7 @@ impl Victim {
     /// Takes hold of what `name` stands for; to be followed by [`Removed::add`] or [`let_go`](Self::let_go).
     pub(crate) fn hold(volume: &Volume, access: Access, parent: NodeId, name: &[u8]) -> FsResult<Self> {
         let attr = volume.lookup(access, parent, name)?;
-        let node = NodeId { ordinal: parent.ordinal, ino: attr.ino };
+        let node = attr.node();
         let kept = match attr.kind {
             FileKind::Directory => Kept::Directory(Attr { nlink: 0, size: 0, ..attr }),
             _ if attr.nlink > 1 => Kept::Named,

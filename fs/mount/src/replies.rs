@@ -40,8 +40,7 @@ pub(crate) fn send_entry(
     let keep = service.keep(Place::Tree(parent));
     match result {
         Ok(attr) => {
-            let node = NodeId { ordinal: parent.ordinal, ino: attr.ino };
-            reply.entry(&keep, &file_attr(node, &attr), GENERATION);
+            reply.entry(&keep, &file_attr(attr.node(), &attr), GENERATION);
         }
         Err(FsError::NotFound) if operation == "lookup" => {
             reply.entry_with_ttls(&Duration::ZERO, &keep, &nothing(), GENERATION);

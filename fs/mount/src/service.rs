@@ -60,7 +60,6 @@ pub(crate) struct Service {
     pub(crate) invalidator: Invalidator,
     pub(crate) owner: Owner,
     pub(crate) removed: Removed,
-    read_only: bool,
     mounted_at: Time,
     /// When `snapshots/` was last changed through this mount.
     snapshots_changed: Mutex<Time>,
@@ -85,7 +84,6 @@ impl Service {
         control: Arc<dyn Control>,
         workers: usize,
         poll: Duration,
-        read_only: bool,
     ) -> io::Result<Self> {
         let mounted_at = convert::now();
         Ok(Self {
@@ -95,7 +93,6 @@ impl Service {
             invalidator: Invalidator::default(),
             owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
             removed: Removed::default(),
-            read_only,
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
             data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES)?,
@@ -148,16 +145,11 @@ impl Service {
     /// How long the kernel may keep attributes and names below `parent`.
     pub(crate) fn keep(&self, place: Place) -> Duration {
         match place {
-            Place::Tree(node) if node.ordinal != 0 => FOR_LONG,
-            Place::Tree(_) if self.read_only => FOR_SHORT,
-            Place::Tree(_) | Place::Root => FOR_LONG,
+            Place::Tree(node) if node.is_in_snapshot() => FOR_LONG,
+            Place::Tree(_) => self.volume.fresh_for().unwrap_or(FOR_LONG),
+            Place::Root => FOR_LONG,
             Place::Snapshots | Place::Control(_) => FOR_SHORT,
         }
-    }
-
-    /// Whether the mount only follows.
-    pub(crate) fn read_only(&self) -> bool {
-        self.read_only
     }
 
     /// When the mount was made: the times of its own nodes.

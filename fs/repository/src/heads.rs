@@ -78,6 +78,18 @@ impl Repository {
         Ok(head)
     }
 
+    /// Whether the head of that number is there.
+    ///
+    /// # Errors
+    /// What the store met.
+    pub fn has_head(&self, v: VolumeId, seq: SequenceNo) -> Result<bool, RepositoryError> {
+        match self.store.stat(&names::key(&names::head(v, seq))?) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Creates a head: the commit. After a refused or unanswered put it is read again, and our own commit id there means it was created.
     ///
     /// # Errors

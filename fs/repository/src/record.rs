@@ -230,6 +230,12 @@ pub fn trailing_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key[at..].try_into().ok()?))
 }
 
+/// Inode number and kind of a key.
+pub fn parse_key(key: &[u8]) -> Option<(u64, u8)> {
+    let ino = key.get(..8)?.try_into().ok()?;
+    Some((u64::from_be_bytes(ino), *key.get(8)?))
+}
+
 /// The sub-key of a key.
 pub fn sub_key(key: &[u8]) -> &[u8] {
     key.get(9..).unwrap_or(&[])

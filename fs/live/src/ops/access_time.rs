@@ -18,9 +18,9 @@ impl Volume {
         if node.ordinal != 0 || self.shared.log.is_none() {
             return false;
         }
-        let stale = self.shared.look(Access::Cached, node.ordinal, |view| {
-            Ok(is_stale(&view.inode(node.ino)?.ok_or(FsError::Stale)?, now()))
-        });
+        let stale = self
+            .shared
+            .look(Access::Cached, node, |view| Ok(is_stale(&view.inode(node.ino)?.ok_or(FsError::Stale)?, now())));
         if stale != Ok(true) {
             return false;
         }

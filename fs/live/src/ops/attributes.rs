@@ -25,8 +25,7 @@ impl Volume {
     /// # Errors
     /// `Stale` if it is gone, or the tree can't be read.
     pub fn getattr(&self, access: Access, node: NodeId) -> FsResult<Attr> {
-        self.shared
-            .look(access, node.ordinal, |view| Ok(attr_of(node.ino, &view.inode(node.ino)?.ok_or(FsError::Stale)?)))
+        self.shared.look(access, node, |view| Ok(view.attr(node.ino, &view.inode(node.ino)?.ok_or(FsError::Stale)?)))
     }
 
     /// Changes attributes; a changed length cuts off, or grows the file by a hole.

@@ -11,6 +11,7 @@ use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::ingest::Paths;
 use crate::types::{Access, Caller, FallocMode, FileKind, FsError, FsResult, Handle, NodeId};
+use crate::versions::Place;
 use crate::volume::Volume;
 
 /// Most bytes of one log record's data.
@@ -31,10 +32,7 @@ impl Volume {
         if kind == FileKind::Directory && write {
             return Err(FsError::IsDirectory);
         }
-        if node.ordinal == 0 {
-            let mut state = self.shared.state_mut();
-            *state.opens.entry(node.ino).or_insert(0) += 1;
-        }
+        self.note_open(node)?;
         let handle = self.shared.handles.open(node);
         if truncate {
             let cut = self.shared.change(access, Need::Room, None, |change, _| {
@@ -52,14 +50,33 @@ impl Volume {
         Ok(handle)
     }
 
+    /// Counts who has a node open.
+    fn note_open(&self, node: NodeId) -> FsResult<()> {
+        if node.is_in_snapshot() {
+            return Ok(());
+        }
+        let mut state = self.shared.state_mut();
+        match &mut state.versions {
+            // A new state may have come since its attributes were asked for.
+            Some(versions) if versions.place(node) == Place::Gone => return Err(FsError::Stale),
+            Some(versions) => versions.open(node),
+            None => *state.opens.entry(node.ino).or_insert(0) += 1,
+        }
+        Ok(())
+    }
+
     /// Closes a file. A file without a name goes with its last handle. Never waits.
     pub fn release(&self, _node: NodeId, handle: Handle) {
         let Some(node) = self.shared.handles.close(handle) else { return };
-        if node.ordinal != 0 {
+        if node.is_in_snapshot() {
             return;
         }
         let last = {
             let mut state = self.shared.state_mut();
+            if let Some(versions) = &mut state.versions {
+                versions.close(node);
+                return;
+            }
             match state.opens.get_mut(&node.ino) {
                 Some(count) if *count > 1 => {
                     *count -= 1;
@@ -236,9 +253,8 @@ impl Volume {
         let mut done = 0;
         while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
             let at = source_offset + done;
-            let runs = self
-                .shared
-                .look(access, source.ordinal, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
+            let runs =
+                self.shared.look(access, source, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
             let shared: Vec<Run> = runs
                 .iter()
                 .take_while(is_shared)
@@ -269,7 +285,7 @@ impl Volume {
         if !host.has_exemptions() {
             return Ok(false);
         }
-        self.shared.look(access, 0, |view| {
+        self.shared.look(access, NodeId::live(ino), |view| {
             let inode = view.inode(ino)?.ok_or(FsError::Stale)?;
             let (path, known) = Paths::default().of(view, ino, &inode)?;
             Ok(known && host.place(&path).1)

@@ -40,7 +40,7 @@ impl Volume {
         let mut at = 0;
         while at < attr.size {
             let to = at.saturating_add(WINDOW).min(attr.size);
-            for run in self.shared.look(access, node.ordinal, |view| Ok(view.runs(node.ino, at, to)?))? {
+            for run in self.shared.look(access, node, |view| Ok(view.runs(node.ino, at, to)?))? {
                 match run.source {
                     RunSource::Log(_) => layout.in_log += run.len,
                     RunSource::Inline { .. } => layout.inline += run.len,

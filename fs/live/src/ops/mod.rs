@@ -15,7 +15,7 @@ use crate::change::OpResult;
 use crate::types::{Attr, FsError, FsResult, NodeId};
 use crate::volume::Volume;
 
-/// What `stat` shows of an inode.
+/// What `stat` shows of an inode of the live tree.
 pub(crate) fn attr_of(ino: u64, inode: &Inode) -> Attr {
     let (size, allocated) = match inode.kind {
         // A directory's length is its number of entries; people expect something like a block per few dozen.
@@ -25,6 +25,7 @@ pub(crate) fn attr_of(ino: u64, inode: &Inode) -> Attr {
     };
     Attr {
         ino,
+        ordinal: 0,
         kind: inode.kind,
         perm: inode.perm,
         nlink: inode.nlink,

@@ -32,7 +32,7 @@ impl Volume {
         if name.len() > crate::types::NAME_MAX {
             return Err(FsError::NameTooLong);
         }
-        self.shared.look(access, parent.ordinal, |view| {
+        self.shared.look(access, parent, |view| {
             let found = match view.entry(parent.ino, name)? {
                 Some(found) => found,
                 None => {
@@ -42,7 +42,7 @@ impl Volume {
             };
             let ino = found.entry.ino;
             let inode = view.inode(ino)?.ok_or_else(|| dangling(ino))?;
-            Ok(attr_of(ino, &inode))
+            Ok(view.attr(ino, &inode))
         })
     }
 
@@ -51,7 +51,7 @@ impl Volume {
     /// # Errors
     /// `Stale`, or the tree can't be read.
     pub fn parent(&self, access: Access, node: NodeId) -> FsResult<NodeId> {
-        self.shared.look(access, node.ordinal, |view| {
+        self.shared.look(access, node, |view| {
             let inode = view.inode(node.ino)?.ok_or(FsError::Stale)?;
             Ok(NodeId { ordinal: node.ordinal, ino: inode.parent })
         })
@@ -107,7 +107,7 @@ impl Volume {
     /// # Errors
     /// `Invalid` if it is none; `Stale`; or the tree can't be read.
     pub fn readlink(&self, access: Access, node: NodeId) -> FsResult<Vec<u8>> {
-        self.shared.look(access, node.ordinal, |view| {
+        self.shared.look(access, node, |view| {
             let inode = view.inode(node.ino)?.ok_or(FsError::Stale)?;
             Ok(inode.target.ok_or(FsError::Invalid)?.to_vec())
         })
@@ -247,18 +247,18 @@ impl Volume {
         limit: usize,
         with_attr: bool,
     ) -> FsResult<Vec<DirEntry>> {
-        self.shared.look(access, node.ordinal, |view| {
+        self.shared.look(access, node, |view| {
             directory(&view.inode(node.ino)?.ok_or(FsError::Stale)?)?;
             let found = view.entries(node.ino, cookie.max(FIRST_SEQ - 1), limit)?;
             let mut entries = Vec::with_capacity(found.len());
             for Found { seq, entry } in found {
                 let attr = if with_attr {
-                    Some(attr_of(entry.ino, &view.inode(entry.ino)?.ok_or_else(|| dangling(entry.ino))?))
+                    Some(view.attr(entry.ino, &view.inode(entry.ino)?.ok_or_else(|| dangling(entry.ino))?))
                 } else {
                     None
                 };
                 entries.push(DirEntry {
-                    node: NodeId { ordinal: node.ordinal, ino: entry.ino },
+                    node: view.node_id(entry.ino, entry.kind),
                     kind: entry.kind,
                     name: entry.name.to_vec(),
                     cookie: seq,

@@ -33,7 +33,7 @@ impl Volume {
         let start = out.len();
         // A checkpoint may free the log's segment between the look and the read; the next look then finds the chunk.
         for _ in 0..8 {
-            let runs = self.shared.look(access, node.ordinal, |view| {
+            let runs = self.shared.look(access, node, |view| {
                 let inode = view.inode(node.ino)?.ok_or(FsError::Stale)?;
                 match inode.kind {
                     FileKind::File => {}
@@ -117,7 +117,7 @@ impl Volume {
         let mut at = offset;
         while at < size {
             let to = at.saturating_add(SEEK_WINDOW).min(size);
-            let runs = self.shared.look(access, node.ordinal, |view| Ok(view.runs(node.ino, at, to)?))?;
+            let runs = self.shared.look(access, node, |view| Ok(view.runs(node.ino, at, to)?))?;
             let wanted = |run: &&Run| (run.source == RunSource::Hole) == (what == Seek::Hole);
             if let Some(run) = runs.iter().find(wanted) {
                 return Ok(run.offset);

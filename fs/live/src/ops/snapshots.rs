@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::change::Need;
 use crate::edit::{Edit, SNAPSHOT_NAME_MAX};
 use crate::state::State;
-use crate::types::{Access, FsError, FsResult, RenameMode, SnapshotInfo};
+use crate::types::{Access, FIRST_VERSION, FsError, FsResult, RenameMode, SnapshotInfo};
 use crate::volume::{Volume, now};
 
-/// Snapshot numbers are 24 bits of a node id.
-const ORDINAL_MAX: u32 = (1 << 24) - 1;
+/// Snapshot numbers are 24 bits of a node id, less those that tell versions apart.
+const ORDINAL_MAX: u32 = FIRST_VERSION - 1;
 /// Most snapshots at a time: their table is kept in memory.
 const SNAPSHOTS_MAX: usize = 100_000;
 

@@ -24,9 +24,8 @@ impl Volume {
     /// # Errors
     /// `NoAttribute`, `Stale`, or the tree can't be read.
     pub fn getxattr(&self, access: Access, node: NodeId, name: &[u8]) -> FsResult<Vec<u8>> {
-        let xattr = self
-            .shared
-            .look(access, node.ordinal, |view| Ok(view.xattr(node.ino, name)?.ok_or(FsError::NoAttribute)?))?;
+        let xattr =
+            self.shared.look(access, node, |view| Ok(view.xattr(node.ino, name)?.ok_or(FsError::NoAttribute)?))?;
         match xattr {
             Xattr::Inline(value) => Ok(value.to_vec()),
             Xattr::Chunk { id, .. } => Ok(self.chunk(access, &id)?.to_vec()),
@@ -38,7 +37,7 @@ impl Volume {
     /// # Errors
     /// `Stale`, or the tree can't be read.
     pub fn listxattr(&self, access: Access, node: NodeId) -> FsResult<Vec<Vec<u8>>> {
-        self.shared.look(access, node.ordinal, |view| Ok(view.xattr_names(node.ino)?))
+        self.shared.look(access, node, |view| Ok(view.xattr_names(node.ino)?))
     }
 
     /// Sets an extended attribute.

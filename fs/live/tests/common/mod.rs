@@ -65,6 +65,7 @@ impl Bench {
             timeout: Duration::from_secs(20),
             memory: 64 << 20,
             read_only: false,
+            refresh: Duration::from_secs(10),
             durability_remote: false,
             faults: Arc::new(|_| {}),
             takeover: false,

@@ -31,15 +31,9 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How files are opened. The page cache stays right, for all changes go through the kernel; where they don't,
-/// because the mount only follows another writer, it is dropped with each open.
-pub(super) fn open_flags(service: &Service) -> FopenFlags {
-    if service.read_only() {
-        FopenFlags::FOPEN_NOFLUSH
-    } else {
-        FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE
-    }
-}
+/// How files are opened. The page cache stays right: all changes go through the kernel, and where another writer is
+/// followed, a file whose contents changed has another node id.
+pub(super) const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_NOFLUSH.union(FopenFlags::FOPEN_KEEP_CACHE);
 
 /// Whether an extended attribute is refused whatever is in it.
 pub(super) fn is_refused_xattr(name: &[u8]) -> bool {
@@ -79,7 +73,7 @@ impl Adapter {
                     if opening.access && service.volume.accessed_by(node, handle) {
                         service.invalidator.order_attributes(node.pack());
                     }
-                    reply.opened(FileHandle(handle.0), open_flags(service));
+                    reply.opened(FileHandle(handle.0), OPEN_FLAGS);
                 }
                 Err(error) => reply.error(report("open", &error)),
             },
