@@ -1,16 +1,18 @@
-//! Programs that demand much of a filesystem, with `live/` under them: tar, cp, git, cargo.
+//! Programs that demand much of a filesystem, with `live/` under them: tar, cp, git, sqlite, cargo.
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use axiomfs_tests::observe::{Ignore, compare_dirs};
 use axiomfs_tests::odd_tree::plant;
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
-use axiomfs_tests::rng::prose;
+use axiomfs_tests::rng::{Rng, prose, run_seed};
 use axiomfs_tests::run::{must, run, tail};
 
 const LONG: Duration = Duration::from_secs(300);
@@ -162,6 +164,116 @@ fn a_git_repository_of_50000_objects_is_cloned_checked_packed_and_clean() {
     clean("from the store alone");
     sh(&clone, "git fsck --full --strict; git checkout -q HEAD~100; git checkout -q main");
     clean("after a checkout");
+}
+
+/// Moves money between accounts in transactions, and says which it has committed.
+const WRITER: &str = "
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+db.execute('PRAGMA journal_mode=' + sys.argv[2])
+db.execute('PRAGMA synchronous=FULL')
+db.execute('CREATE TABLE IF NOT EXISTS account(id INTEGER PRIMARY KEY, money INTEGER)')
+db.execute('CREATE TABLE IF NOT EXISTS done(n INTEGER PRIMARY KEY, filler BLOB)')
+db.execute('INSERT OR IGNORE INTO account VALUES (1, 1000), (2, 1000)')
+n = db.execute('SELECT coalesce(max(n), 0) FROM done').fetchone()[0]
+while True:
+    n += 1
+    db.execute('BEGIN IMMEDIATE')
+    db.execute('UPDATE account SET money = money - ? WHERE id = 1', (n,))
+    db.execute('INSERT INTO done VALUES (?, randomblob(?))', (n, n * 37 % 9000))
+    db.execute('UPDATE account SET money = money + ? WHERE id = 2', (n,))
+    if n % 7 == 0: db.execute('DELETE FROM done WHERE n < ?', (n - 200,))
+    db.execute('COMMIT')
+    print(n, flush=True)
+";
+
+const CHECKER: &str = "
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], timeout=30)
+print(db.execute('PRAGMA integrity_check').fetchall())
+print(db.execute('SELECT sum(money) FROM account').fetchone()[0])
+print(db.execute('SELECT max(n) FROM done').fetchone()[0])
+print(db.execute('SELECT money FROM account WHERE id = 2').fetchone()[0])
+";
+
+fn write_database(at: &Path, mode: &str) -> Child {
+    let mut command = Command::new("python3");
+    command.args(["-ISc", WRITER, text(at), mode]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().expect("python3 starts")
+}
+
+/// The transactions that a writer has reported.
+struct Reports(Lines<BufReader<ChildStdout>>);
+
+impl Reports {
+    fn of(writer: &mut Child) -> Reports {
+        Reports(BufReader::new(writer.stdout.take().expect("piped")).lines())
+    }
+}
+
+impl Iterator for Reports {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        // A line is written at once, so none is cut off by the kill.
+        let line = self.0.next()?.expect("a pipe can be read");
+        Some(line.parse().expect("a number"))
+    }
+}
+
+/// Intact, every transaction whole, and none missing of those that were reported.
+fn check_database(at: &Path, reported: u64, when: &str) -> u64 {
+    let said = must("python3", &["-ISc", CHECKER, text(at)], LONG);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], ["[('ok',)]", "2000"], "{when}");
+    let n: u64 = lines[2].parse().expect("a number");
+    assert!(n >= reported && n <= reported + 1, "{when}: {reported} was committed, {n} is the last");
+    assert_eq!(lines[3].parse::<u64>().expect("a number"), 1000 + n * (n + 1) / 2, "{when}");
+    n
+}
+
+#[test]
+fn sqlite_keeps_what_it_committed_whoever_is_killed() {
+    let _slot = beside_others();
+    let mut rng = Rng::new(run_seed("sqlite"));
+    let mut repo = TestRepo::new("sqlite");
+    repo.settings("checkpoint: {interval: 100ms}\n").mount();
+    let modes = ["WAL", "DELETE"];
+    let databases: Vec<PathBuf> = modes.iter().map(|mode| repo.live().join(mode)).collect();
+    let mut last = [0u64; 2];
+    for round in 0..20 {
+        for kill_daemon in [false, true] {
+            let mut writers: Vec<Child> =
+                databases.iter().zip(modes).map(|(at, mode)| write_database(at, mode)).collect();
+            let mut reports: Vec<_> = writers.iter_mut().map(Reports::of).collect();
+            // A random moment of their work, once both have begun.
+            for (i, reports) in reports.iter_mut().enumerate() {
+                last[i] = reports.next().unwrap_or_else(|| panic!("{}: its writer ended", modes[i]));
+            }
+            thread::sleep(Duration::from_millis(rng.below(100)));
+            if kill_daemon {
+                repo.kill9();
+            }
+            for (i, writer) in writers.iter_mut().enumerate() {
+                writer.kill().expect("killed");
+                last[i] = reports[i].by_ref().last().unwrap_or(0).max(last[i]);
+                writer.wait().expect("waited");
+            }
+            if kill_daemon {
+                repo.mount();
+            }
+            for (i, at) in databases.iter().enumerate() {
+                let when = format!("{}, round {round}, daemon killed: {kill_daemon}", modes[i]);
+                last[i] = check_database(at, last[i], &when);
+            }
+        }
+    }
+    eprintln!("sqlite: {last:?} transactions");
+    assert!(last.iter().all(|n| *n >= 40), "the writers came to nothing: {last:?}");
+    from_the_store_alone(&mut repo);
+    for (at, last) in databases.iter().zip(last) {
+        assert_eq!(check_database(at, last, "from the store alone"), last);
+    }
 }
 
 #[test]
