@@ -73,7 +73,7 @@ fn tar_archives_come_out_as_they_went_in() {
 }
 
 #[test]
-fn cp_keeps_everything_makes_holes_and_shares_within_live() {
+fn cp_keeps_everything_and_makes_holes() {
     let _slot = beside_others();
     let local = scratch("cp");
     let (source, back) = (local.path().join("source"), local.path().join("back"));
