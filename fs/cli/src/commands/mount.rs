@@ -150,6 +150,7 @@ impl Job<'_> {
             name: session.store(),
             allow_other: self.args.allow_other(),
             read_only: self.args.is_read_only(),
+            poll: poll(),
             ..MountOptions::default()
         };
         let metrics = self.args.metrics.map(metrics_http::listen).transpose()?;
@@ -232,5 +233,14 @@ fn first_line(reader: impl Read) -> String {
     match BufReader::new(reader.take(MAX_WORD)).read_line(&mut line) {
         Ok(_) => line,
         Err(_) => String::new(),
+    }
+}
+
+/// How long the reader of requests polls. `AXIOMFS_POLL=off` switches it off, to measure what it is worth.
+fn poll() -> Duration {
+    if std::env::var_os("AXIOMFS_POLL").is_some_and(|wish| wish == "off") {
+        Duration::ZERO
+    } else {
+        MountOptions::default().poll
     }
 }

@@ -4,6 +4,7 @@ mod decoders;
 mod fixture;
 mod heads;
 mod index;
+mod index_scale;
 mod keys;
 mod repository;
 mod support;
