@@ -338,6 +338,12 @@ fn an_unlinked_open_file_is_reclaimed_after_a_crash() {
     repo.mount();
     assert!(!path.exists(), "the unlinked file came back");
     assert_eq!(fs::read_dir(repo.live()).expect("listing").count(), 0);
+    // What has no name is in no listing: the recovery says what it gave back, and there is nothing left for the next.
+    assert!(repo.events().contains("Reclaimed 1 files without a name"), "{}", repo.events());
+    repo.sync();
+    repo.kill9();
+    repo.mount();
+    assert!(!repo.events().contains("without a name"), "reclaimed again: {}", repo.events());
     let frozen = repo.dir.join("frozen");
     freeze_store(&repo.store, &frozen);
     let mut other = repo.elsewhere(&frozen, "crash-orphan-store");

@@ -311,7 +311,7 @@ pub struct StatFs {
     pub blocks: u64,
     /// Blocks free.
     pub free: u64,
-    /// Inodes in use.
+    /// Inode numbers given away so far: none is used again.
     pub files: u64,
     /// Longest name.
     pub max_name: u32,
