@@ -11,7 +11,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axiomfs_live::acl::is_acl;
@@ -29,7 +29,7 @@ use crate::errno::report;
 use crate::nodes::Place;
 use crate::replies::{GENERATION, Names, NamesAndAttributes, send_entry, send_xattr};
 use crate::service::{Lane, Service};
-use crate::transport::{self, Agreed};
+use crate::transport;
 
 /// Permission bits, set-id and sticky bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
@@ -37,12 +37,11 @@ const PERMISSIONS: u32 = 0o7777;
 /// Serves the requests of one mount.
 pub(crate) struct Adapter {
     service: Arc<Service>,
-    agreed: OnceLock<Agreed>,
 }
 
 impl Adapter {
     pub(crate) fn new(service: Arc<Service>) -> Self {
-        Self { service, agreed: OnceLock::new() }
+        Self { service }
     }
 }
 
@@ -74,7 +73,7 @@ fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.agreed = OnceLock::from(transport::agree(config));
+        transport::agree(config);
         Ok(())
     }
 
@@ -360,19 +359,12 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.service.serve("opendir", || {
-            if self.agreed.get().is_some_and(|agreed| agreed.no_opendir) {
-                // The kernel asks once and from then on opens and closes directories itself. It keeps what was
-                // listed and asks again after each change it makes.
-                reply.error(Errno::ENOSYS);
-            } else {
-                let lasting = matches!(Place::of(ino.0), Place::Tree(node) if node.ordinal != 0);
-                let flags = if lasting {
-                    FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE
-                } else {
-                    FopenFlags::empty()
-                };
-                reply.opened(FileHandle(0), flags);
-            }
+            // What is listed of a snapshot never changes. Of the live tree the kernel keeps nothing: with several programs
+            // at work it may take a listing from before a change for one from after it.
+            let lasting = matches!(Place::of(ino.0), Place::Tree(node) if node.ordinal != 0);
+            let flags =
+                if lasting { FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            reply.opened(FileHandle(0), flags);
         });
     }
 

@@ -20,12 +20,13 @@ const MAX_BACKGROUND: u16 = 64;
 ///
 /// Not asked for: `WRITEBACK_CACHE` (after `write` the daemon has the data), `POSIX_LOCKS` and `FLOCK_LOCKS` (the
 /// kernel keeps locks itself, which is right for one machine), `AUTO_INVAL_DATA` (would drop cached pages after each
-/// write of our own), `SETXATTR_EXT` (fuser 0.18 panics).
+/// write of our own), `SETXATTR_EXT` (fuser 0.18 panics), `NO_OPENDIR_SUPPORT` (the kernel would keep every listing, and
+/// may keep one from before a change if others list and change the directory at the same moment).
 ///
 /// With `POSIX_ACL` the kernel checks permissions by ACLs and leaves the rest to the filesystem: the mode follows a
 /// list and a list the mode, and what is made inherits. `DONT_MASK` goes with it, for a default ACL counts instead of
 /// the umask.
-const WANTED: [InitFlags; 11] = [
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -34,20 +35,12 @@ const WANTED: [InitFlags; 11] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
 ];
 
-/// What was agreed with the kernel that requests depend on.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Agreed {
-    /// Directories need not be opened.
-    pub(crate) no_opendir: bool,
-}
-
 /// Answers the kernel's offer.
-pub(crate) fn agree(config: &mut KernelConfig) -> Agreed {
+pub(crate) fn agree(config: &mut KernelConfig) {
     let offered = config.capabilities();
     for capability in WANTED {
         if offered.contains(capability) && config.add_capabilities(capability).is_err() {
@@ -61,7 +54,6 @@ pub(crate) fn agree(config: &mut KernelConfig) -> Agreed {
     if config.set_max_background(MAX_BACKGROUND).is_err() {
         tracing::warn!("The library does not take the number of background requests");
     }
-    Agreed { no_opendir: offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT) }
 }
 
 /// A session that has been set up and isn't served yet.
