@@ -111,6 +111,17 @@ It works beside mounts, which hold what they need. Taking a passphrase away or r
 stored: who knew the old keys and can read the store still reads what they sealed."
     )]
     Key(KeyVerb),
+    /// Make and list the volumes of a repository
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  axiomfs volume create /srv/vault photos                     a second tree with snapshots of its own
+  axiomfs mount /srv/vault /mnt/photos --volume photos
+  axiomfs volume list /srv/vault
+
+Each volume has one writer at a time, and none waits for another. What one has stored the others do not store again."
+    )]
+    Volume(VolumeVerb),
     /// Say which frames hold a file, which steps made them and what that saved
     #[command(after_help = "Examples:
   axiomfs stat /mnt/vault/live/logs/today.log
@@ -311,6 +322,26 @@ pub enum KeyVerb {
     },
     /// Take a new sealing key into use
     Rotate {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+}
+
+/// What can be done with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Make a volume
+    Create {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+        /// Its name
+        #[arg(value_parser = volume_name)]
+        name: String,
+    },
+    /// List the volumes, the oldest first. Their names are sealed
+    List {
         /// Which repository
         #[command(flatten)]
         key: KeyArgs,

@@ -68,6 +68,7 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
         Verb::Snapshot(verb) => commands::snapshot::run(verb, environment, json),
         Verb::Ctl(args) => commands::ctl::run(args, json),
         Verb::Key(verb) => commands::key::run(verb, environment, json),
+        Verb::Volume(verb) => commands::volume::run(verb, environment, json),
         Verb::Stat(args) => commands::stat::run(args, json),
         Verb::Advise(args) => commands::advise::run(args, json),
         Verb::Recover(args) => commands::recover::run(args, environment, json),

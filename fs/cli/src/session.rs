@@ -321,7 +321,8 @@ pub(crate) fn could_not_open(store: &OpenStore, error: &RepositoryError) -> Fail
         RepositoryError::NotARepository { .. } => Failure::new(format!("{location} is not an axiomfs repository"))
             .hint(format!("is it the right directory? `axiomfs init {location}` makes a new one")),
         RepositoryError::UnsupportedVersion { .. } => Failure::caused(context, error).hint("install a newer axiomfs"),
-        RepositoryError::UnknownVolume { .. } => Failure::caused(context, error).hint("choose another --volume"),
+        RepositoryError::UnknownVolume { .. } => Failure::caused(context, error)
+            .hint(format!("`axiomfs volume create {location} NAME` makes one, `volume list` shows which there are")),
         _ => Failure::caused(context, error),
     }
 }

@@ -179,6 +179,7 @@ impl Volume {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
         }
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
+        borrow_again(&repository, &manifest, &table, &events)?;
         let log_options = log_options(&options);
         let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
@@ -247,6 +248,28 @@ impl Volume {
         }
         Ok(Arc::new(Self { shared, threads: Mutex::new(threads) }))
     }
+}
+
+/// What checkpoints that are in no head took from other volumes is found there again.
+pub(crate) fn borrow_again(
+    repository: &Repository,
+    manifest: &Manifest,
+    table: &BTreeMap<String, SnapshotRecord>,
+    events: &Events,
+) -> Result<(), OpenError> {
+    if !manifest.dirty {
+        return Ok(());
+    }
+    let of_snapshots = table.values().map(|record| record.root);
+    let roots: Vec<Option<Root>> = [manifest.root].into_iter().chain(of_snapshots).collect();
+    let missing = repository.borrow_again(&roots)?;
+    if missing > 0 {
+        events.add(
+            "warning",
+            format!("{missing} chunks of files are neither here nor in the index of any volume; reading them fails"),
+        );
+    }
+    Ok(())
 }
 
 /// A read-only mount needs nothing of the state directory, but what it remembers of the store.

@@ -18,7 +18,7 @@ use crate::checkpoint::{Checkpointer, write_table};
 use crate::events::Events;
 use crate::log::{Log, LogIdentity};
 use crate::manifest::Manifest;
-use crate::open::{OpenError, load, log_options, replay, sealer, table_of};
+use crate::open::{OpenError, borrow_again, load, log_options, replay, sealer, table_of};
 use crate::sealing::Sealing;
 use crate::types::Committed;
 use crate::volume::{Shared, VolumeOptions};
@@ -123,6 +123,7 @@ fn rebuild(
 ) -> Result<(Shared, Checkpointer), OpenError> {
     let events = Events::default();
     let (mut state, table) = load(repository, &manifest, manifest.snapshots_root)?;
+    borrow_again(repository, &manifest, &table, &events)?;
     let log_options = log_options(&options);
     let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
     let sealer = sealer(repository);

@@ -43,8 +43,9 @@ impl Repository {
             }
             None => {}
         }
-        let located = self.index.locate(id, Io::Never).ok()??;
-        located.into_iter().find_map(|l| self.reader.chunk_cached(id, &ChunkPlace::stored(l)))
+        let located = self.index.locate(id, Io::Never).ok()?.unwrap_or_default();
+        let borrowed = if located.is_empty() { self.others.borrowed(id) } else { None };
+        located.into_iter().chain(borrowed).find_map(|l| self.reader.chunk_cached(id, &ChunkPlace::stored(l)))
     }
 
     /// Decodes the chunk's frame into memory, so that [`chunk_cached`](Self::chunk_cached) finds it. Blocks meanwhile.
@@ -147,7 +148,7 @@ impl Repository {
                 limit: limits::CHUNK as u64,
             });
         }
-        let added = if packer.touch(&id, |key| self.reader.is_quarantined(key)) || self.is_indexed(&id) {
+        let added = if packer.touch(&id, |key| self.reader.is_quarantined(key)) || self.is_indexed(&id, class.kind) {
             Added::Known
         } else {
             packer.add(class, label, id, data, |key| self.reader.is_quarantined(key))?
@@ -163,15 +164,21 @@ impl Repository {
 
     /// Whether the index locates the chunk in a frame that is not known to be bad. If that can't be told it counts as absent:
     /// storing a chunk twice is harmless.
-    fn is_indexed(&self, id: &ChunkId) -> bool {
+    fn is_indexed(&self, id: &ChunkId, kind: FrameKind) -> bool {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let paused = now < self.dedup_pause_until.load(Ordering::Relaxed);
         let io = if paused { Io::Never } else { Io::Allowed };
-        match self.index.locate(id, io) {
-            Ok(Some(places)) => {
-                places.into_iter().any(|place| !self.reader.is_quarantined(&ChunkPlace::stored(place).key()))
-            }
-            Ok(None) => false,
+        let own = self.index.locate(id, io).map(|places| {
+            let mut places = places.into_iter().flatten();
+            places.any(|place| !self.reader.is_quarantined(&ChunkPlace::stored(place).key()))
+        });
+        let found = match own {
+            // Trees of other volumes have little in common with this one's.
+            Ok(false) if kind == FrameKind::Data => self.borrow_chunk(id, io),
+            own => own,
+        };
+        match found {
+            Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "could not look a chunk up, so it is stored again");
                 if !error.is_damage() {
@@ -210,7 +217,8 @@ impl Repository {
             }
             if places.is_empty() || self.reader.is_quarantined(&places[0].key()) {
                 let located = self.index.locate(id, Io::Allowed)?.unwrap_or_default();
-                places.extend(located.into_iter().map(ChunkPlace::stored));
+                let located = located.into_iter().chain(self.others.borrowed(id));
+                places.extend(located.map(ChunkPlace::stored));
             }
             places.sort_by_key(|place| self.reader.is_quarantined(&place.key()));
             for place in &places {

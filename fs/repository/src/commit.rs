@@ -10,7 +10,7 @@ use axiomfs_api::{Body, Store, StoreErrorKind};
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, FrameRecord, Member, put_directory};
 use crate::ids::{ChunkId, PackId};
-use crate::index::{NewPack, PackEntry, SegmentRef, write_segment};
+use crate::index::{Located, NewPack, PackEntry, SegmentRef, write_segment};
 use crate::names;
 use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
 use crate::packer::{METADATA_FRAME, Packer, encode_frame};
@@ -31,6 +31,8 @@ pub struct CommitSet {
     pub bytes: u64,
     /// Staged packs that it supersedes.
     slots: HashSet<u32>,
+    /// Chunks of other volumes that its segments locate.
+    borrowed: Vec<(ChunkId, Located)>,
     /// Completed flushes when it began.
     generation: u32,
 }
@@ -93,9 +95,10 @@ impl Repository {
         uploaded();
 
         let mut slots: HashSet<u32> = metadata.iter().map(|pack| pack.slot).collect();
-        let (segments, packs, bytes) = self.write_index(packer)?;
+        let borrowed = self.others.all();
+        let (segments, packs, bytes) = self.write_index(packer, &borrowed)?;
         slots.extend(&self.progress().slots);
-        Ok(CommitSet { segments, packs, bytes, slots, generation })
+        Ok(CommitSet { segments, packs, bytes, slots, borrowed, generation })
     }
 
     /// To be called once the head is created: the index switches over and staged files that the commit superseded are removed.
@@ -105,6 +108,7 @@ impl Repository {
     pub fn finish_commit(&self, set: CommitSet) -> Result<(), RepositoryError> {
         let packer = self.packer()?;
         self.index.set_segments(&set.segments)?;
+        self.others.returned(&set.borrowed);
         let progress = std::mem::take(&mut *self.progress());
         let data = &progress.slots;
         // A node that is not in the store may be needed by a tree that was not in `roots`, if it was added lately.
@@ -268,16 +272,20 @@ impl Repository {
     }
 
     /// Writes and uploads the segment for all that was uploaded; with nothing new the live segments stay.
-    fn write_index(&self, packer: &Packer) -> Result<(Vec<SegmentRef>, usize, u64), RepositoryError> {
+    fn write_index(
+        &self,
+        packer: &Packer,
+        borrowed: &[(ChunkId, Located)],
+    ) -> Result<(Vec<SegmentRef>, usize, u64), RepositoryError> {
         let done = std::mem::take(&mut self.progress().done);
-        let result = if done.is_empty() {
+        let result = if done.is_empty() && borrowed.is_empty() {
             Ok(self.index.refs())
         } else {
             let packs: Vec<NewPack<'_>> = done
                 .iter()
                 .map(|d| NewPack { entry: d.entry, chains: &d.table.chains, frames: &d.table.frames })
                 .collect();
-            write_segment(&self.index, packer.dir(), &packs).and_then(|(path, reference, refs)| {
+            write_segment(&self.index, packer.dir(), &packs, borrowed).and_then(|(path, reference, refs)| {
                 let name = names::segment(self.index.volume(), reference.id);
                 let uploaded = self.put_object(FrameKind::Metadata, &name, &path, reference.len);
                 remove_if_there(&path)?;

@@ -43,7 +43,7 @@ impl Repository {
     }
 
     /// The heads with a higher number than `after`, ascending. What has no name of a head is passed over and noted.
-    fn heads_after(
+    pub(crate) fn heads_after(
         &self,
         v: VolumeId,
         after: Option<SequenceNo>,

@@ -10,6 +10,9 @@ use crate::keys::{self, KdfParams, Keyring};
 use crate::repository::now_ns;
 use crate::{config, limits, names};
 
+/// How often a new generation of the keyring is tried while others make some too.
+const RACES: u32 = 8;
+
 /// What a key slot says without a passphrase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeySlot {
@@ -147,6 +150,34 @@ impl<'a> Keys<'a> {
                 Err(refused("of a new epoch", "was made by somebody else at this moment; look at the list of keys"))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Names of the volumes, in the order in which they were made.
+    ///
+    /// # Errors
+    /// What reading the keyring met.
+    pub fn volumes(&self) -> Result<Vec<String>, RepositoryError> {
+        Ok(self.keyring()?.volumes().map(|(_, name)| name.to_owned()).collect())
+    }
+
+    /// Makes a volume. Mounts that run now go on as they are.
+    ///
+    /// # Errors
+    /// [`RepositoryError::BadName`] if there is one of that name or it can't be one; or what the store met.
+    pub fn add_volume(&self, name: &str) -> Result<(), RepositoryError> {
+        let mut tries = 0;
+        loop {
+            let next = self.keyring()?.with_new_volume(name)?;
+            match next.create(self.store, self.seal, &self.master) {
+                // Somebody else made the next generation at this moment.
+                Err(RepositoryError::Store { source, .. })
+                    if source.kind == StoreErrorKind::AlreadyExists && tries < RACES =>
+                {
+                    tries += 1;
+                }
+                made => return made,
+            }
         }
     }
 

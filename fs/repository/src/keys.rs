@@ -20,6 +20,8 @@ const SLOT_MAGIC: &[u8; 4] = b"AXKS";
 const KDF_ARGON2ID: u8 = 1;
 const SLOT_HEADER: usize = 60;
 const CHECK: usize = 16;
+/// Most volumes of a repository: their names stand in one object.
+const VOLUMES_MAX: usize = 1024;
 
 /// Cost of trying one passphrase: parameters of Argon2id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,6 +326,25 @@ impl Keyring {
         let number = self.current_epoch().number + 1;
         self.generation += 1;
         self.epochs.push(EpochKey { number, key: random_secret()?, created_ns: now_ns, compromised: false });
+        Ok(self)
+    }
+
+    /// The next generation: the same keys, and one more volume.
+    pub(crate) fn with_new_volume(mut self, name: &str) -> Result<Self, RepositoryError> {
+        check_volume_name(name)?;
+        if self.volume(name).is_some() {
+            return Err(RepositoryError::BadName {
+                what: "Volume name",
+                name: name.to_owned(),
+                reason: "there is a volume of that name",
+            });
+        }
+        if self.volumes.len() >= VOLUMES_MAX {
+            let (len, limit) = (self.volumes.len() as u64 + 1, VOLUMES_MAX as u64);
+            return Err(RepositoryError::TooLarge { what: "Number of volumes", len, limit });
+        }
+        self.generation += 1;
+        self.volumes.push((VolumeId(random()?), name.to_owned()));
         Ok(self)
     }
 

@@ -26,6 +26,7 @@ mod lease;
 mod limits;
 mod lru_bytes;
 mod names;
+mod others;
 mod pack;
 mod packer;
 mod reader;

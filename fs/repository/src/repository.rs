@@ -15,9 +15,10 @@ use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
-use crate::index::{Index, SegmentRef};
+use crate::index::{Index, SegmentRef, index_cache};
 use crate::keys::{KdfParams, Keyring, create_slot, unlock};
 use crate::labels::Labels;
+use crate::others::Others;
 use crate::packer::{Packer, PackerSetup};
 use crate::reader::Reader;
 use crate::staged::StagedPack;
@@ -88,6 +89,7 @@ pub struct Repository {
     pub(crate) counters: Arc<Counters>,
     pub(crate) labels: Arc<Labels>,
     pub(crate) index: Index,
+    pub(crate) others: Others,
     pub(crate) metadata_chain: ChainName,
     pub(crate) pack_bytes: u64,
     pub(crate) uploads: Gate,
@@ -175,7 +177,11 @@ impl Repository {
             Packer::start(setup, opts.workers)
         });
         let share = |percent: u64| usize::try_from(opts.cache_bytes / 100 * percent).unwrap_or(usize::MAX);
-        let index = Index::new(store.clone(), seal.clone(), keyring.clone(), volume, share(15));
+        let blocks = index_cache(share(15));
+        let index_of = |id| Index::new(store.clone(), seal.clone(), keyring.clone(), id, blocks.clone());
+        let index = index_of(volume);
+        let others = keyring.volumes().map(|(id, _)| id).filter(|id| packer.is_some() && *id != volume);
+        let others = Others::new(others.map(|id| (id, index_of(id))));
         let reader = Reader::new(
             store.clone(),
             host.clone(),
@@ -194,6 +200,7 @@ impl Repository {
             counters,
             labels,
             index,
+            others,
             metadata_chain: opts.metadata_chain,
             pack_bytes: opts.pack_bytes,
             uploads: Gate::new(opts.uploads),

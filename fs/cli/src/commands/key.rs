@@ -57,7 +57,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
     output::show(json, &reply, &text)
 }
 
-fn open(location: &str) -> Result<OpenStore, Failure> {
+pub(crate) fn open(location: &str) -> Result<OpenStore, Failure> {
     let settings = Settings::default();
     stores::open(location, StoreOptions { settings: &settings, unsafe_single_writer: false })
 }
@@ -76,7 +76,7 @@ fn list(target: &OpenStore) -> Result<(Value, String), Failure> {
     Ok((json!({ "ok": true, "keys": keys }), lines.join("\n")))
 }
 
-fn obtain(key: &KeyArgs, environment: Environment) -> Result<Secret, Failure> {
+pub(crate) fn obtain(key: &KeyArgs, environment: Environment) -> Result<Secret, Failure> {
     passphrase::obtain(&key.passphrase, environment, Ask::Once)
 }
 
@@ -88,7 +88,7 @@ fn new_passphrase(source: &PassphraseArgs) -> Result<Secret, Failure> {
     passphrase::obtain(source, Environment::none(), Ask::Twice)
 }
 
-fn unlock<'a>(target: &'a OpenStore, secret: &Secret, quiet: bool) -> Result<Keys<'a>, Failure> {
+pub(crate) fn unlock<'a>(target: &'a OpenStore, secret: &Secret, quiet: bool) -> Result<Keys<'a>, Failure> {
     let open = || Keys::unlock(&*target.store, &Aes256Gcm, secret);
     progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None)).map_err(|error| match error {
         RepositoryError::WrongPassphrase { .. } => {
@@ -105,6 +105,6 @@ fn add(keys: &Keys<'_>, secret: &Secret, quiet: bool) -> Result<String, Failure>
         .map_err(|error| failed("Could not add the passphrase", &error))
 }
 
-fn failed(context: &str, error: &RepositoryError) -> Failure {
+pub(crate) fn failed(context: &str, error: &RepositoryError) -> Failure {
     Failure::caused(context, error)
 }

@@ -13,3 +13,4 @@ pub mod stat;
 pub mod status;
 pub mod sync;
 pub mod umount;
+pub mod volume;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::block::{ChunkBlock, PackBlock};
 use super::segment::{BlockKind, Root, Segment};
 use super::writer::{SegmentWriter, Written};
-use super::{Index, PackEntry, Row, SegmentRef};
+use super::{Index, Located, PackEntry, Row, SegmentRef};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameRecord, Member};
-use crate::pack::Chain;
+use crate::ids::ChunkId;
+use crate::pack::{Chain, intern};
 
 /// More live segments than this are merged.
 const MOST_SEGMENTS: usize = 8;
@@ -29,9 +30,11 @@ pub(crate) fn write_segment(
     index: &Index,
     dir: &Path,
     packs: &[NewPack<'_>],
+    borrowed: &[(ChunkId, Located)],
 ) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
     let live = index.segments();
-    let new_rows: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
+    let members: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
+    let new_rows = members + borrowed.len() as u64;
     let merged = choose(&live.iter().map(|s| s.reference).collect::<Vec<_>>(), new_rows);
     let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
 
@@ -48,6 +51,7 @@ pub(crate) fn write_segment(
             }
         }
     }
+    add_borrowed(borrowed, &mut writer, &mut rows)?;
     rows.sort_unstable_by_key(|row| (row.id, row.frame));
     let mut streams = vec![Stream::new(rows)];
     for segment in sources {
@@ -59,6 +63,29 @@ pub(crate) fn write_segment(
     let kept = live.iter().enumerate().filter(|(place, _)| !merged.contains(place)).map(|(_, s)| s.reference);
     let refs = std::iter::once(reference).chain(kept).collect();
     Ok((path, reference, refs))
+}
+
+/// Adds the frames of chunks that are in packs of other volumes: each pack once, with those of its frames that are needed.
+fn add_borrowed(
+    borrowed: &[(ChunkId, Located)],
+    writer: &mut SegmentWriter,
+    rows: &mut Vec<Row>,
+) -> Result<(), RepositoryError> {
+    let mut places: Vec<&(ChunkId, Located)> = borrowed.iter().collect();
+    places.sort_unstable_by_key(|(_, place)| (place.pack.id.0, place.frame.number));
+    for of_pack in places.chunk_by(|(_, a), (_, b)| a.pack.id == b.pack.id) {
+        let frames = || of_pack.chunk_by(|(_, a), (_, b)| a.frame.number == b.frame.number);
+        let (mut chains, mut records) = (Vec::new(), Vec::new());
+        for (_, place) in frames().map(|of_frame| of_frame[0]) {
+            records.push(FrameRecord { chain: intern(&mut chains, &place.chain), ..place.frame });
+        }
+        let first = writer.pack(&of_pack[0].1.pack, &chains, &records)?;
+        for (frame, of_frame) in (first..).zip(frames()) {
+            let row = |(id, place): &&(ChunkId, Located)| Row { id: *id, frame, offset: place.offset, len: place.len };
+            rows.extend(of_frame.iter().map(row));
+        }
+    }
+    Ok(())
 }
 
 /// Places of the segments to merge with `new_rows` new ones: none while there are few; else the smallest, and more while

@@ -36,8 +36,9 @@ pub(crate) struct Located {
     pub(crate) len: u32,
 }
 
+/// A block of a segment, parsed.
 #[derive(Clone)]
-enum Block {
+pub(crate) enum Block {
     Chunks(Arc<ChunkBlock>),
     Packs(Arc<PackBlock>),
     Filter(Arc<Filter>),
@@ -52,7 +53,15 @@ pub(crate) struct Index {
     segments: RwLock<Arc<[Arc<Segment>]>>,
     /// The segment written last, which will soon be live.
     prepared: Mutex<Option<Arc<Segment>>>,
-    cache: ByteLru<(SegmentId, BlockKind, u32), Block>,
+    cache: Arc<IndexCache>,
+}
+
+/// Blocks of the segments of all volumes.
+pub(crate) type IndexCache = ByteLru<(SegmentId, BlockKind, u32), Block>;
+
+/// A cache of `bytes`.
+pub(crate) fn index_cache(bytes: usize) -> Arc<IndexCache> {
+    Arc::new(ByteLru::new(bytes))
 }
 
 /// Whether a lookup may ask the store.
@@ -68,10 +77,10 @@ impl Index {
         seal: Arc<dyn Seal>,
         keyring: Arc<Keyring>,
         volume: VolumeId,
-        cache_bytes: usize,
+        cache: Arc<IndexCache>,
     ) -> Self {
         let segments = RwLock::new(Vec::new().into());
-        Self { store, seal, keyring, volume, segments, prepared: Mutex::default(), cache: ByteLru::new(cache_bytes) }
+        Self { store, seal, keyring, volume, segments, prepared: Mutex::default(), cache }
     }
 
     /// Makes `refs` (newest first) the live segments; those known already keep what they have loaded.

@@ -42,7 +42,7 @@ fn made_up(
 }
 
 fn write(repository: &Repository, dir: &std::path::Path, packs: &[NewPack<'_>]) {
-    let (path, reference, refs) = crate::index::write_segment(&repository.index, dir, packs).unwrap();
+    let (path, reference, refs) = crate::index::write_segment(&repository.index, dir, packs, &[]).unwrap();
     let key = axiomfs_api::ObjectKey::new(crate::names::segment(repository.index.volume(), reference.id)).unwrap();
     repository.store().put_new(&key, axiomfs_api::Body::File(&path)).unwrap();
     std::fs::remove_file(path).unwrap();

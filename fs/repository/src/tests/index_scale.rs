@@ -133,7 +133,7 @@ fn generate(dir: &Path, chunks: u64) -> u64 {
         let made: Vec<_> = (commit * each..(commit + 1) * each).map(made_up).collect();
         let packs: Vec<_> =
             made.iter().map(|(entry, frames)| NewPack { entry: *entry, chains: &chains, frames }).collect();
-        let (path, reference, refs) = write_segment(&repository.index, dir, &packs).unwrap();
+        let (path, reference, refs) = write_segment(&repository.index, dir, &packs, &[]).unwrap();
         let key = crate::names::key(&crate::names::segment(repository.index.volume(), reference.id)).unwrap();
         store.put_new(&key, Body::File(&path)).unwrap();
         std::fs::remove_file(path).unwrap();

@@ -9,3 +9,4 @@ mod keys;
 mod repository;
 mod support;
 mod trees;
+mod volumes;
