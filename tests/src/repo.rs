@@ -16,6 +16,9 @@ use crate::run::{Finished, run, tail, wait_for};
 /// The longest a mount, an unmount or a control command may take in a test.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
+/// Time for other threads' children to let go of a mount.
+const SETTLING: Duration = Duration::from_secs(10);
+
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// Held by a test that may run beside others.
@@ -233,7 +236,13 @@ impl TestRepo {
     /// # Panics
     /// When either fails.
     pub fn umount(&mut self) -> &mut TestRepo {
-        let done = self.axiomfs(&["umount", text(&self.mnt)]);
+        // A child that another thread of this test starts holds our open files until it runs its program.
+        let start = Instant::now();
+        let mut done = self.axiomfs(&["umount", text(&self.mnt)]);
+        while done.stderr.contains("is busy") && start.elapsed() < SETTLING {
+            thread::sleep(Duration::from_millis(100));
+            done = self.axiomfs(&["umount", text(&self.mnt)]);
+        }
         assert!(
             done.status.success(),
             "umount failed with {}: {}{}\n{}",

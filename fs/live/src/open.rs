@@ -308,8 +308,15 @@ pub(crate) fn seen(head: &Head) -> HeadSeen {
     }
 }
 
+/// Bytes of a segment: what was asked for, but so that the reserve leaves half of the log, in whole MiB.
+fn segment_bytes(wanted: u64, max: u64) -> u64 {
+    const UNIT: u64 = 1 << 20;
+    let fitting = wanted.min(max / (2 * RESERVE_SEGMENTS));
+    (fitting - fitting % UNIT).max(2 * UNIT)
+}
+
 pub(crate) fn log_options(options: &VolumeOptions) -> LogOptions {
-    let segment = options.log_segment.min(options.log_max / (2 * RESERVE_SEGMENTS)).max(2 << 20);
+    let segment = segment_bytes(options.log_segment, options.log_max);
     LogOptions {
         segment_bytes: segment,
         max_bytes: options.log_max,
@@ -476,4 +483,19 @@ fn reclaim_orphans(shared: &Shared) -> Result<(), OpenError> {
     }
     shared.events.add("info", format!("Reclaimed {} files without a name", orphans.len()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_whole_mib_whatever_the_bound_of_the_log() {
+        for (wanted, max, bytes) in
+            [(256, 4096, 256), (256, 512, 85), (32, 64, 10), (128, 513, 85), (4, 4096, 4), (256, 8, 2)]
+        {
+            assert_eq!(segment_bytes(wanted << 20, max << 20), bytes << 20, "{wanted} MiB of {max} MiB");
+        }
+        assert_eq!(segment_bytes((5 << 20) + 1, 1 << 30), 5 << 20);
+    }
 }
