@@ -59,18 +59,29 @@ fn what_pjdfstest_finds_right_on_ext4_is_right_here() {
         command.args(["-c", text(&settings), "-p", text(at), "-s", "/dev/shm"]).env("NO_COLOR", "1");
         run(&mut command, LIMIT).stdout
     };
-    let (on_ext4, here) = (cases(&local), cases(&repo.live()));
-    let (want, have) = (results(&on_ext4), results(&here));
+    let on_ext4 = cases(&local);
+    let want = results(&on_ext4);
     let passed = want.values().filter(|result| *result == "ok").count();
     assert!(passed >= 369, "only {passed} cases pass on ext4: {}", tail(&on_ext4));
-    let differ: Vec<String> = want
-        .iter()
-        .filter(|(name, result)| *result == "ok" && have.get(*name).is_none_or(|here| here != "ok"))
-        .filter(|(name, _)| !reason(&here, name).contains(UNKNOWN_TO_LIBC))
-        .map(|(name, _)| format!("{name}: {:?} {}", have.get(name), reason(&here, name)))
-        .collect();
+    let mut differ = differences(&want, &cases(&repo.live()));
+    if !differ.is_empty() {
+        // Some cases race with a program that they start (`open::etxtbsy` with its exec): what is wrong is wrong again.
+        let again = differences(&want, &cases(&repo.live()));
+        differ.retain(|name, _| again.contains_key(name));
+    }
+    let differ: Vec<String> = differ.into_iter().map(|(name, how)| format!("{name}: {how}")).collect();
     assert!(differ.is_empty(), "{} cases pass on ext4 and not here:\n{}", differ.len(), differ.join("\n"));
     println!("{passed} of {} cases of pjdfstest {PJDFSTEST} pass on ext4 and here", want.len());
+}
+
+/// Cases that pass on ext4 and not in the output of a run here, and what that says of them.
+fn differences(want: &BTreeMap<String, String>, here: &str) -> BTreeMap<String, String> {
+    let have = results(here);
+    want.iter()
+        .filter(|(name, result)| *result == "ok" && have.get(*name).is_none_or(|here| here != "ok"))
+        .filter(|(name, _)| !reason(here, name).contains(UNKNOWN_TO_LIBC))
+        .map(|(name, _)| (name.clone(), format!("{:?} {}", have.get(name), reason(here, name))))
+        .collect()
 }
 
 /// Name and result of each case.

@@ -19,6 +19,8 @@ const MOST: u32 = 7;
 const WAITING: u64 = 8 << 20;
 /// How long nothing is said again of work that gives way to reads.
 const TELL_AGAIN: Duration = Duration::from_secs(30);
+/// Decisions in a row that find no pressure before a level goes back: a commit that ends is no sign of a faster store.
+const CALM: u32 = 2;
 /// Decisions over which staged packs are compared.
 const BACK: usize = 3;
 
@@ -64,7 +66,7 @@ pub fn start(
     };
     thread::spawn(move || {
         let mut staged: Vec<u64> = Vec::new();
-        let mut told = None;
+        let (mut told, mut calm) = (None, 0);
         while let Some(seen) = watched.look() {
             staged.push(seen.staged);
             if staged.len() > BACK + 1 {
@@ -72,7 +74,11 @@ pub fn start(
             }
             let grows = seen.staged >= staged[0];
             let Some(host) = watched.host.upgrade() else { return };
-            host.pace(decide(&seen, grows));
+            let pressure = decide(&seen, grows);
+            calm = if pressure == Pressure::None { calm + 1 } else { 0 };
+            if calm == 0 || calm >= CALM {
+                host.pace(pressure);
+            }
             let (Some(repository), Some(volume)) = (watched.repository.upgrade(), volume.upgrade()) else { return };
             turn_uploads(&repository, &volume, &seen, bounds.get());
             if seen.yields > 0 && told.is_none_or(|at: Instant| at.elapsed() >= TELL_AGAIN) {
