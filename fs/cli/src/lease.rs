@@ -62,11 +62,17 @@ impl Lease {
     /// Says that nobody writes and all is in the store, unless somebody else has taken over since.
     pub fn release(&self, repository: &Repository) {
         match repository.read_lease(self.volume) {
-            Ok(Some(other)) if other != self.record => {
+            Ok(Some(other)) if !self.is_ours(&other) => {
                 tracing::warn!(host = other.host, pid = other.pid, "the lease is another writer's by now");
             }
             _ => self.store(repository, &Record { pid: 0, ..self.record.clone() }),
         }
+    }
+
+    /// The lease that we put, or one of an earlier mount of our state directory, where the store did not take ours.
+    fn is_ours(&self, other: &Record) -> bool {
+        let id = |record: &Record| record.state.as_ref().map(|state| state.id);
+        *other == self.record || id(other).is_some() && id(other) == id(&self.record)
     }
 
     fn store(&self, repository: &Repository, record: &Record) {
@@ -168,6 +174,20 @@ mod tests {
         assert!(!is_held(&lease("there", 0, 1), &us));
         let message = refuse("main", &lease("there", 7, 0)).to_string();
         assert!(message.contains("process 7 on there since 1970-01-01 00:00:00Z") && message.contains("--takeover"));
+    }
+
+    #[test]
+    fn a_lease_of_the_same_state_directory_is_ours_to_release() {
+        let of = |pid, id: Option<u8>| Record {
+            state: id.map(|id| LeaseState { id: StateId([id; 16]), directory: "/var/vault".to_owned() }),
+            ..lease("here", pid, i64::from(pid))
+        };
+        let ours = Lease { volume: VolumeId([0; 16]), record: of(7, Some(1)) };
+        assert!(
+            ours.is_ours(&of(7, Some(1))) && ours.is_ours(&of(6, Some(1))),
+            "a full store kept the lease of the mount before"
+        );
+        assert!(!ours.is_ours(&of(6, Some(2))) && !ours.is_ours(&of(6, None)));
     }
 
     #[test]

@@ -187,8 +187,11 @@ impl Volume {
         let next_segment = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
         let log = Log::create(log_options, identity, sealer, next_segment)?;
         state.last_segment = next_segment;
-        // From here on the log may hold something: what it stands on must be known first.
-        manifest.write(&options.state_dir, &repository)?;
+        // From here on the log may hold something: what it stands on must be known first. Where it is, nothing is written: a full
+        // disk keeps nobody from mounting.
+        if Manifest::read(&options.state_dir, &repository)?.as_ref() != Some(&manifest) {
+            manifest.write(&options.state_dir, &repository)?;
+        }
         note_foreign(&repository, &events);
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
         let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
