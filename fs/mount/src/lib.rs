@@ -192,7 +192,11 @@ impl Mounted {
             undo_if_ours(&self.unmounter);
         }
         self.end();
-        result
+        match result {
+            // What the kernel answers a read that an unmount, or an abort by the administrator, overtakes.
+            Err(MountError::Session(error)) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            result => result,
+        }
     }
 
     fn join(&mut self) -> Result<(), MountError> {
