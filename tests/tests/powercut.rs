@@ -411,8 +411,15 @@ fn choose(rng: &mut Rng, generator: &mut Generator, state: &State) -> Step {
 /// Many bytes for the log and few for the tree.
 fn overwrite(rng: &mut Rng, state: &State) -> Step {
     let path = b"overwritten".to_vec();
-    if state.live.size_of(&path).is_none() {
-        return Step::File(Op::Create { path, mode: 0o600 });
+    match state.live.paths().get(&path).map(|id| &state.live.node(*id).kind) {
+        Some(Kind::File(_)) => {}
+        // The generator may have renamed something else over it.
+        Some(Kind::Dir(_)) => {
+            let to = format!("moved-{}", rng.next()).into_bytes();
+            return Step::File(Op::Rename { from: path, to });
+        }
+        Some(_) => return Step::File(Op::Unlink { path }),
+        None => return Step::File(Op::Create { path, mode: 0o600 }),
     }
     let data = Data { seed: rng.next(), len: rng.between(100_000, 250_000) as u32, text: false };
     Step::File(Op::Write { path, offset: rng.below(200_000), data })
