@@ -116,7 +116,7 @@ impl Default for Settings {
             timeout: Duration::from_secs(30),
             refresh: Duration::from_secs(10),
             durability: Durability::Local,
-            log: LogSettings { max: 4 * GIB, segment: 32 * MIB },
+            log: LogSettings { max: 4 * GIB, segment: 256 * MIB },
             staging: StagingSettings { max: 8 * GIB },
             checkpoint: CheckpointSettings { interval: Duration::from_secs(5), bytes: 256 * MIB },
             commit: CommitSettings { interval: Duration::from_secs(30), bytes: 64 * MIB },

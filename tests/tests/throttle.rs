@@ -45,6 +45,35 @@ fn a_4_gib_copy_through_128_mib_of_log_and_staging_throttles_and_completes() {
     check_noise(&repo.live().join("big"), 5, 4 << 30);
 }
 
+#[test]
+fn a_lower_bound_of_the_log_than_earlier_segments_take_holds_at_once() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("lower-log");
+    let (high, low) = ("log: {max: 3GiB, segment: 256MiB}\n", "log: {max: 64MiB}\n");
+    // A clean end, one with all in the store, and one with all in the log only.
+    for end in 0..3 {
+        for (settings, seed) in [(high, 2 * end), (low, 2 * end + 1)] {
+            repo.settings(settings).mount();
+            write_noise(&repo.live().join(format!("{seed}")), seed, 100 << 20);
+            if seed % 2 == 1 || end == 0 {
+                repo.umount();
+                continue;
+            }
+            if end == 1 {
+                repo.sync();
+            }
+            repo.kill9();
+        }
+    }
+    repo.settings(low).mount();
+    for seed in 0..6 {
+        check_noise(&repo.live().join(format!("{seed}")), seed, 100 << 20);
+    }
+    // The segments of the last mount, and room for as much again in spares.
+    let bytes = tree_bytes(&repo.state.join("log"));
+    assert!(bytes <= 96 * MIB, "the log takes {} MiB", bytes / MIB);
+}
+
 /// A small ext4 in a file, mounted over a directory; gone when dropped.
 struct SmallDisk {
     at: PathBuf,

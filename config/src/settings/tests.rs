@@ -28,7 +28,7 @@ fn the_commented_file_names_every_setting_with_its_bounds() {
         ("memory: 256MiB", bytes(MEMORY)),
         ("timeout: 30s", time(TIMEOUT)),
         ("  max: 4GiB", bytes(LOG_MAX)),
-        ("  segment: 32MiB", bytes(LOG_SEGMENT)),
+        ("  segment: 256MiB", bytes(LOG_SEGMENT)),
         ("  max: 8GiB", bytes(STAGING_MAX)),
         ("  interval: 5s", time(CHECKPOINT_INTERVAL)),
         ("  bytes: 256MiB", bytes(CHECKPOINT_BYTES)),

@@ -11,7 +11,8 @@ use crate::events::Events;
 use crate::log::{Log, LogError, LogIdentity, Record};
 use crate::manifest::Manifest;
 use crate::memory::Memory;
-use crate::open::{OpenError, log_options, sealer};
+use crate::open::{log_options, sealer};
+use crate::open_error::OpenError;
 use crate::set_aside;
 use crate::volume::VolumeOptions;
 

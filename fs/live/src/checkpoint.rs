@@ -119,7 +119,7 @@ impl Checkpointer {
         manifest.next_ordinal = next_ordinal;
         manifest.dirty = true;
         manifest.staged = staged.iter().map(|pack| pack.id).collect();
-        manifest.first_segment = first_needed_segment(shared, layers.len());
+        manifest.first_segment = shared.state().first_needed_segment(layers.len());
         manifest.write(&shared.options.state_dir, &shared.repository)?;
         self.manifest = manifest;
         self.table = table;
@@ -154,13 +154,6 @@ impl Checkpointer {
         // Freed outside the lock: a layer may hold a hundred thousand nodes.
         drop(old);
     }
-}
-
-/// The first log segment that the layers after the first `done` frozen ones need.
-fn first_needed_segment(shared: &Shared, done: usize) -> u64 {
-    let state = shared.state();
-    let later = state.frozen[done..].iter().find_map(|layer| layer.first_segment);
-    later.or(state.active.first_segment).unwrap_or(state.last_segment)
 }
 
 fn change_table(table: &mut BTreeMap<String, SnapshotRecord>, layer: &Layer, root: Option<Root>) {

@@ -12,7 +12,7 @@ use axiomfs_repository::record::{Fields, RecordError, put_varint};
 use axiomfs_repository::{Descent, Head, Repository};
 
 use crate::manifest::{Manifest, write_durably};
-use crate::open::OpenError;
+use crate::open_error::OpenError;
 
 const FILE: &str = "seen";
 const PURPOSE: &str = "axiomfs head seen v1";

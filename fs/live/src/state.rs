@@ -107,6 +107,12 @@ impl State {
         })
     }
 
+    /// The first log segment that the layers after the first `done` frozen ones need.
+    pub fn first_needed_segment(&self, done: usize) -> u64 {
+        let later = self.frozen[done..].iter().find_map(|layer| layer.first_segment);
+        later.or(self.active.first_segment).unwrap_or(self.last_segment)
+    }
+
     /// Number that the active layer will have once it is frozen.
     pub fn active_layer(&self) -> u64 {
         self.first_layer + self.frozen.len() as u64
