@@ -13,8 +13,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path as FsPath, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags};
-
 use crate::model::{Data, Kind, Model, Op, Outcome, Path, join};
 use crate::observe::{Observed, differences, entry};
 use crate::perform::Performer;
@@ -111,14 +109,7 @@ impl Member {
     fn change(&mut self) -> Result<(), String> {
         let op = self.operation();
         let want = self.model.apply(&op);
-        let mut have = self.try_to(&op);
-        if let (Op::Link { from, .. }, Err(libc::ENOENT), Ok(_)) = (&op, &have, &want) {
-            // The kernel's own count of the file's names ran ahead; asked for, the filesystem puts it right.
-            let from = self.root.join(OsStr::from_bytes(from));
-            let asked = rustix::fs::statx(CWD, &from, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
-            self.said("a file that could not be linked", asked.map_err(io::Error::from))?;
-            have = self.try_to(&op);
-        }
+        let have = self.try_to(&op);
         if have == want {
             return Ok(());
         }

@@ -7,12 +7,14 @@ use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use axiomfs_tests::compare::{Facts, note, same_as_local};
 use axiomfs_tests::perform::set_mtime;
-use axiomfs_tests::repo::{TestRepo, alone};
-use rustix::fs::{CWD, FileType, Mode, RenameFlags};
+use axiomfs_tests::repo::{TestRepo, alone, beside_others};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, StatxFlags, statx};
 
 #[test]
 fn rename_replaces_exchanges_and_refuses_as_it_should() {
@@ -196,4 +198,41 @@ fn a_directory_of_100000_entries_lists_each_exactly_once() {
     assert_eq!(list(&dir), want, "after the changes");
     repo.umount().mount();
     assert_eq!(list(&dir), want, "after a remount");
+}
+
+#[test]
+fn a_file_can_be_linked_while_others_ask_for_it_and_another_name_goes() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("links-race");
+    repo.mount();
+    let file = repo.live().join("file");
+    fs::write(&file, "twice").expect("written");
+    let done = AtomicBool::new(false);
+    let start = Instant::now();
+    let mut links = 0u64;
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let asked = statx(CWD, &file, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+                    let count = asked.expect("attributes").stx_nlink;
+                    assert!(count == 1 || count == 2, "{count} names");
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::read_dir(repo.live()).expect("listed").for_each(|entry| drop(entry.expect("an entry")));
+            }
+        });
+        let other = repo.live().join("other");
+        let mut result = Ok(());
+        while result.is_ok() && start.elapsed() < Duration::from_secs(5) {
+            result = fs::hard_link(&file, &other).and_then(|()| fs::remove_file(&other));
+            links += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        result.unwrap_or_else(|e| panic!("at link {links}: {e}"));
+    });
+    assert!(links > 100, "{links} links in 5 s");
 }

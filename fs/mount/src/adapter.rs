@@ -77,14 +77,17 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.service.serve("lookup", || match Place::of(parent.0) {
-            Place::Tree(parent) => self.service.ask(
-                Lane::Metadata,
-                name.as_bytes(),
-                move |volume, access, name| volume.lookup(access, parent, name),
-                move |service, result| send_entry(service, reply, "lookup", parent, result),
-            ),
+            Place::Tree(parent) => {
+                let (by, settling) = (request.pid(), self.service.settling.clone());
+                self.service.ask(
+                    Lane::Metadata,
+                    name.as_bytes(),
+                    move |volume, access, name| settling.attributes(access, by, || volume.lookup(access, parent, name)),
+                    move |service, result| send_entry(service, reply, "lookup", parent, result),
+                );
+            }
             place => self.lookup_own(place, name.as_bytes(), reply),
         });
     }
@@ -93,8 +96,8 @@ impl Filesystem for Adapter {
         self.service.serve("forget", || self.service.removed.forget(&self.service.volume, NodeId::unpack(ino.0)));
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.service.serve("getattr", || self.attributes(Place::of(ino.0), reply));
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.service.serve("getattr", || self.attributes(request.pid(), Place::of(ino.0), reply));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -374,13 +377,14 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let reply = NamesAndAttributes { reply, parent: Place::of(ino.0), service: self.service.clone() };
+        let (parent, by) = (Place::of(ino.0), request.pid());
+        let reply = NamesAndAttributes { reply, parent, service: self.service.clone(), by };
         self.service.serve("readdirplus", || self.list(ino, offset, reply));
     }
 

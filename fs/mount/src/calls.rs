@@ -1,5 +1,7 @@
 //! Requests that take more than one call to the volume.
 
+use std::time::Duration;
+
 use axiomfs_live::acl::is_acl;
 use axiomfs_live::{
     Access, Attr, Caller, DirEntry, FileKind, FsError, FsResult, Handle, NodeId, SetAttr, Volume, XattrMode,
@@ -136,6 +138,10 @@ pub(crate) trait Listing {
     const WITH_ATTRIBUTES: bool;
     /// Adds an entry; true if it did not fit.
     fn add(&mut self, entry: &DirEntry) -> bool;
+    /// How long attributes of `node` have to wait before they may be added.
+    fn wait(&self, _node: NodeId) -> Option<Duration> {
+        None
+    }
 }
 
 /// Fills `reply` with the entries of `directory` after `cookie`; those of trees have cookies above any other. An error
@@ -165,6 +171,14 @@ pub(crate) fn list<L: Listing>(
                     Err(_) if added => return Ok(()),
                     Err(error) => return Err(error),
                 };
+            }
+            if let Some(wait) = reply.wait(entry.node) {
+                match access {
+                    _ if added => return Ok(()),
+                    Access::Cached => return Err(FsError::WouldBlock),
+                    Access::Wait => std::thread::sleep(wait),
+                }
+                entry.attr = Some(volume.getattr(access, entry.node)?);
             }
             if reply.add(&entry) {
                 return Ok(());

@@ -30,6 +30,7 @@ mod privileges;
 mod removed;
 mod replies;
 mod service;
+mod settling;
 mod transport;
 
 use std::io;

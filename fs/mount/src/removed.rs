@@ -11,6 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axiomfs_live::{Access, Attr, FileKind, FsError, FsResult, Handle, NodeId, Volume};
 
+use crate::settling::Settling;
+
 /// Removed nodes that the kernel may still ask for.
 #[derive(Default)]
 pub(crate) struct Removed {
@@ -55,6 +57,13 @@ impl Victim {
             Ok(victim) => Ok(Some(victim)),
             Err(FsError::NotFound) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// If it has further names, notes that thread `by` removes one.
+    pub(crate) fn settles(&self, settling: &Settling, by: u32) {
+        if matches!(self.kept, Kept::Named) {
+            settling.add(self.node, by);
         }
     }
 

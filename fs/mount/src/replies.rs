@@ -89,6 +89,8 @@ pub(crate) struct NamesAndAttributes {
     pub(crate) reply: ReplyDirectoryPlus,
     pub(crate) parent: Place,
     pub(crate) service: Arc<Service>,
+    /// Thread that asked.
+    pub(crate) by: u32,
 }
 
 /// What both kinds of listing end with.
@@ -130,6 +132,10 @@ impl Listing for NamesAndAttributes {
         let name = OsStr::from_bytes(&entry.name);
         let ino = INodeNo(entry.node.pack());
         self.reply.add(ino, entry.cookie, name, &keep, &file_attr(entry.node, attr), GENERATION)
+    }
+
+    fn wait(&self, node: NodeId) -> Option<Duration> {
+        self.service.settling.wait(node, self.by)
     }
 }
 

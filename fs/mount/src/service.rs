@@ -18,6 +18,7 @@ use crate::pacer::Pacer;
 use crate::panics;
 use crate::pool::Pool;
 use crate::removed::Removed;
+use crate::settling::Settling;
 
 /// How long the kernel may keep names and attributes of trees nobody else changes.
 const FOR_LONG: Duration = Duration::from_secs(86_400);
@@ -60,6 +61,7 @@ pub(crate) struct Service {
     pub(crate) invalidator: Invalidator,
     pub(crate) owner: Owner,
     pub(crate) removed: Removed,
+    pub(crate) settling: Arc<Settling>,
     mounted_at: Time,
     /// When `snapshots/` was last changed through this mount.
     snapshots_changed: Mutex<Time>,
@@ -93,6 +95,7 @@ impl Service {
             invalidator: Invalidator::default(),
             owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
             removed: Removed::default(),
+            settling: Arc::default(),
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
             data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES)?,

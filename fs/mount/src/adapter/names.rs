@@ -43,19 +43,20 @@ impl Adapter {
             Ok(parent) => parent,
             Err(errno) => return reply.error(errno),
         };
-        let caller = caller(request);
+        let (caller, settling) = (caller(request), self.service.settling.clone());
         self.service.ask(
             Lane::Metadata,
             name.as_bytes(),
             move |volume, access, name| {
                 let victim = Victim::hold(volume, access, parent, name)?;
+                victim.settles(&settling, caller.pid);
                 let removed = match what {
                     FileKind::Directory => volume.rmdir(access, caller, parent, name),
                     _ => volume.unlink(access, caller, parent, name),
                 };
                 finish_removal(volume, Some(victim), removed)
             },
-            move |service, result| send_removed(service, reply, "remove", result),
+            move |service, result| send_removed(service, reply, "remove", caller.pid, result),
         );
     }
 
@@ -68,7 +69,7 @@ impl Adapter {
         mode: RenameMode,
         reply: ReplyEmpty,
     ) {
-        let caller = caller(request);
+        let (caller, settling) = (caller(request), self.service.settling.clone());
         self.service.ask(
             Lane::Change,
             &(name.as_bytes().to_vec(), newname.as_bytes().to_vec()),
@@ -77,13 +78,17 @@ impl Adapter {
                     RenameMode::Replace => Victim::hold_if_any(volume, access, to, newname)?,
                     RenameMode::NoReplace | RenameMode::Exchange => None,
                 };
+                if let Some(victim) = &victim {
+                    victim.settles(&settling, caller.pid);
+                }
                 let renamed = volume.rename(access, caller, from, name, to, newname, mode);
                 finish_removal(volume, victim, renamed)
             },
-            move |service, result| send_removed(service, reply, "rename", result),
+            move |service, result| send_removed(service, reply, "rename", caller.pid, result),
         );
     }
 
+    /// Answers with the entries of a directory.
     pub(super) fn list<R: ListingReply>(&self, directory: INodeNo, cookie: u64, mut reply: R) {
         let (place, mut cookie) = (Place::of(directory.0), cookie);
         if let (Place::Tree(node), 0) = (place, cookie) {
@@ -110,8 +115,15 @@ fn finish_removal(volume: &Volume, victim: Option<Victim>, result: FsResult<()>)
     result.map(|()| victim)
 }
 
-fn send_removed(service: &Service, reply: ReplyEmpty, operation: &'static str, result: FsResult<Option<Victim>>) {
+fn send_removed(
+    service: &Service,
+    reply: ReplyEmpty,
+    operation: &'static str,
+    by: u32,
+    result: FsResult<Option<Victim>>,
+) {
     if let Ok(Some(victim)) = &result {
+        victim.settles(&service.settling, by);
         service.removed.add(&service.volume, *victim);
     }
     send_done(reply, operation, result);

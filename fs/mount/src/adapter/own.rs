@@ -44,17 +44,18 @@ impl Adapter {
         );
     }
 
-    /// Answers with the attributes of any node.
-    pub(super) fn attributes(&self, place: Place, reply: ReplyAttr) {
+    /// Answers thread `by` with the attributes of any node.
+    pub(super) fn attributes(&self, by: u32, place: Place, reply: ReplyAttr) {
         let keep = self.service.keep(place);
         let node = place.node();
         if let Some(attr) = self.service.own_attr(place) {
             return reply.attr(&keep, &file_attr(node, &attr));
         }
+        let settling = self.service.settling.clone();
         self.service.ask(
             Lane::Metadata,
             &(),
-            move |volume, access, ()| volume.getattr(access, node),
+            move |volume, access, ()| settling.attributes(access, by, || volume.getattr(access, node)),
             move |service, result| match result.or_else(|error| service.removed.directory(node).ok_or(error)) {
                 Ok(attr) => reply.attr(&keep, &file_attr(node, &attr)),
                 Err(error) => reply.error(report("getattr", &error)),
@@ -162,7 +163,7 @@ impl Adapter {
         {
             return reply.error(errno);
         }
-        self.attributes(Place::of(ino.0), reply);
+        self.attributes(0, Place::of(ino.0), reply);
     }
 }
 
