@@ -112,6 +112,52 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A btrfs in a file, mounted over a directory, which may take `quota` bytes. btrfs asks root for its quotas, too.
+fn disk_with_quota(image: &Path, at: &Path, quota: u64) -> SmallDisk {
+    fs::File::create(image).and_then(|f| f.set_len(1 << 30)).expect("an image");
+    must("mkfs.btrfs", &["-q", text(image)], LIMIT);
+    fs::create_dir_all(at).expect("a directory for the disk");
+    must("mount", &["-o", "loop", text(image), text(at)], LIMIT);
+    let disk = SmallDisk { at: at.to_owned() };
+    must("btrfs", &["quota", "enable", text(at)], LIMIT);
+    must("btrfs", &["qgroup", "limit", &quota.to_string(), text(at)], LIMIT);
+    disk
+}
+
+#[test]
+fn an_exhausted_quota_of_the_state_disk_is_called_so_and_loses_nothing() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("quota");
+    let disk_dir = repo.dir.join("disk");
+    let _disk = disk_with_quota(&repo.dir.join("image"), &disk_dir, 96 << 20);
+    repo.state = disk_dir.join("state");
+    repo.settings("log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 64MiB}\ncheckpoint: {interval: 1s}\ncommit: {interval: 1h, bytes: 1GiB}\ntimeout: 2s\n");
+    repo.mount();
+    let mut kept = 0;
+    let refused = loop {
+        let bytes = noise(kept, 1 << 20);
+        let path = repo.live().join(format!("{kept}"));
+        match fs::write(&path, &bytes).and_then(|()| fs::File::open(&path)?.sync_all()) {
+            Ok(()) => kept += 1,
+            Err(error) => break error,
+        }
+        assert!(kept < 512, "96 MiB took 512");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::EDQUOT), "after {kept} MiB: {refused}");
+    for seed in 0..kept {
+        assert!(fs::read(repo.live().join(format!("{seed}"))).expect("kept") == noise(seed, 1 << 20), "file {seed}");
+    }
+    must("btrfs", &["qgroup", "limit", "none", text(&disk_dir)], LIMIT);
+    let again = repo.live().join("again");
+    wait_for("writes to go on", LIMIT, || fs::write(&again, noise(7, 1 << 20)).is_ok());
+    repo.umount();
+    repo.mount();
+    for seed in 0..kept {
+        assert!(fs::read(repo.live().join(format!("{seed}"))).expect("kept") == noise(seed, 1 << 20), "file {seed}");
+    }
+    repo.umount();
+}
+
 #[test]
 fn a_full_state_disk_refuses_writes_loses_nothing_and_goes_on() {
     let _slot = alone();

@@ -330,6 +330,7 @@ fn fs_error(error: &FsError) -> ControlError {
         FsError::TimedOut(_) => ("TIMEOUT", "ETIMEDOUT", "Ask again; nothing is lost"),
         FsError::Fenced => ("FENCED", "EROFS", "Another machine writes this volume now; the state directory is kept"),
         FsError::ReadOnly => ("READ_ONLY", "EROFS", ""),
+        FsError::QuotaExceeded => ("QUOTA", "EDQUOT", "Raise the quota of the disk with the state directory"),
         FsError::NoSpace => ("NO_SPACE", "ENOSPC", "Make room where the store or the state directory is"),
         _ => ("STORE", "EIO", "What is missing is safe in the state directory"),
     };

@@ -1,5 +1,6 @@
 //! The threads behind a volume: one makes checkpoints and commits, one keeps the log's last second durable.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -96,10 +97,12 @@ fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
         match run(shared, &mut checkpointer, commit, &mut last_commit) {
             Ok(()) => {
                 retry = RETRY_MIN;
+                shared.over_quota.store(false, Ordering::Relaxed);
                 report(shared, asked, Ok(checkpointer.newest()));
             }
             Err(e) => {
                 let error = describe(&e);
+                shared.over_quota.store(is_quota(&e), Ordering::Relaxed);
                 shared.events.add("error", error.clone());
                 let fenced = matches!(e, CheckpointError::Fenced { .. });
                 report(shared, asked, Err(if fenced { FsError::Fenced } else { FsError::Io(error) }));
@@ -112,6 +115,12 @@ fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
             }
         }
     }
+}
+
+/// Whether some cause of `e` is a quota.
+fn is_quota(e: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = e.downcast_ref::<io::Error>().or_else(|| e.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref));
+    kind.is_some_and(|e| e.kind() == io::ErrorKind::QuotaExceeded) || e.source().is_some_and(is_quota)
 }
 
 /// An error with all its causes in one line.

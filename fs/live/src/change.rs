@@ -281,7 +281,8 @@ impl Shared {
             return Err(FsError::WouldBlock);
         }
         if started.elapsed() > self.options.timeout {
-            return Err(FsError::NoSpace);
+            let over_quota = self.over_quota.load(Ordering::Relaxed);
+            return Err(if over_quota { FsError::QuotaExceeded } else { FsError::NoSpace });
         }
         let guard = lock(&self.room.0);
         drop(self.room.1.wait_timeout(guard, WAIT_SLICE));
@@ -316,6 +317,7 @@ impl Shared {
         match e {
             LogError::Full { .. } => TryError::NoRoom,
             LogError::TooLarge { .. } => OpError::Fs(FsError::AttributeTooLarge).into(),
+            e if e.is_quota() => OpError::Fs(FsError::QuotaExceeded).into(),
             LogError::NoSpace { .. } => OpError::Fs(FsError::NoSpace).into(),
             other => {
                 let error = FsError::Io(other.to_string());

@@ -57,7 +57,9 @@ use axiomfs_repository::RepositoryError;
 /// A repository's error as the tree's.
 pub(crate) fn repository_error(e: &RepositoryError) -> FsError {
     let text = background::describe(e);
-    if e.is_no_space() {
+    if e.is_quota() {
+        FsError::QuotaExceeded
+    } else if e.is_no_space() {
         FsError::NoSpace
     } else if e.is_transient() {
         FsError::TimedOut(text)

@@ -80,6 +80,9 @@ pub enum FsError {
     /// Log, staging or disk are full and did not become free within the timeout.
     #[error("No space left")]
     NoSpace,
+    /// The same, where the disk of the state directory has room but not for who mounted.
+    #[error("Disk quota exceeded")]
+    QuotaExceeded,
     /// A name of more than 255 bytes or a link target of more than 4095.
     #[error("Name too long")]
     NameTooLong,

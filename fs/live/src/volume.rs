@@ -97,6 +97,8 @@ pub(crate) struct Shared {
     pub stopped: AtomicBool,
     /// The checkpoint thread panicked.
     pub worker_dead: AtomicBool,
+    /// The newest checkpoint failed by a quota of the state directory's disk: why there is no room.
+    pub over_quota: AtomicBool,
     pub head: Mutex<HeadSeen>,
     pub started: SystemTime,
     /// Data since the log was last synced early.
@@ -177,6 +179,7 @@ impl Shared {
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             worker_dead: AtomicBool::new(false),
+            over_quota: AtomicBool::new(false),
             head: Mutex::new(head),
             started: SystemTime::now(),
             unsynced: AtomicU64::new(0),

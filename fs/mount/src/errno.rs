@@ -13,6 +13,7 @@ pub(crate) fn errno(error: &FsError) -> Errno {
         FsError::NotEmpty => Errno::ENOTEMPTY,
         FsError::ReadOnly => Errno::EROFS,
         FsError::NoSpace => Errno::ENOSPC,
+        FsError::QuotaExceeded => Errno::EDQUOT,
         FsError::NameTooLong => Errno::ENAMETOOLONG,
         FsError::Invalid => Errno::EINVAL,
         FsError::TooManyLinks => Errno::EMLINK,

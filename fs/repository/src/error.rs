@@ -194,6 +194,11 @@ impl RepositoryError {
         }
     }
 
+    /// Whether the cause is a quota on the disk of the state directory; [`is_no_space`](Self::is_no_space) says yes to it too.
+    pub fn is_quota(&self) -> bool {
+        matches!(self, Self::Staging { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded)
+    }
+
     /// Whether the same call may succeed later by itself.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.kind.is_transient())

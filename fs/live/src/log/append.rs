@@ -181,8 +181,8 @@ impl Log {
     fn write(&self, active: &mut Active, kind: Kind, meta: &[u8], data: &[u8]) -> Result<u64, LogError> {
         let offset = active.end;
         let end = active.put_together(kind, meta, data);
-        if let Err(error) = active.segment.file.write(&active.scratch, offset) {
-            return Err(self.undo(active, error));
+        if let Err((written, error)) = active.segment.file.write_counted(&active.scratch, offset) {
+            return Err(self.undo(active, offset + written as u64 >= end, error));
         }
         active.clean = active.clean.max(offset + active.scratch.len() as u64);
         active.end = end;
@@ -192,16 +192,20 @@ impl Log {
     }
 
     /// Makes sure that nothing of a record whose write failed is ever taken for one.
-    fn undo(&self, active: &Active, error: std::io::Error) -> LogError {
+    ///
+    /// Where a full disk takes no zeros either, as one that copies on write, a record that is not `whole` stays: it can't be
+    /// verified, so it is no record, and the next one is written over it.
+    fn undo(&self, active: &mut Active, whole: bool, error: std::io::Error) -> LogError {
         let number = active.segment.number();
         let until = active.clean.max(active.end + RECORD_HEADER as u64).min(active.segment.len);
         let zeros = vec![0; (until - active.end) as usize];
-        let undone = active.segment.file.write(&zeros, active.end);
-        match undone {
-            Ok(()) if super::error::is_no_space(&error) => {
-                LogError::NoSpace { operation: "append to", segment: number, source: error }
-            }
-            _ => self.syncing.fail("write to", number, &error),
+        let undone = active.segment.file.write(&zeros, active.end).is_ok();
+        if !undone {
+            (active.clean, active.recycled) = (active.end, true);
         }
+        if (undone || !whole) && super::error::is_no_space(&error) {
+            return LogError::NoSpace { operation: "append to", segment: number, source: error };
+        }
+        self.syncing.fail("write to", number, &error)
     }
 }

@@ -207,11 +207,26 @@ impl DiskFile {
     }
 
     pub fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_counted(bytes, offset).map_err(|(_, error)| error)
+    }
+
+    /// Writes all of `bytes`, or says how many of them may have been written before the error.
+    pub fn write_counted(&self, bytes: &[u8], offset: u64) -> Result<(), (usize, io::Error)> {
         #[cfg(test)]
         if let Some(probe) = &self.probe {
-            probe.before(Op::Write { file: &self.file, bytes, offset })?;
+            // How much of it a fault lets through is the probe's secret.
+            probe.before(Op::Write { file: &self.file, bytes, offset }).map_err(|error| (bytes.len(), error))?;
         }
-        self.file.write_all_at(bytes, offset)
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.file.write_at(&bytes[done..], offset + done as u64) {
+                Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((done, error)),
+            }
+        }
+        Ok(())
     }
 
     /// fdatasync.

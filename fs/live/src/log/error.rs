@@ -148,6 +148,13 @@ pub enum Damage {
     Missing,
 }
 
+impl LogError {
+    /// Whether the cause is a quota on the log's disk.
+    pub fn is_quota(&self) -> bool {
+        matches!(self, Self::NoSpace { source, .. } if source.kind() == io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// Is it the disk, or a quota, that is full?
 pub(super) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
