@@ -205,6 +205,8 @@ struct Level {
     /// Comes before `open` and is a whole node. It is held back in case that `open` stays too small and must be put together with it.
     ready: Option<NodeBuffer>,
     open: NodeBuffer,
+    /// Something was pushed.
+    begun: bool,
     /// The node of this level that was written last, in case that it is needed again.
     last: Option<(ChunkId, NodeBuffer)>,
 }
@@ -243,7 +245,13 @@ where
     }
 
     fn push(&mut self, level: u8, key: &[u8], value: &[u8]) -> Result<(), E> {
-        self.level(level)?.open.push(key, value);
+        self.level(level)?;
+        // Neither here nor above it stands anything yet.
+        let leftmost = level > 0 && self.levels[usize::from(level)..].iter().all(|above| !above.begun);
+        let state = self.level(level)?;
+        state.begun = true;
+        // Whatever stood before the first child is gone; all that reads the tree takes its separator for the empty one.
+        state.open.push(if leftmost { b"" } else { key }, value);
         self.cut(level)
     }
 
