@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
 use axiomfs_tests::rng::{Rng, soak};
 use axiomfs_tests::run::{run, tail};
 use axiomfs_tests::tools::tool;
+use rustix::process::{Pid, Signal, kill_process};
 
 const PJDFSTEST: &str = "0.2.2";
 const FSX: &str = "0.3.2";
@@ -214,7 +217,7 @@ fn run_until_killed(repo: &mut TestRepo, settings: &Path, seed: u64, target: u64
     let mut child = Running(command.arg("-v").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("fsx runs"));
     let lines = BufReader::new(child.0.stderr.take().expect("piped")).split(b'\n');
     let mut last = (0, String::new());
-    let mut killed = false;
+    let (mut killed, ended) = (false, Arc::new(AtomicBool::new(false)));
     for line in lines {
         let line = String::from_utf8_lossy(&line.expect("fsx speaks")).into_owned();
         // `[INFO  fsx]     12 write    0x1 .. 0x2 (0x2 bytes)`; what comes after a failure is of level ERROR.
@@ -226,8 +229,20 @@ fn run_until_killed(repo: &mut TestRepo, settings: &Path, seed: u64, target: u64
         if last.0 >= target && !killed {
             repo.kill9();
             killed = true;
+            // Where `sendfile` fails, fsx waits for the bytes for ever. It has said what it began.
+            let fsx = Pid::from_raw(child.0.id() as i32).expect("a process");
+            let ended = ended.clone();
+            thread::spawn(move || {
+                thread::sleep(Duration::from_secs(5));
+                if !ended.load(Ordering::SeqCst)
+                    && let Err(e) = kill_process(fsx, Signal::KILL)
+                {
+                    eprintln!("fsx can't be ended: {e}");
+                }
+            });
         }
     }
+    ended.store(true, Ordering::SeqCst);
     assert!(killed, "fsx ended by itself at operation {}", last.0);
     let status = child.0.wait().expect("a child can be waited for");
     assert!(!status.success(), "fsx did not notice the kill");
