@@ -18,7 +18,7 @@ where
             let kind = match () {
                 () if names_credentials(&error) => StoreErrorKind::AccessDenied,
                 () if failure.is_timeout() => StoreErrorKind::Timeout,
-                () if failure.is_user() => StoreErrorKind::Invalid,
+                () if failure.is_user() || is_stranger(&words(&error)) => StoreErrorKind::Invalid,
                 () => StoreErrorKind::Unavailable,
             };
             (kind, words(&error))
@@ -36,6 +36,12 @@ where
         _ => (StoreErrorKind::Unavailable, words(&error)),
     };
     StoreError::new(kind, operation, object).with_source(words.trim_end().to_owned())
+}
+
+/// Whether a connection failed because the server's certificate is not trusted: trying again does not help. In rustls' words,
+/// whose error the SDK hides behind its own.
+fn is_stranger(words: &str) -> bool {
+    words.contains("invalid peer certificate")
 }
 
 /// The status that the server answered with, if it did.
