@@ -40,6 +40,8 @@ impl Locks {
             for file in ["lock", "axiomfs.log"] {
                 note(fs::remove_file(directory.join(file)), directory);
             }
+            // What was read of a store can be read again.
+            note(fs::remove_dir_all(directory.join("near")), directory);
             note(fs::remove_dir(directory.join("staging")), directory);
             note(fs::remove_dir(directory), directory);
         }

@@ -35,7 +35,7 @@ impl Prepared {
         quiet: bool,
     ) -> Result<Vec<(PathBuf, Recovered)>, Failure> {
         if !self.args.unsafe_single_writer {
-            stores::probe(store)?;
+            stores::probe(store, &self.config)?;
         }
         let repository = self.unlock(store, host, None, passphrase, quiet)?;
         let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;

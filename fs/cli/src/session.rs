@@ -91,6 +91,8 @@ pub struct Prepared {
     settings_mark: Mark,
     purpose: Purpose,
     location: String,
+    /// The bytes of the repository's `config`.
+    pub(crate) config: Vec<u8>,
     pub(crate) places: Places,
     pub(crate) args: StoreArgs,
 }
@@ -121,12 +123,13 @@ impl Prepared {
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
         // Closed again: a store may have threads, and the daemon is forked off after this.
         let store = stores::open(location, options(&settings, args))?;
-        let id = stores::repository_id(&store)?.unwrap_or_else(|| "unknown".to_owned());
+        let config = stores::config(&store)?;
+        let id = stores::repository_id(&config).unwrap_or_else(|| "unknown".to_owned());
         let local_name = format!("{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
         let (purpose, location) = (purpose.clone(), location.to_owned());
-        Ok(Self { settings, settings_file, settings_mark, purpose, location, places, args: args.clone() })
+        Ok(Self { settings, settings_file, settings_mark, purpose, location, config, places, args: args.clone() })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -173,7 +176,14 @@ impl Prepared {
         passphrase: &Secret,
         quiet: bool,
     ) -> Result<Arc<Repository>, Failure> {
-        unlock(store, host, &self.settings, &self.args.volume, staging, passphrase, quiet)
+        let options = OpenOptions {
+            volume: self.args.volume.clone(),
+            staging,
+            config: Some(self.config.clone()),
+            near: store.directory.is_none().then(|| self.places.cache.join("near")),
+            ..OpenOptions::default()
+        };
+        unlock(store, host, &self.settings, options, passphrase, quiet)
     }
 
     fn start(
@@ -185,7 +195,7 @@ impl Prepared {
         quiet: bool,
     ) -> Result<Running, Failure> {
         if !self.purpose.read_only() && !self.args.unsafe_single_writer {
-            stores::probe(store)?;
+            stores::probe(store, &self.config)?;
         }
         let state = &self.places.state;
         let faults = faults::from_environment(state)?;
@@ -290,19 +300,16 @@ fn unlock(
     store: &OpenStore,
     host: &Arc<Host>,
     settings: &Settings,
-    volume: &str,
-    staging: Option<PathBuf>,
+    options: OpenOptions,
     passphrase: &Secret,
     quiet: bool,
 ) -> Result<Arc<Repository>, Failure> {
     let options = OpenOptions {
-        volume: volume.to_owned(),
         cache_bytes: settings.memory * 3 / 8,
-        staging,
         workers: std::thread::available_parallelism().map_or(2, usize::from),
         uploads: store.uploads,
-        far: store.directory.is_none(),
-        ..OpenOptions::default()
+        ahead_bytes: if store.directory.is_none() { settings.memory / 6 } else { 0 },
+        ..options
     };
     let insistent = Arc::clone(&store.store);
     let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), passphrase, options);
@@ -340,8 +347,9 @@ pub fn committed_snapshots(
     let settings = settings(args)?;
     let store = stores::open(location, options(&settings, args))?;
     // Says what is wrong with the place better than the repository could.
-    stores::repository_id(&store)?;
-    let repository = unlock(&store, &host(&settings)?, &settings, &args.volume, None, &passphrase, quiet)?;
+    let config = Some(stores::config(&store)?);
+    let options = OpenOptions { volume: args.volume.clone(), config, ..OpenOptions::default() };
+    let repository = unlock(&store, &host(&settings)?, &settings, options, &passphrase, quiet)?;
     read_snapshots(&repository, &args.volume).map_err(|error| could_not_open(&store, &error))
 }
 

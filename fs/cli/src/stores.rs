@@ -203,30 +203,34 @@ pub fn could_not_use(location: &str, error: &StoreError) -> Failure {
     match error.kind {
         StoreErrorKind::AccessDenied => failure
             .hint("check the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or `aws sso login`"),
+        StoreErrorKind::Invalid if failure::chain(error).contains("certificate") => failure.hint(
+            "if the server has a certificate of your own authority, name that authority: s3: {ca_bundle: FILE} in the settings",
+        ),
         StoreErrorKind::Invalid => failure.hint("check the bucket, the region and the endpoint in the URL"),
         kind if kind.is_transient() => failure.hint("is the network up, and the endpoint right?"),
         _ => failure,
     }
 }
 
-/// The repository's id as its `config` object says it, to name local directories by, before the passphrase proves it. `None` if
-/// the object is not as expected: opening the repository then says what is wrong with it.
+/// The bytes of the repository's `config` object.
 ///
 /// # Errors
 /// [`Failure`] if there is no repository.
-pub fn repository_id(store: &OpenStore) -> Result<Option<String>, Failure> {
+pub fn config(store: &OpenStore) -> Result<Vec<u8>, Failure> {
     let location = store.store.location();
-    let bytes = config_of(store).map_err(|error| match error.kind {
+    let bytes = ObjectKey::new("config").and_then(|key| store.store.get(&key, MAX_CONFIG));
+    bytes.map_err(|error| match error.kind {
         StoreErrorKind::NotFound => Failure::new(format!("{location} is not an axiomfs repository"))
             .hint(format!("is it the right place? `axiomfs init {location}` makes a new one")),
         _ if store.directory.is_none() => could_not_use(&location, &error),
         _ => Failure::caused(format!("Could not open {location}"), &error),
-    })?;
-    Ok(id_in(&String::from_utf8_lossy(&bytes)))
+    })
 }
 
-fn config_of(store: &OpenStore) -> Result<Vec<u8>, StoreError> {
-    store.store.get(&ObjectKey::new("config")?, MAX_CONFIG)
+/// The repository's id as its `config` object says it, to name local directories by, before the passphrase proves it. `None` if
+/// the object is not as expected: opening the repository then says what is wrong with it.
+pub fn repository_id(config: &[u8]) -> Option<String> {
+    id_in(&String::from_utf8_lossy(config))
 }
 
 fn id_in(config: &str) -> Option<String> {
@@ -240,14 +244,12 @@ fn id_in(config: &str) -> Option<String> {
 ///
 /// # Errors
 /// [`Failure`] if the server lets it happen, or can't be asked.
-pub fn probe(store: &OpenStore) -> Result<(), Failure> {
+pub fn probe(store: &OpenStore, config: &[u8]) -> Result<(), Failure> {
     if store.directory.is_some() {
         return Ok(());
     }
-    let failed = |error: StoreError| could_not_use(&store.store.location(), &error);
-    let bytes = config_of(store).map_err(failed)?;
-    let key = ObjectKey::new("config").map_err(failed)?;
-    refuses_second(store, &key, &bytes)
+    let key = ObjectKey::new("config").map_err(|error| could_not_use(&store.store.location(), &error))?;
+    refuses_second(store, &key, config)
 }
 
 fn probe_new(store: &OpenStore) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use axiomfs_repository::{Head, PutHead, RepositoryError};
 
 use crate::checkpoint::{CheckpointError, Checkpointer};
 use crate::memory::Memory;
-use crate::open::seen;
+use crate::open::{seen, warn_of_foreign};
 use crate::types::{Committed, FsError};
 use crate::volume::{HeadSeen, Shared, lock};
 
@@ -62,6 +62,7 @@ impl Checkpointer {
         if head.sequence.0.is_multiple_of(16) {
             shared.repository.trim_heads(volume, HEADS_KEPT)?;
         }
+        tell_of_foreign(shared);
         Ok(())
     }
 
@@ -146,6 +147,14 @@ impl Checkpointer {
     /// The newest committed head.
     pub fn newest(&self) -> Option<Committed> {
         self.manifest.head.map(|(sequence, commit)| Committed { sequence, commit: commit.0 })
+    }
+}
+
+/// Warns of objects of others. That they could not be looked for is no reason for a commit to fail.
+fn tell_of_foreign(shared: &Shared) {
+    match shared.repository.look_for_foreign() {
+        Ok(names) => names.iter().for_each(|name| warn_of_foreign(&shared.events, name)),
+        Err(error) => tracing::debug!("could not look for foreign objects: {error}"),
     }
 }
 

@@ -44,6 +44,15 @@ impl Memory<'_> {
         }
     }
 
+    /// Lets the search for the newest head begin at the one that was seen last.
+    pub fn hint(&self) {
+        // What is wrong with a manifest is said when it is used.
+        let base = Manifest::read(self.dir, self.repository).ok().flatten().and_then(|manifest| manifest.head);
+        if let Some((sequence, _)) = self.read().max(base) {
+            self.repository.expect_head(self.volume, SequenceNo(sequence));
+        }
+    }
+
     /// Remembers `head` if it is newer than what is remembered, or in any case where an older one was accepted. What can't be
     /// remembered is not noticed later: no reason to fail.
     pub fn remember(&self, head: Option<&Head>, in_any_case: bool) {

@@ -46,9 +46,10 @@ impl Volume {
         options: VolumeOptions,
     ) -> Result<Arc<Self>, OpenError> {
         let events = Events::default();
+        let local = Local { repository: &repository, options: &options, events: &events };
+        local.memory().hint();
         let head = repository.latest_head(options.volume)?;
         base::expect(&repository, &options, head.as_ref())?;
-        let local = Local { repository: &repository, options: &options, events: &events };
         if options.read_only {
             look_at_state(&local, head.as_ref())?;
             return Self::open_read_only(repository, host, chunker, options, head, events);
@@ -177,9 +178,11 @@ fn look_at_state(local: &Local<'_>, head: Option<&Head>) -> Result<(), OpenError
 }
 
 fn note_foreign(repository: &Repository, events: &Events) {
-    for name in repository.foreign_objects() {
-        events.add("warning", format!("The store holds {name}, which is not one of ours; it is passed over"));
-    }
+    repository.foreign_objects().iter().for_each(|name| warn_of_foreign(events, name));
+}
+
+pub(crate) fn warn_of_foreign(events: &Events, name: &str) {
+    events.add("warning", format!("The store holds {name}, which is not one of ours; it is passed over"));
 }
 
 /// What a mount knows of the head that it begins with.

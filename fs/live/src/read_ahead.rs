@@ -57,6 +57,11 @@ impl ReadAhead {
         }) else {
             return;
         };
+        // All of it is on its way while the first is decoded.
+        shared.repository.announce(runs.iter().filter_map(|run| match &run.source {
+            RunSource::Chunk { id, .. } => Some(id),
+            _ => None,
+        }));
         let next = runs.iter().find_map(|run| match run.source {
             RunSource::Chunk { id, .. } if shared.repository.chunk_cached(&id).is_none() => Some((id, run.end())),
             _ => None,

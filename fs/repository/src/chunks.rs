@@ -56,6 +56,15 @@ impl Repository {
         self.read_chunk(id).map(drop)
     }
 
+    /// Says which chunks will be read soon: where each request to the store costs a round trip, those whose place is known are
+    /// asked for at once. Doesn't wait.
+    pub fn announce<'a>(&self, ids: impl Iterator<Item = &'a ChunkId>) {
+        if self.reader.reads_ahead() {
+            let places = ids.filter_map(|id| self.index.locate(id, Io::Never).ok()??.into_iter().next());
+            self.reader.announce(places);
+        }
+    }
+
     /// A tree node, parsed.
     ///
     /// # Errors

@@ -38,7 +38,12 @@ pub(crate) fn load(store: &dyn Store) -> Result<Config, RepositoryError> {
         StoreErrorKind::NotFound => RepositoryError::NotARepository { location: store.location() },
         _ => error.into(),
     })?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| damaged("it is not text"))?;
+    decode(&bytes)
+}
+
+/// Parses `config`.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Config, RepositoryError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
     // Another program's file, or ours with a flipped bit: never a reason to suggest `init`.
     let rest =
         text.strip_prefix(FIRST_LINE).ok_or_else(|| damaged("its first line is not that of an axiomfs repository"))?;

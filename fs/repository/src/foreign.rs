@@ -2,27 +2,71 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::repository::lock;
+use crate::error::RepositoryError;
+use crate::ids::hex;
+use crate::repository::{Repository, lock};
 
 /// Names that are remembered.
 const MOST: usize = 32;
+/// Names of packs, and of index segments, that are looked at.
+const MOST_LISTED: usize = 10_000;
 
 /// Names of objects that are none of the format's.
 #[derive(Debug, Default)]
-pub(crate) struct Foreign(Mutex<BTreeSet<String>>);
+pub(crate) struct Foreign {
+    names: Mutex<BTreeSet<String>>,
+    looked: AtomicBool,
+}
 
 impl Foreign {
-    /// Notes one, and warns of it once.
-    pub(crate) fn note(&self, name: &str) {
-        let mut names = lock(&self.0);
-        if names.len() < MOST && names.insert(name.to_owned()) {
+    /// Notes one, and warns of it once; whether it is new.
+    pub(crate) fn note(&self, name: &str) -> bool {
+        let mut names = lock(&self.names);
+        let is_new = names.len() < MOST && names.insert(name.to_owned());
+        if is_new {
             tracing::warn!(name, "an object that is not one of ours is passed over");
         }
+        is_new
     }
 
     /// The first few of them.
     pub(crate) fn names(&self) -> Vec<String> {
-        lock(&self.0).iter().cloned().collect()
+        lock(&self.names).iter().cloned().collect()
     }
+}
+
+impl Repository {
+    /// Looks once for objects that are none of ours among the first packs and index segments, which are otherwise never listed, and
+    /// names those that were not known.
+    ///
+    /// # Errors
+    /// What the store met; then the next call looks again.
+    pub fn look_for_foreign(&self) -> Result<Vec<String>, RepositoryError> {
+        if self.foreign.looked.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for (prefix, is_ours) in [("packs/", is_pack as fn(&str) -> bool), ("index/", is_segment)] {
+            for object in self.store.list(prefix, None, MOST_LISTED)? {
+                let name = object.key.as_str();
+                if !is_ours(name) && self.foreign.note(name) {
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        self.foreign.looked.store(true, Ordering::Relaxed);
+        Ok(found)
+    }
+}
+
+fn is_pack(name: &str) -> bool {
+    let parts = name.strip_prefix("packs/").and_then(|name| name.split_once('/'));
+    parts.is_some_and(|(first, id)| hex::decode::<32>(id).is_some() && id.starts_with(first) && first.len() == 2)
+}
+
+fn is_segment(name: &str) -> bool {
+    let parts = name.strip_prefix("index/").and_then(|name| name.split_once('/'));
+    parts.is_some_and(|(volume, id)| hex::decode::<16>(volume).is_some() && hex::decode::<16>(id).is_some())
 }

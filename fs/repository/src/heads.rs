@@ -28,18 +28,57 @@ pub enum Descent {
 
 /// Objects in one listing.
 const PAGE: usize = 1000;
+/// New heads that are asked for one by one.
+const FEW: u32 = 4;
 /// How often an unanswered put is tried again before the caller is told.
 const TRIES: usize = 3;
 
 impl Repository {
-    /// The head with the highest number, or `None` in a volume without one. Lists only what is newer than was known.
+    /// The head with the highest number, or `None` in a volume without one. Where one is known the next numbers are asked for: a
+    /// listing costs more, and on some servers lags behind. Without one what was listed is gone on from in the same way.
     ///
     /// # Errors
     /// Damage of that head (an older one is not taken in its place), or what the store met.
     pub fn latest_head(&self, v: VolumeId) -> Result<Option<Head>, RepositoryError> {
         let known = lock(&self.known_heads).get(&v).copied();
-        let newest = self.heads_after(v, known)?.last().map(|(sequence, _)| *sequence).or(known);
-        newest.map(|sequence| self.head(v, sequence)).transpose()
+        if let Some(head) = known.map(|known| self.newest_from(v, known)).transpose()?.flatten() {
+            return Ok(Some(head));
+        }
+        let Some((listed, _)) = self.heads_after(v, None)?.pop() else { return self.newest_from(v, SequenceNo(0)) };
+        match self.newest_from(v, listed)? {
+            Some(head) => Ok(Some(head)),
+            None => Err(RepositoryError::MissingObject { object: names::head(v, listed) }),
+        }
+    }
+
+    /// A head that was seen earlier, for [`latest_head`](Self::latest_head) to begin with.
+    pub fn expect_head(&self, v: VolumeId, seq: SequenceNo) {
+        self.know(v, seq);
+    }
+
+    /// The newest head, found from the number of one; `None` if that one is not there, nor the next.
+    fn newest_from(&self, v: VolumeId, known: SequenceNo) -> Result<Option<Head>, RepositoryError> {
+        let (mut at, mut newest) = (known, None);
+        for step in 1u32.. {
+            // Far behind, one listing is less than all these requests.
+            if step == FEW
+                && let Some((listed, _)) = self.heads_after(v, Some(at))?.pop()
+            {
+                at = SequenceNo(listed.0.saturating_sub(1));
+            }
+            match self.head(v, SequenceNo(at.0.saturating_add(1))) {
+                Ok(head) => (at, newest) = (head.sequence, Some(head)),
+                Err(RepositoryError::MissingObject { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        match newest {
+            None if known.0 > 0 => match self.head(v, known) {
+                Err(RepositoryError::MissingObject { .. }) => Ok(None),
+                found => found.map(Some),
+            },
+            newest => Ok(newest),
+        }
     }
 
     /// The heads with a higher number than `after`, ascending. What has no name of a head is passed over and noted.
@@ -58,7 +97,7 @@ impl Repository {
             for object in page {
                 match sequence(&prefix, object.key.as_str()) {
                     Some(sequence) => found.push((sequence, object)),
-                    None => self.foreign.note(object.key.as_str()),
+                    None => drop(self.foreign.note(object.key.as_str())),
                 }
             }
             if !more {

@@ -131,20 +131,29 @@ fn generation_in(name: &str) -> Option<u32> {
     (names::keyring(generation) == name).then_some(generation)
 }
 
-/// Tries every slot.
+/// Tries every slot, then reads the newest keyring. One listing finds both.
 pub(crate) fn unlock(
     store: &dyn Store,
     seal: &dyn Seal,
     repository: RepositoryId,
     passphrase: &[u8],
     foreign: &Foreign,
-) -> Result<Secret, RepositoryError> {
-    unlock_slot(store, seal, repository, passphrase, foreign).map(|(master, _)| master)
+    authenticate: impl FnOnce(&Secret) -> Result<(), RepositoryError>,
+) -> Result<Keyring, RepositoryError> {
+    let listed = store.list("key", None, 2 * MOST_LISTED)?;
+    let (rings, slots): (Vec<_>, Vec<_>) = listed.into_iter().partition(|o| o.key.as_str().starts_with("keyring/"));
+    let slots = slots.into_iter().filter(|object| object.key.as_str().starts_with("keys/")).collect();
+    let (master, _) = try_slots(store, seal, repository, passphrase, slots_of(slots, foreign))?;
+    authenticate(&master)?;
+    Keyring::newest(store, seal, repository, &master, rings, foreign)
 }
 
 /// The slots that are tried. What has no name of a slot is passed over and noted.
 pub(crate) fn slots(store: &dyn Store, foreign: &Foreign) -> Result<Vec<ObjectMeta>, RepositoryError> {
-    let mut slots = store.list("keys/", None, MOST_LISTED)?;
+    Ok(slots_of(store.list("keys/", None, MOST_LISTED)?, foreign))
+}
+
+fn slots_of(mut slots: Vec<ObjectMeta>, foreign: &Foreign) -> Vec<ObjectMeta> {
     slots.retain(|slot| {
         let name = slot.key.as_str();
         let is_slot = slot_of(name).is_some_and(|id| names::slot(&id) == name);
@@ -154,7 +163,7 @@ pub(crate) fn slots(store: &dyn Store, foreign: &Foreign) -> Result<Vec<ObjectMe
         is_slot
     });
     slots.truncate(limits::SLOTS);
-    Ok(slots)
+    slots
 }
 
 fn slot_of(name: &str) -> Option<[u8; 16]> {
@@ -189,7 +198,16 @@ pub(crate) fn unlock_slot(
     passphrase: &[u8],
     foreign: &Foreign,
 ) -> Result<(Secret, String), RepositoryError> {
-    let slots = slots(store, foreign)?;
+    try_slots(store, seal, repository, passphrase, slots(store, foreign)?)
+}
+
+fn try_slots(
+    store: &dyn Store,
+    seal: &dyn Seal,
+    repository: RepositoryId,
+    passphrase: &[u8],
+    slots: Vec<ObjectMeta>,
+) -> Result<(Secret, String), RepositoryError> {
     let mut damaged = None;
     for slot in &slots {
         let name = slot.key.as_str();
@@ -386,11 +404,22 @@ impl Keyring {
         master: &[u8; 32],
         foreign: &Foreign,
     ) -> Result<Self, RepositoryError> {
+        Self::newest(store, seal, repository, master, store.list("keyring/", None, MOST_LISTED)?, foreign)
+    }
+
+    fn newest(
+        store: &dyn Store,
+        seal: &dyn Seal,
+        repository: RepositoryId,
+        master: &[u8; 32],
+        listed: Vec<ObjectMeta>,
+        foreign: &Foreign,
+    ) -> Result<Self, RepositoryError> {
         let mut newest = None;
-        for listed in store.list("keyring/", None, MOST_LISTED)? {
+        for listed in listed {
             match generation_in(listed.key.as_str()) {
                 Some(generation) => newest = Some((generation, listed)),
-                None => foreign.note(listed.key.as_str()),
+                None => drop(foreign.note(listed.key.as_str())),
             }
         }
         let (generation, last) =

@@ -26,6 +26,7 @@ mod lease;
 mod limits;
 mod lru_bytes;
 mod names;
+mod near;
 mod others;
 mod pack;
 mod packer;
@@ -41,6 +42,7 @@ mod stats;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod trails;
 pub mod tree;
 mod yielding;
 

@@ -16,10 +16,11 @@ use crate::index::Located;
 use crate::keys::Keyring;
 use crate::lru_bytes::ByteLru;
 use crate::names;
+use crate::near::Source;
 use crate::pack::{Chain, PackSeal};
 use crate::packer::StagedChunk;
 use crate::seen::{Reread, Seen};
-use crate::spans::Spans;
+use crate::spans::{Spans, Whole};
 use crate::staged::Staged;
 use crate::stats::{Counters, count};
 use crate::tree::Node;
@@ -163,9 +164,9 @@ impl Reader {
         }
     }
 
-    /// Reads packs that are read in order in larger pieces.
-    pub(crate) fn with_spans(mut self) -> Self {
-        self.spans = Some(Spans::new(self.store.clone()));
+    /// Reads packs that are read in order in larger pieces and ahead, of which up to `bytes` are held.
+    pub(crate) fn with_spans(mut self, source: Source, bytes: u64) -> Self {
+        self.spans = Some(Spans::new(source, bytes));
         self
     }
 
@@ -417,16 +418,34 @@ impl Reader {
             PackPlace::Staged(pack) => return Ok((pack.read(&place.record, self.store.as_ref())?, 0)),
             PackPlace::Stored(located) => located,
         };
-        let key = names::key(&names::pack(&located.pack.id))?;
-        let (offset, stored) = (u64::from(place.record.offset), u64::from(place.record.stored));
-        let start = offset / ALIGN * ALIGN;
-        let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
+        let (pack, start, end) = stored_range(located);
         let bytes = match &self.spans {
-            Some(spans) => spans.read(located.pack.id, located.pack.len, start, end)?,
-            None => self.store.get_range(&key, start, end - start)?,
+            Some(spans) => spans.read(pack, start, end)?,
+            None => self.store.get_range(&names::key(&names::pack(&pack.id))?, start, end - start)?,
         };
-        Ok((bytes, usize::try_from(offset - start).expect("less than the alignment")))
+        let at = u64::from(place.record.offset) - start;
+        Ok((bytes, usize::try_from(at).expect("less than the alignment")))
     }
+
+    /// Whether it helps to say early what will be read.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.spans.is_some()
+    }
+
+    /// Begins to fetch what isn't decoded in memory of stored chunks that will be read soon.
+    pub(crate) fn announce(&self, places: impl Iterator<Item = Located>) {
+        let Some(spans) = &self.spans else { return };
+        let places = places.filter(|located| !self.frames.contains(&(located.pack.salt, located.frame.number)));
+        spans.announce(places.map(|located| stored_range(&located)).collect());
+    }
+}
+
+/// The range of its pack in which a stored frame lies, widened so that it doesn't tell where the frame begins.
+fn stored_range(located: &Located) -> (Whole, u64, u64) {
+    let (offset, stored) = (u64::from(located.frame.offset), u64::from(located.frame.stored));
+    let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
+    let pack = Whole { id: located.pack.id, len: located.pack.len, kind: located.pack.kind };
+    (pack, offset / ALIGN * ALIGN, end)
 }
 
 /// Ends a flight, also when its leader panics.

@@ -11,13 +11,14 @@ use axiomfs_host::{ChainName, Host};
 
 use crate::codec::Put;
 use crate::commit::Progress;
-use crate::crypto::{Envelope, derive, random, random_secret};
+use crate::crypto::{Envelope, Secret, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
 use crate::index::{Index, SegmentRef, index_cache};
 use crate::keys::{KdfParams, Keyring, create_slot, unlock};
 use crate::labels::Labels;
+use crate::near::{Near, Source};
 use crate::others::Others;
 use crate::packer::{Packer, PackerSetup};
 use crate::reader::Reader;
@@ -60,8 +61,12 @@ pub struct OpenOptions {
     pub queue_bytes: usize,
     /// The chain for tree nodes.
     pub metadata_chain: ChainName,
-    /// Whether a request to the store costs so much that packs are read in larger pieces.
-    pub far: bool,
+    /// Bytes that may be read ahead of readers, where a request to the store costs a round trip; 0 where it doesn't.
+    pub ahead_bytes: u64,
+    /// The bytes of `config`, where they have been read already.
+    pub config: Option<Vec<u8>>,
+    /// Where what was read of index segments and tree nodes is kept for the next mount.
+    pub near: Option<PathBuf>,
 }
 
 impl Default for OpenOptions {
@@ -75,7 +80,9 @@ impl Default for OpenOptions {
             pack_bytes: 32 << 20,
             queue_bytes: 16 << 20,
             metadata_chain: "default".into(),
-            far: false,
+            ahead_bytes: 0,
+            config: None,
+            near: None,
         }
     }
 }
@@ -112,6 +119,12 @@ impl std::fmt::Debug for Repository {
             .field("store", &self.store.location())
             .finish_non_exhaustive()
     }
+}
+
+/// A cache that can't be used is done without.
+fn open_near(dir: PathBuf) -> Option<Arc<Near>> {
+    let near = Near::open(dir);
+    near.inspect_err(|error| tracing::warn!(%error, "the cache directory can't be used")).ok().map(Arc::new)
 }
 
 impl Repository {
@@ -152,11 +165,14 @@ impl Repository {
         passphrase: &[u8],
         opts: OpenOptions,
     ) -> Result<Arc<Self>, RepositoryError> {
-        let config = config::load(store.as_ref())?;
+        let config = match &opts.config {
+            Some(bytes) => config::decode(bytes)?,
+            None => config::load(store.as_ref())?,
+        };
         let foreign = Foreign::default();
-        let master = unlock(store.as_ref(), seal.as_ref(), config.repository, passphrase, &foreign)?;
-        config.authenticate(&master)?;
-        let keyring = Keyring::load(store.as_ref(), seal.as_ref(), config.repository, &master, &foreign)?;
+        let id = config.repository;
+        let authenticate = |master: &Secret| config.authenticate(master);
+        let keyring = unlock(store.as_ref(), seal.as_ref(), id, passphrase, &foreign, authenticate)?;
         let keyring = Arc::new(keyring);
         let volume =
             keyring.volume(&opts.volume).ok_or_else(|| RepositoryError::UnknownVolume { name: opts.volume.clone() })?;
@@ -178,7 +194,11 @@ impl Repository {
         });
         let share = |percent: u64| usize::try_from(opts.cache_bytes / 100 * percent).unwrap_or(usize::MAX);
         let blocks = index_cache(share(15));
-        let index_of = |id| Index::new(store.clone(), seal.clone(), keyring.clone(), id, blocks.clone());
+        let source = Source { store: store.clone(), near: opts.near.and_then(open_near) };
+        let index_of = |id| {
+            let index = Index::new(source.clone(), seal.clone(), keyring.clone(), id, blocks.clone());
+            if opts.ahead_bytes > 0 { index.far() } else { index }
+        };
         let index = index_of(volume);
         let others = keyring.volumes().map(|(id, _)| id).filter(|id| packer.is_some() && *id != volume);
         let others = Others::new(others.map(|id| (id, index_of(id))));
@@ -191,7 +211,7 @@ impl Repository {
             share(55),
             share(30),
         );
-        let reader = if opts.far { reader.with_spans() } else { reader };
+        let reader = if opts.ahead_bytes > 0 { reader.with_spans(source.clone(), opts.ahead_bytes) } else { reader };
         Ok(Arc::new(Self {
             store,
             host,

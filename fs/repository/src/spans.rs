@@ -1,155 +1,260 @@
 //! Larger reads of packs that are read in order, for stores where each request costs a round trip.
 //!
-//! A span is a range of a pack as it lies in the store. Who reads a pack from front to back gets ever longer ones, and the
-//! next is fetched while the last is used; who jumps about gets what was asked for and no more.
+//! A span is a range of a pack as it lies in the store; no two that are held overlap. Who reads a pack from front to back leaves
+//! a trail: ahead of it spans are fetched, several at the same time and ever more, so that what is under way covers the
+//! store's delay. Who jumps about gets what was asked for and no more.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use axiomfs_api::{ObjectKey, Store};
-
 use crate::error::RepositoryError;
+use crate::frame::FrameKind;
 use crate::ids::PackId;
 use crate::names;
+use crate::near::Source;
+use crate::trails::{Step, Trails};
 
 /// Longest span in bytes.
 const LONGEST: u64 = 4 << 20;
-/// Spans held: with the longest span, and one being fetched for each of a few readers, this bounds the memory.
-const HELD: usize = 8;
-/// Readers of one pack overtake each other by this much and still count as in order.
-const SLACK: u64 = 1 << 20;
+/// Shorter ones are not worth a request of their own.
+const SHORTEST: u64 = 1 << 20;
 /// Threads that fetch what comes next.
-const AHEAD: usize = 4;
+const AHEAD: usize = 12;
 
 type Fetched = Result<Arc<Vec<u8>>, RepositoryError>;
 
+/// The pack that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) id: PackId,
+    pub(crate) len: u64,
+    pub(crate) kind: FrameKind,
+}
+
 struct Span {
-    pack: PackId,
+    pack: Whole,
     start: u64,
     end: u64,
-    pack_len: u64,
     fetched: Mutex<Option<Fetched>>,
     landed: Condvar,
 }
 
 /// The spans of one store, shared by all its readers.
 pub(crate) struct Spans {
-    store: Arc<dyn Store>,
-    /// The newest last.
-    held: Mutex<VecDeque<Arc<Span>>>,
+    source: Source,
+    held: Mutex<Held>,
     ahead: AtomicUsize,
+    /// Most bytes that are held.
+    budget: u64,
+}
+
+struct Held {
+    /// The newest last.
+    spans: VecDeque<Arc<Span>>,
+    bytes: u64,
+    trails: Trails,
+}
+
+/// What one read takes.
+struct Plan {
+    /// All that it is put together from, in order.
+    parts: Vec<Arc<Span>>,
+    /// Those of them that nobody fetches yet.
+    own: Vec<Arc<Span>>,
+    /// For later reads.
+    ahead: Vec<Arc<Span>>,
 }
 
 impl Spans {
-    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, held: Mutex::default(), ahead: AtomicUsize::new(0) })
+    /// Holds up to `budget` bytes.
+    pub fn new(source: Source, budget: u64) -> Arc<Self> {
+        let held = Held { spans: VecDeque::new(), bytes: 0, trails: Trails::new(budget / 2) };
+        Arc::new(Self { source, held: Mutex::new(held), ahead: AtomicUsize::new(0), budget })
     }
 
     /// The bytes from `start` to `end` of a pack.
-    pub fn read(
-        self: &Arc<Self>,
-        pack: PackId,
-        pack_len: u64,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<u8>, RepositoryError> {
-        let (span, leads) = self.find(pack, pack_len, start, end);
-        if leads {
-            self.fetch(&span);
-        } else {
-            self.fetch_next(&span, start);
+    pub fn read(self: &Arc<Self>, pack: Whole, start: u64, end: u64) -> Result<Vec<u8>, RepositoryError> {
+        let plan = self.plan(pack, start, end);
+        for span in plan.ahead {
+            self.fetch_beside(span);
         }
-        let bytes = span.wait()?;
-        let range = (start - span.start) as usize..(end - span.start) as usize;
-        bytes
-            .get(range)
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| RepositoryError::corrupt(names::pack(&pack), "it ends too early"))
+        for span in plan.own.iter().skip(1) {
+            self.fetch_beside(span.clone());
+        }
+        if let Some(span) = plan.own.first() {
+            self.fetch(span);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(end - start).unwrap_or(0));
+        for span in plan.parts {
+            let got = span.wait()?;
+            let range = (start.max(span.start) - span.start) as usize..(end.min(span.end) - span.start) as usize;
+            let part = got.get(range);
+            bytes.extend_from_slice(
+                part.ok_or_else(|| RepositoryError::corrupt(names::pack(&pack.id), "it ends too early"))?,
+            );
+        }
+        Ok(bytes)
+    }
+
+    /// Fetches ranges that will be read soon, as far as there is room.
+    pub fn announce(self: &Arc<Self>, mut ranges: Vec<(Whole, u64, u64)>) {
+        ranges.sort_by_key(|(pack, start, _)| (pack.id.0, *start));
+        let mut joined: Vec<(Whole, u64, u64)> = Vec::new();
+        for (pack, start, end) in ranges {
+            match joined.last_mut() {
+                Some((last, _, to)) if last.id == pack.id && start <= *to => *to = end.max(*to),
+                _ => joined.push((pack, start, end)),
+            }
+        }
+        for (pack, start, end) in joined {
+            let fetched = self.take_ahead(&mut self.lock(), pack, start, end, LONGEST, &[]);
+            for span in fetched {
+                self.fetch_beside(span);
+            }
+        }
     }
 
     /// Forgets what was read of a pack, so that the next read asks the store.
     pub fn forget(&self, pack: PackId) {
-        self.lock().retain(|span| span.pack != pack);
+        self.lock().keep(|span| span.pack.id != pack);
+        if let (Some(near), Ok(key)) = (&self.source.near, names::key(&names::pack(&pack))) {
+            near.forget(&key);
+        }
     }
 
-    /// A span with all of that range in it, and whether the caller has to fetch it.
-    fn find(&self, pack: PackId, pack_len: u64, start: u64, end: u64) -> (Arc<Span>, bool) {
+    fn plan(&self, pack: Whole, start: u64, end: u64) -> Plan {
         let mut held = self.lock();
-        let of_pack = || held.iter().rev().filter(|span| span.pack == pack);
-        if let Some(span) = of_pack().find(|span| span.start <= start && end <= span.end) {
-            return (span.clone(), false);
+        let Step { from, ahead, passed } = held.trails.step(pack, start, end);
+        // What lies well behind its reader is not read again: frames are kept decoded.
+        held.keep(|span| span.pack.id != pack.id || span.end > passed);
+        let own = held.add_gaps(pack, start, end, LONGEST);
+        let parts = held.covering(pack.id, start, end);
+        let piece = (ahead.saturating_sub(end) / 4).clamp(SHORTEST, LONGEST);
+        let ahead = self.take_ahead(&mut held, pack, from.max(end), ahead, piece, &parts);
+        held.make_room(0, self.budget, &parts);
+        Plan { parts, own, ahead }
+    }
+
+    /// New spans for what is not held of a range, as many as there is room for.
+    fn take_ahead(
+        &self,
+        held: &mut Held,
+        pack: Whole,
+        start: u64,
+        end: u64,
+        piece: u64,
+        in_use: &[Arc<Span>],
+    ) -> Vec<Arc<Span>> {
+        let free = AHEAD.saturating_sub(self.ahead.load(Ordering::SeqCst));
+        let mut taken = Vec::new();
+        for (start, end) in held.gaps(pack.id, start, end, piece).into_iter().take(free) {
+            if !held.make_room(end - start, self.budget, in_use) {
+                break;
+            }
+            taken.push(held.add(pack, start, end));
         }
-        let before = of_pack().find(|span| start >= span.start && start <= span.end + SLACK);
-        // A reader that came to the end of one pack goes on in the next.
-        let other = held.back().filter(|span| start < SLACK && span.pack != pack && span.end == span.pack_len);
-        let len = before.or(other).map_or(0, |span| (span.end - span.start).saturating_mul(2).min(LONGEST));
-        let span = Span::new(pack, pack_len, start, end.max(start + len).min(pack_len.max(end)));
-        push(&mut held, &span);
-        (span, true)
+        taken
     }
 
     fn fetch(&self, span: &Arc<Span>) {
         let mut landing = Landing { span, result: None };
-        let key = names::key(&names::pack(&span.pack));
-        let read = |key: ObjectKey| Ok(Arc::new(self.store.get_range(&key, span.start, span.end - span.start)?));
-        let result: Fetched = key.and_then(read);
+        let key = names::key(&names::pack(&span.pack.id));
+        let len = span.end - span.start;
+        let read = |key| match span.pack.kind {
+            FrameKind::Metadata => self.source.range(&key, span.start, len),
+            FrameKind::Data | FrameKind::Clear => self.source.store.get_range(&key, span.start, len),
+        };
+        let result: Fetched = key.and_then(|key| Ok(Arc::new(read(key)?)));
         if result.is_err() {
             // Nobody may find it later: the next read asks again.
-            self.lock().retain(|held| !Arc::ptr_eq(held, span));
+            self.lock().keep(|held| !std::ptr::eq(held, Arc::as_ptr(span)));
         }
         landing.result = Some(result);
     }
 
-    /// Fetches the span after this one by another thread, once its reader is half through.
-    fn fetch_next(self: &Arc<Self>, span: &Arc<Span>, at: u64) {
-        let len = span.end - span.start;
-        // Short ones belong to readers that have not shown yet that they read in order.
-        if len < LONGEST / 4 || at < span.start + len / 2 || span.end >= span.pack_len {
-            return;
-        }
-        let next = {
-            let mut held = self.lock();
-            let end = (span.end + len.saturating_mul(2).min(LONGEST)).min(span.pack_len);
-            if held.iter().any(|held| held.pack == span.pack && held.start <= span.end && span.end < held.end) {
-                return;
-            }
-            if self.ahead.fetch_add(1, Ordering::SeqCst) >= AHEAD {
-                self.ahead.fetch_sub(1, Ordering::SeqCst);
-                return;
-            }
-            let next = Span::new(span.pack, span.pack_len, span.end, end);
-            push(&mut held, &next);
-            next
-        };
-        let (spans, fetched) = (self.clone(), next.clone());
+    /// Fetches by another thread.
+    fn fetch_beside(self: &Arc<Self>, span: Arc<Span>) {
+        self.ahead.fetch_add(1, Ordering::SeqCst);
+        let (spans, fetched) = (self.clone(), span.clone());
         let thread = std::thread::Builder::new().name("read-ahead".to_owned()).spawn(move || {
             spans.fetch(&fetched);
             spans.ahead.fetch_sub(1, Ordering::SeqCst);
         });
         if thread.is_err() {
             self.ahead.fetch_sub(1, Ordering::SeqCst);
-            self.fetch(&next);
+            self.fetch(&span);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Span>>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn push(held: &mut VecDeque<Arc<Span>>, span: &Arc<Span>) {
-    if held.len() >= HELD {
-        held.pop_front();
+impl Held {
+    fn add(&mut self, pack: Whole, start: u64, end: u64) -> Arc<Span> {
+        let span = Arc::new(Span { pack, start, end, fetched: Mutex::default(), landed: Condvar::new() });
+        self.spans.push_back(span.clone());
+        self.bytes += end - start;
+        span
     }
-    held.push_back(span.clone());
+
+    fn keep(&mut self, wanted: impl Fn(&Span) -> bool) {
+        self.spans.retain(|span| wanted(span));
+        self.bytes = self.spans.iter().map(|span| span.end - span.start).sum();
+    }
+
+    /// The spans that have something of a range, in order.
+    fn covering(&self, pack: PackId, start: u64, end: u64) -> Vec<Arc<Span>> {
+        let has = |span: &&Arc<Span>| span.pack.id == pack && span.start < end && start < span.end;
+        let mut parts: Vec<Arc<Span>> = self.spans.iter().filter(has).cloned().collect();
+        parts.sort_by_key(|span| span.start);
+        parts
+    }
+
+    /// What no span has of a range, in pieces of at most `longest`.
+    fn gaps(&self, pack: PackId, start: u64, end: u64, longest: u64) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = start;
+        let mut gap = |from: u64, to: u64| {
+            let mut from = from;
+            while from < to {
+                let piece = to.min(from + longest);
+                gaps.push((from, piece));
+                from = piece;
+            }
+        };
+        for span in self.covering(pack, start, end) {
+            gap(at, span.start);
+            at = at.max(span.end);
+        }
+        gap(at, end);
+        gaps
+    }
+
+    fn add_gaps(&mut self, pack: Whole, start: u64, end: u64, longest: u64) -> Vec<Arc<Span>> {
+        let gaps = self.gaps(pack.id, start, end, longest);
+        gaps.into_iter().map(|(start, end)| self.add(pack, start, end)).collect()
+    }
+
+    /// Drops the oldest that have landed and that nobody reads just now, until `more` fit in; whether they do.
+    fn make_room(&mut self, more: u64, budget: u64, in_use: &[Arc<Span>]) -> bool {
+        let mut at = 0;
+        while self.bytes + more > budget && at < self.spans.len() {
+            let span = &self.spans[at];
+            if span.has_landed() && !in_use.iter().any(|used| Arc::ptr_eq(used, span)) {
+                self.bytes -= span.end - span.start;
+                self.spans.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+        self.bytes + more <= budget
+    }
 }
 
 impl Span {
-    fn new(pack: PackId, pack_len: u64, start: u64, end: u64) -> Arc<Self> {
-        Arc::new(Self { pack, start, end, pack_len, fetched: Mutex::default(), landed: Condvar::new() })
-    }
-
     fn wait(&self) -> Fetched {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -158,6 +263,10 @@ impl Span {
             }
             fetched = self.landed.wait(fetched).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn has_landed(&self) -> bool {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
@@ -178,18 +287,19 @@ impl Drop for Landing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axiomfs_api::Body;
+    use axiomfs_api::{Body, Store};
     use axiomfs_host::{Call, Fault, Faulty};
     use axiomfs_storage_memory::MemoryStore;
 
     const LEN: u64 = 32 << 20;
+    const BUDGET: u64 = 24 << 20;
 
-    fn setup() -> (Arc<Faulty>, PackId, Vec<u8>, Arc<Spans>) {
-        let pack = PackId([7; 32]);
+    fn setup() -> (Arc<Faulty>, Whole, Vec<u8>, Arc<Spans>) {
+        let pack = Whole { id: PackId([7; 32]), len: LEN, kind: FrameKind::Data };
         let data: Vec<u8> = (0..LEN).map(|i| (i / 251) as u8).collect();
         let store = Arc::new(Faulty::new(Arc::new(MemoryStore::new())));
-        store.put_new(&names::key(&names::pack(&pack)).unwrap(), Body::Bytes(&data)).unwrap();
-        let spans = Spans::new(store.clone());
+        store.put_new(&names::key(&names::pack(&pack.id)).unwrap(), Body::Bytes(&data)).unwrap();
+        let spans = Spans::new(Source { store: store.clone(), near: None }, BUDGET);
         (store, pack, data, spans)
     }
 
@@ -200,28 +310,97 @@ mod tests {
         let before = store.calls();
         for start in (0..LEN).step_by(step) {
             let end = start + step as u64;
-            assert!(spans.read(pack, LEN, start, end).unwrap() == data[start as usize..end as usize]);
+            assert!(spans.read(pack, start, end).unwrap() == data[start as usize..end as usize]);
         }
         let calls = store.calls() - before;
         assert!(calls < 20, "{calls} requests for {} reads", LEN / step as u64);
         let (store, pack, _, spans) = setup();
-        let lens = Arc::new(AtomicUsize::new(0));
         for at in [20u64, 3, 14, 9, 28] {
             let before = store.calls();
-            spans.read(pack, LEN, at << 20, (at << 20) + 65_536).unwrap();
+            spans.read(pack, at << 20, (at << 20) + 65_536).unwrap();
             assert_eq!(store.calls() - before, 1);
-            let longest = spans.lock().iter().map(|span| span.end - span.start).max().unwrap();
-            lens.fetch_max(longest as usize, Ordering::SeqCst);
         }
-        assert_eq!(lens.load(Ordering::SeqCst), 65_536);
+        assert_eq!(spans.lock().bytes, 5 * 65_536);
     }
 
     #[test]
     fn a_failure_is_not_kept() {
         let (store, pack, data, spans) = setup();
         store.set_plan(|_: &Call<'_>| Fault::Refuse(axiomfs_api::StoreErrorKind::Unavailable));
-        spans.read(pack, LEN, 0, 100).expect_err("refused");
+        spans.read(pack, 0, 100).expect_err("refused");
         store.heal();
-        assert!(spans.read(pack, LEN, 0, 100).unwrap() == data[..100]);
+        assert!(spans.read(pack, 0, 100).unwrap() == data[..100]);
+    }
+
+    /// A store that answers after a while and knows how many wait.
+    struct Late {
+        inner: Arc<dyn Store>,
+        waiting: AtomicUsize,
+        most: AtomicUsize,
+        bytes: AtomicUsize,
+    }
+
+    impl Store for Late {
+        fn location(&self) -> String {
+            self.inner.location()
+        }
+        fn get(&self, key: &axiomfs_api::ObjectKey, max: u64) -> Result<Vec<u8>, axiomfs_api::StoreError> {
+            self.inner.get(key, max)
+        }
+        fn get_range(
+            &self,
+            key: &axiomfs_api::ObjectKey,
+            offset: u64,
+            len: u64,
+        ) -> Result<Vec<u8>, axiomfs_api::StoreError> {
+            let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(waiting, Ordering::SeqCst);
+            self.bytes.fetch_add(len as usize, Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            self.inner.get_range(key, offset, len)
+        }
+        fn stat(&self, key: &axiomfs_api::ObjectKey) -> Result<axiomfs_api::ObjectMeta, axiomfs_api::StoreError> {
+            self.inner.stat(key)
+        }
+        fn put_new(&self, key: &axiomfs_api::ObjectKey, body: Body<'_>) -> Result<(), axiomfs_api::StoreError> {
+            self.inner.put_new(key, body)
+        }
+        fn put(&self, key: &axiomfs_api::ObjectKey, body: Body<'_>) -> Result<(), axiomfs_api::StoreError> {
+            self.inner.put(key, body)
+        }
+        fn delete(&self, key: &axiomfs_api::ObjectKey) -> Result<(), axiomfs_api::StoreError> {
+            self.inner.delete(key)
+        }
+        fn list(
+            &self,
+            prefix: &str,
+            after: Option<&str>,
+            limit: usize,
+        ) -> Result<Vec<axiomfs_api::ObjectMeta>, axiomfs_api::StoreError> {
+            self.inner.list(prefix, after, limit)
+        }
+    }
+
+    #[test]
+    fn several_requests_are_under_way_at_once_and_no_byte_is_read_twice() {
+        let (store, pack, data, _) = setup();
+        let late = Arc::new(Late {
+            inner: store,
+            waiting: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        });
+        let spans = Spans::new(Source { store: late.clone(), near: None }, BUDGET);
+        // As frames do, the reads overlap where they were widened to whole blocks.
+        let (step, widened) = (300_000, 64 << 10);
+        for at in (0..LEN - step).step_by(step as usize) {
+            let (start, end) = (at / widened * widened, (at + step).next_multiple_of(widened).min(LEN));
+            assert!(spans.read(pack, start, end).unwrap() == data[start as usize..end as usize], "at {at}");
+            assert!(spans.lock().bytes <= BUDGET);
+        }
+        let (most, bytes) = (late.most.load(Ordering::SeqCst), late.bytes.load(Ordering::SeqCst) as u64);
+        assert!(most >= 3, "at most {most} requests were under way");
+        assert!(bytes <= LEN, "{bytes} bytes of {LEN} were read");
     }
 }

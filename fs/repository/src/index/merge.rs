@@ -135,7 +135,7 @@ impl Stream {
             let Some((_, count, place)) = rest.root.chunks.get(rest.next_block).copied() else { return Ok(None) };
             let number = u32::try_from(rest.next_block).expect("a root has fewer blocks, being bounded in bytes");
             rest.next_block += 1;
-            let bytes = rest.segment.read(index.store.as_ref(), BlockKind::Chunks, number, place)?;
+            let bytes = rest.segment.read(&index.source, BlockKind::Chunks, number, place)?;
             let object = rest.segment.block_name(BlockKind::Chunks, number);
             let block = ChunkBlock::parse(&bytes, count.into()).in_object(&object)?;
             let mut rows: Vec<Row> = block.rows().collect();
@@ -152,11 +152,11 @@ impl Stream {
 
 /// Copies a segment's packs and returns its rows, renumbered.
 fn copy_packs(index: &Index, segment: &Arc<Segment>, writer: &mut SegmentWriter) -> Result<Stream, RepositoryError> {
-    let root = segment.root(index.store.as_ref())?.clone();
+    let root = segment.root(&index.source)?.clone();
     let mut first_frame = None;
     let mut copied = 0u64;
     for (number, (first, place)) in (0u32..).zip(&root.pack_blocks) {
-        let bytes = segment.read(index.store.as_ref(), BlockKind::Packs, number, *place)?;
+        let bytes = segment.read(&index.source, BlockKind::Packs, number, *place)?;
         let block = PackBlock::parse(&bytes, *first, root.chains.len())
             .in_object(segment.block_name(BlockKind::Packs, number))?;
         for (entry, frames) in block.packs() {

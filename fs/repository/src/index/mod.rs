@@ -7,7 +7,7 @@ mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use axiomfs_api::{Seal, Store};
+use axiomfs_api::Seal;
 
 use block::{ChunkBlock, FILTERED, Filter, PackBlock};
 pub(crate) use block::{PackEntry, Row};
@@ -21,10 +21,14 @@ use crate::frame::FrameRecord;
 use crate::ids::{ChunkId, SegmentId, VolumeId};
 use crate::keys::Keyring;
 use crate::lru_bytes::ByteLru;
+use crate::near::Source;
 use crate::pack::Chain;
 
 /// What a cached block takes beside its bytes.
 const BLOCK_OVERHEAD: usize = 128;
+
+/// A segment of up to this is read by one request where requests are dear.
+const WHOLE: u64 = 2 << 20;
 
 /// One place of a chunk, with all that reading it takes.
 #[derive(Debug, Clone)]
@@ -46,7 +50,7 @@ pub(crate) enum Block {
 
 /// The live segments, newest first.
 pub(crate) struct Index {
-    store: Arc<dyn Store>,
+    source: Source,
     seal: Arc<dyn Seal>,
     keyring: Arc<Keyring>,
     volume: VolumeId,
@@ -54,6 +58,8 @@ pub(crate) struct Index {
     /// The segment written last, which will soon be live.
     prepared: Mutex<Option<Arc<Segment>>>,
     cache: Arc<IndexCache>,
+    /// Segments of up to this many bytes are read whole.
+    whole: u64,
 }
 
 /// Blocks of the segments of all volumes.
@@ -73,14 +79,20 @@ pub(crate) enum Io {
 
 impl Index {
     pub(crate) fn new(
-        store: Arc<dyn Store>,
+        source: Source,
         seal: Arc<dyn Seal>,
         keyring: Arc<Keyring>,
         volume: VolumeId,
         cache: Arc<IndexCache>,
     ) -> Self {
         let segments = RwLock::new(Vec::new().into());
-        Self { store, seal, keyring, volume, segments, prepared: Mutex::default(), cache }
+        Self { source, seal, keyring, volume, segments, prepared: Mutex::default(), cache, whole: 0 }
+    }
+
+    /// For a store where each request costs a round trip: a small segment is read whole rather than block by block.
+    pub(crate) fn far(mut self) -> Self {
+        self.whole = WHOLE.min(self.cache.limit() as u64 / 4);
+        self
     }
 
     /// Makes `refs` (newest first) the live segments; those known already keep what they have loaded.
@@ -150,7 +162,8 @@ impl Index {
     ) -> Result<bool, RepositoryError> {
         let root = match (segment.root_cached(), io) {
             (Some(root), _) => root,
-            (None, Io::Allowed) => segment.root(self.store.as_ref())?,
+            (None, Io::Allowed) if segment.reference.len <= self.whole => self.load_whole(segment)?,
+            (None, Io::Allowed) => segment.root(&self.source)?,
             (None, Io::Never) => return Ok(false),
         };
         // Equal ids may run over several blocks.
@@ -172,6 +185,37 @@ impl Index {
             number += 1;
         }
         Ok(true)
+    }
+
+    /// The root, and into the cache all blocks. One that is damaged is left out: whoever needs it reads it again and gets the error.
+    fn load_whole<'a>(&self, segment: &'a Segment) -> Result<&'a Arc<Root>, RepositoryError> {
+        let (root, bytes) = segment.read_whole(&self.source)?;
+        let of = |kind, number: usize, place| {
+            let number = u32::try_from(number).ok()?;
+            Some((segment.open_in(&bytes, kind, number, place)?, (segment.reference.id, kind, number)))
+        };
+        for (number, place) in root.filters.iter().enumerate() {
+            let Some((bytes, key)) = of(BlockKind::Filter, number, *place) else { continue };
+            let size = bytes.len();
+            if let Ok(filter) = Filter::parse(bytes) {
+                self.cache.put(key, Block::Filter(Arc::new(filter)), size + BLOCK_OVERHEAD);
+            }
+        }
+        for (number, (first, place)) in root.pack_blocks.iter().enumerate() {
+            let Some((bytes, key)) = of(BlockKind::Packs, number, *place) else { continue };
+            if let Ok(block) = PackBlock::parse(&bytes, *first, root.chains.len()) {
+                let size = block.heap_bytes();
+                self.cache.put(key, Block::Packs(Arc::new(block)), size + BLOCK_OVERHEAD);
+            }
+        }
+        for (number, (_, rows, place)) in root.chunks.iter().enumerate() {
+            let Some((bytes, key)) = of(BlockKind::Chunks, number, *place) else { continue };
+            if let Ok(block) = ChunkBlock::parse(&bytes, (*rows).into()) {
+                let size = block.heap_bytes();
+                self.cache.put(key, Block::Chunks(Arc::new(block)), size + BLOCK_OVERHEAD);
+            }
+        }
+        Ok(root)
     }
 
     fn filter(
@@ -259,7 +303,7 @@ impl Index {
         if io == Io::Never {
             return Ok(None);
         }
-        let bytes = segment.read(self.store.as_ref(), kind, number, place)?;
+        let bytes = segment.read(&self.source, kind, number, place)?;
         let (block, size) = parse(bytes).in_object(segment.block_name(kind, number))?;
         self.cache.put(key, block.clone(), size + BLOCK_OVERHEAD);
         Ok(Some(block))

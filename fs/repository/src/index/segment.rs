@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axiomfs_api::{ObjectKey, Sealer, Store};
+use axiomfs_api::{ObjectKey, Sealer};
 
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::{SALT, derive, nonce};
-use crate::error::{InObject, RepositoryError, again_if_damaged};
+use crate::error::{InObject, RepositoryError};
 use crate::ids::{ChunkId, RepositoryId, SegmentId, VolumeId};
 use crate::keys::Keyring;
+use crate::near::Source;
 use crate::pack::{Chain, decode_chains};
 use crate::{limits, names};
 
@@ -249,31 +250,54 @@ impl Segment {
     }
 
     /// The root; two threads may both read it, the first wins.
-    pub(crate) fn root(&self, store: &dyn Store) -> Result<&Arc<Root>, RepositoryError> {
+    pub(crate) fn root(&self, source: &Source) -> Result<&Arc<Root>, RepositoryError> {
         if let Some(root) = self.root.get() {
             return Ok(root);
         }
         let read = || {
-            let mut bytes = store.get_range(&self.key, self.reference.root_offset, self.reference.root_len.into())?;
+            let mut bytes = source.range(&self.key, self.reference.root_offset, self.reference.root_len.into())?;
             self.seal
                 .open(BlockKind::Root, 0, &mut bytes)
                 .and_then(|()| Root::decode(&bytes, self.reference.root_offset))
                 .in_object(format_args!("Root of {}", self.name))
         };
-        let root = again_if_damaged(read)?;
+        let root = source.again_if_damaged(&self.key, read)?;
         Ok(self.root.get_or_init(|| Arc::new(root)))
+    }
+
+    /// The root, and all bytes of the segment.
+    pub(crate) fn read_whole(&self, source: &Source) -> Result<(&Arc<Root>, Vec<u8>), RepositoryError> {
+        let SegmentRef { len, root_offset, root_len, .. } = self.reference;
+        let read = || {
+            let bytes = source.range(&self.key, 0, len)?;
+            let place = Place { offset: root_offset, len: root_len };
+            let opened = self.open_in(&bytes, BlockKind::Root, 0, place);
+            let root =
+                opened.ok_or(Malformed("its seal does not fit")).and_then(|root| Root::decode(&root, root_offset));
+            Ok((root.in_object(format_args!("Root of {}", self.name))?, bytes))
+        };
+        let (root, bytes) = source.again_if_damaged(&self.key, read)?;
+        Ok((self.root.get_or_init(|| Arc::new(root)), bytes))
+    }
+
+    /// One block out of the whole segment, unless it is damaged.
+    pub(crate) fn open_in(&self, whole: &[u8], kind: BlockKind, number: u32, place: Place) -> Option<Vec<u8>> {
+        let start = usize::try_from(place.offset).ok()?;
+        let mut block = whole.get(start..start.checked_add(place.len as usize)?)?.to_vec();
+        self.seal.open(kind, number, &mut block).ok()?;
+        Some(block)
     }
 
     /// Reads and opens one block.
     pub(crate) fn read(
         &self,
-        store: &dyn Store,
+        source: &Source,
         kind: BlockKind,
         number: u32,
         place: Place,
     ) -> Result<Vec<u8>, RepositoryError> {
-        again_if_damaged(|| {
-            let mut bytes = store.get_range(&self.key, place.offset, place.len.into())?;
+        source.again_if_damaged(&self.key, || {
+            let mut bytes = source.range(&self.key, place.offset, place.len.into())?;
             self.seal.open(kind, number, &mut bytes).in_object(self.block_name(kind, number))?;
             Ok(bytes)
         })
