@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest silence of the server behind.
 const BEHIND: Duration = Duration::from_secs(60);
@@ -61,6 +61,17 @@ pub enum Trick {
     PretendSuccess,
 }
 
+/// A request's body on its way to the server.
+#[derive(Debug, Clone, Copy)]
+pub struct Upload {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When its head had come.
+    pub begun: Instant,
+    /// When its last byte had come.
+    pub ended: Instant,
+}
+
 type Plan = dyn Fn(&Seen) -> Trick + Send + Sync;
 
 struct Shared {
@@ -72,6 +83,7 @@ struct Shared {
     tricks: AtomicU64,
     by_method: Mutex<HashMap<String, u64>>,
     lists: Mutex<HashMap<String, Answer>>,
+    uploads: Mutex<Vec<Upload>>,
 }
 
 /// A running proxy.
@@ -110,6 +122,7 @@ impl Proxy {
             tricks: AtomicU64::new(0),
             by_method: Mutex::default(),
             lists: Mutex::default(),
+            uploads: Mutex::default(),
         });
         let serving = shared.clone();
         thread::spawn(move || {
@@ -147,6 +160,11 @@ impl Proxy {
         self.shared.tricks.load(Ordering::SeqCst)
     }
 
+    /// Bodies that came from the program.
+    pub fn uploads(&self) -> Vec<Upload> {
+        self.shared.uploads.lock().expect("no panic").clone()
+    }
+
     /// Requests so far with this method, `LIST` for listings.
     pub fn count(&self, method: &str) -> u64 {
         self.shared.by_method.lock().expect("no panic").get(method).copied().unwrap_or(0)
@@ -179,8 +197,13 @@ impl Shared {
             if find(&head, "expect").is_some() {
                 (&*client).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             }
+            let begun = Instant::now();
             let mut body = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
             reader.read_exact(&mut body)?;
+            if len > 0 {
+                let upload = Upload { bytes: len, begun, ended: Instant::now() };
+                self.uploads.lock().expect("no panic").push(upload);
+            }
             if !self.answer(client, &mut behind, Request { seen, head, body }, trick)? {
                 break;
             }

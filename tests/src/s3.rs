@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -83,6 +83,21 @@ impl S3Server {
     /// # Panics
     /// When it does not.
     pub fn start() -> S3Server {
+        S3Server::start_with(&[])
+    }
+
+    /// Starts one that speaks TLS with this certificate and key, both PEM files.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn start_with_tls(certificate: &Path, key: &Path) -> S3Server {
+        S3Server::start_with(&[
+            format!("-s3.cert.file={}", certificate.display()),
+            format!("-s3.key.file={}", key.display()),
+        ])
+    }
+
+    fn start_with(options: &[String]) -> S3Server {
         // Its guard removes the directory: the server writes into it until its end.
         let dir = scratch("weed").keep();
         let (port, filer, master, volume) = (free_port(), free_port(), free_port(), free_port());
@@ -106,6 +121,7 @@ impl S3Server {
         {
             command.arg(format!("-{option}={port}"));
         }
+        command.args(options);
         // It leaves sockets of its own in the directory for temporary files.
         command.env("PORTS", format!("{port} {filer} {master} {volume}"));
         command.env("LOG", &log).env("DATA", &dir).current_dir(&dir);

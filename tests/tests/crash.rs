@@ -12,6 +12,7 @@ use std::time::Duration;
 use axiomfs_tests::history::{Progress, States, Worker, fit_together, seen_in};
 use axiomfs_tests::repo::{TestRepo, beside_others, freeze_store};
 use axiomfs_tests::rng::{Rng, noise, prose, run_seed};
+use axiomfs_tests::s3::S3Server;
 use rustix::process::{Pid, Signal, kill_process};
 
 const KILLS: usize = 100;
@@ -45,7 +46,19 @@ enum Change {
 fn what_was_acknowledged_survives_100_kills_at_random_moments() {
     let _slot = beside_others();
     let seed = run_seed("what_was_acknowledged_survives_100_kills_at_random_moments");
-    let mut repo = TestRepo::new("crash");
+    survive(TestRepo::new("crash"), seed, KILLS);
+}
+
+#[test]
+fn what_was_acknowledged_survives_kills_at_random_moments_with_the_store_in_a_bucket() {
+    let _slot = beside_others();
+    let seed = run_seed("what_was_acknowledged_survives_kills_at_random_moments_with_the_store_in_a_bucket");
+    let repo = TestRepo::in_bucket("crash-bucket", &S3Server::shared().url("crash"));
+    survive(repo, seed, if std::env::var_os("AXIOMFS_SOAK").is_some() { KILLS } else { KILLS / 10 });
+}
+
+/// Lets workers work, kills the daemon, and compares what is there with what was acknowledged, so many times.
+fn survive(mut repo: TestRepo, seed: u64, kills: usize) {
     repo.settings(QUICK).mount();
     for name in ["w0", "w1"] {
         fs::DirBuilder::new().mode(0o755).create(repo.live().join(name)).expect("a directory for a worker");
@@ -54,10 +67,11 @@ fn what_was_acknowledged_survives_100_kills_at_random_moments() {
     let workers = [Worker::new("w0", seed), Worker::new("w1", seed ^ 0x5555)];
     let mut bench =
         Bench { repo, workers, snapshots: BTreeMap::new(), rng: Rng::new(!seed), counter: 0, stored: [0, 0] };
-    for kill in 0..KILLS {
+    let in_bucket = bench.repo.store.starts_with("s3:");
+    for kill in 0..kills {
         let when = format!("after kill {kill} (seed {seed})");
         let uncertain = bench.work_and_kill();
-        let frozen = (kill % 5 == 4).then(|| bench.repo.dir.join(format!("store-{kill}")));
+        let frozen = (kill % 5 == 4 && !in_bucket).then(|| bench.repo.dir.join(format!("store-{kill}")));
         if let Some(copy) = &frozen {
             freeze_store(&bench.repo.store, copy);
         }
@@ -70,10 +84,13 @@ fn what_was_acknowledged_survives_100_kills_at_random_moments() {
         if let Some(copy) = frozen {
             bench.check_store_alone(&copy, kill % 10 == 4, &when);
             fs::remove_dir_all(copy).expect("the copy can be removed");
+        } else if kill % 5 == 4 {
+            // A bucket is not copied: it is read beside the writer.
+            bench.check_store_alone(&bench.repo.store.clone(), true, &when);
         }
         bench.prune();
     }
-    bench.finish();
+    bench.finish(kills);
 }
 
 impl Bench {
@@ -231,14 +248,14 @@ impl Bench {
         }
     }
 
-    fn finish(mut self) {
+    fn finish(mut self, kills: usize) {
         let total: usize = self.workers.iter().map(Worker::state).sum();
         eprintln!(
             "{total} operations; the trees have {} and {} nodes",
             self.workers[0].nodes(),
             self.workers[1].nodes()
         );
-        assert!(total > 20 * KILLS, "only {total} operations were done between {KILLS} kills: the test showed little");
+        assert!(total > 20 * kills, "only {total} operations were done between {kills} kills: the test showed little");
         assert!(self.stored.iter().all(|k| *k > 0), "no commit was seen in the store in the whole run");
         self.repo.umount().mount();
         let live = self.repo.live();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::noise;
-use axiomfs_tests::run::{must, run};
+use axiomfs_tests::run::{must, run, wait_for};
 use axiomfs_tests::source::walk;
 
 const ASKED: &str = "checkpoint: {interval: 200ms}\ncommit: {interval: 1h, bytes: 1GiB}\n";
@@ -186,6 +186,13 @@ fn foreign_objects_are_passed_over_and_named() {
     }
     assert!(repo.axiomfs(&["status", text(&repo.mnt)]).stdout.contains("Foreign"));
     commit(&repo, "two");
+    // Packs and index segments are not listed before something is committed.
+    wait_for("those among packs and index are named", LIMIT, || {
+        ["packs/", "index/"].iter().all(|kind| repo.events().contains(kind))
+    });
+    let named = repo.status()["foreign_objects"].to_string();
+    assert!(named.contains("packs/") && named.contains("index/"), "{named}");
+    assert!(repo.daemon_log().contains("packs/"), "{}", repo.daemon_log());
     repo.umount();
     let listed = repo.axiomfs(&["key", "list", text(&repo.store)]);
     assert_eq!((listed.code(), listed.stdout.lines().count()), (0, 1), "{}{}", listed.stdout, listed.stderr);

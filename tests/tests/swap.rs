@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::rng::prose;
 use axiomfs_tests::run::{must, run};
+use axiomfs_tests::s3::S3Server;
 use axiomfs_tests::source::copy_real_files;
 
 const STEPS: &[&str] = &[
@@ -22,13 +23,23 @@ const STEPS: &[&str] = &[
 #[test]
 fn swapping_the_chain_every_100_ms_during_a_copy_harms_nothing() {
     let _slot = alone();
+    swap_during_copies(TestRepo::new("swap"), 3_000, 24);
+}
+
+#[test]
+fn swapping_the_chain_every_100_ms_during_a_copy_to_a_bucket_harms_nothing() {
+    let _slot = alone();
+    swap_during_copies(TestRepo::in_bucket("swap-bucket", &S3Server::shared().url("swap")), 500, 4);
+}
+
+/// Copies so many real and so many large files twice while the chain changes all the time.
+fn swap_during_copies(mut repo: TestRepo, files: usize, large: u64) {
     let source = scratch("swap-source");
     let tree = source.path().join("tree");
-    copy_real_files(&tree, 3_000);
-    for i in 0..24 {
+    copy_real_files(&tree, files);
+    for i in 0..large {
         fs::write(tree.join(format!("prose {i}")), prose(i, 8 << 20)).expect("written");
     }
-    let mut repo = TestRepo::new("swap");
     repo.settings("checkpoint: {interval: 300ms, bytes: 8MiB}\ncommit: {interval: 1s}\n").mount();
     let done = AtomicBool::new(false);
     let mut took = Vec::new();

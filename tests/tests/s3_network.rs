@@ -1,0 +1,208 @@
+//! The way to a bucket: TLS with authorities of one's own, limits of bandwidth, servers that are slow, silent or behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use axiomfs_tests::proxy::{Proxy, Trick};
+use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
+use axiomfs_tests::run::{must, run, wait_for};
+use axiomfs_tests::s3::{S3Server, url_at};
+use axiomfs_tests::source::{check_noise, copy_real_files, write_noise};
+
+const LONG: Duration = Duration::from_secs(600);
+/// A third of this without a byte makes a request count as lost.
+const TIMEOUT: Duration = Duration::from_secs(6);
+const SETTINGS: &str = "checkpoint: {interval: 200ms, bytes: 4MiB}\n\
+                        commit: {interval: 500ms, bytes: 2MiB}\n\
+                        timeout: 6s\n\
+                        store: {on_error: {retry: {count: 20, backoff: [20ms, 500ms]}}}\n";
+
+fn soak() -> bool {
+    std::env::var_os("AXIOMFS_SOAK").is_some()
+}
+
+fn same(want: &Path, have: &Path, when: &str) {
+    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
+    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
+}
+
+fn source(name: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = scratch(name);
+    let tree = dir.path().join("tree");
+    copy_real_files(&tree, if soak() { 12_000 } else { 500 });
+    (dir, tree)
+}
+
+fn forget_local_state(repo: &TestRepo) {
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+}
+
+/// An authority that nobody knows, and a certificate of it for 127.0.0.1: files `ca.pem`, `server.pem`, `server.key`.
+fn certificates(dir: &Path) {
+    fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n").expect("a file");
+    let openssl = |args: &[&str]| {
+        let done = run(Command::new("openssl").args(args).current_dir(dir), LONG);
+        assert!(done.status.success(), "openssl {args:?}: {}", done.stderr);
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=Tests", "-keyout", "ca.key", "-out", "ca.pem"];
+    openssl(&[&authority[..], &key[..]].concat());
+    let request = ["req", "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"];
+    openssl(&[&request[..], &key[..]].concat());
+    let signing = ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+    openssl(&[&signing[..], &["-days", "2", "-extfile", "names", "-out", "server.pem"]].concat());
+}
+
+#[test]
+fn a_server_with_an_authority_of_its_own_is_trusted_with_its_bundle_only() {
+    let _slot = beside_others();
+    let dir = scratch("s3-tls");
+    certificates(dir.path());
+    let server = S3Server::start_with_tls(&dir.path().join("server.pem"), &dir.path().join("server.key"));
+    let url = url_at(server.port, "tls").replace("http://", "https://");
+    let mut repo = TestRepo::without_init("s3-tls");
+    repo.store = PathBuf::from(&url);
+    repo.settings(SETTINGS);
+    let config = repo.dir.join("settings.yaml");
+    let init = |repo: &TestRepo| repo.axiomfs(&["init", &url, "--config", text(&config), "--kdf-memory", "64MiB"]);
+    let begun = Instant::now();
+    let refused = init(&repo);
+    assert_eq!(refused.code(), 1, "{}{}", refused.stdout, refused.stderr);
+    assert!(refused.stderr.to_lowercase().contains("certificate"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("ca_bundle"), "it says what to do: {}", refused.stderr);
+    assert!(begun.elapsed() < TIMEOUT + Duration::from_secs(3), "it took {:?}", begun.elapsed());
+    assert_eq!(server.objects("tls"), [], "nothing was stored");
+
+    let trusted = format!("{SETTINGS}s3: {{ca_bundle: {}}}\n", dir.path().join("ca.pem").display());
+    repo.settings(&trusted);
+    let made = init(&repo);
+    assert!(made.status.success(), "{}{}", made.stdout, made.stderr);
+    repo.mount();
+    write_noise(&repo.live().join("file"), 3, 8 << 20);
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    check_noise(&repo.live().join("file"), 3, 8 << 20);
+    repo.umount();
+    repo.settings(SETTINGS);
+    let error = repo.try_mount(&[]).expect_err("without the bundle the server is a stranger again");
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
+}
+
+/// Bytes per second between the begin of the first body and the end of the last.
+fn rate_of_uploads(proxy: &Proxy) -> f64 {
+    // Keys, heads and leases are sent signed in one piece, before and after.
+    let bodies: Vec<_> = proxy.uploads().into_iter().filter(|upload| upload.bytes > 1 << 20).collect();
+    let begun = bodies.iter().map(|upload| upload.begun).min().expect("uploads");
+    let ended = bodies.iter().map(|upload| upload.ended).max().expect("uploads");
+    bodies.iter().map(|upload| upload.bytes).sum::<u64>() as f64 / (ended - begun).as_secs_f64()
+}
+
+#[test]
+fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-bandwidth", &url_at(proxy.port, "bandwidth"));
+    let (limit, len) = (8u64 << 20, 40u64 << 20);
+    repo.settings("commit: {interval: 1h, bytes: 1GiB}\ns3: {bandwidth: {up: 8MiB, down: 8MiB}}\n").mount();
+    write_noise(&repo.live().join("file"), 3, len);
+    repo.umount();
+    let up = rate_of_uploads(&proxy) / limit as f64;
+    forget_local_state(&repo);
+    repo.mount();
+    let begun = Instant::now();
+    must("dd", &[&format!("if={}", text(&repo.live().join("file"))), "of=/dev/null", "bs=1M"], LONG);
+    let down = len as f64 / begun.elapsed().as_secs_f64() / limit as f64;
+    repo.umount();
+    eprintln!("of the limits: {up:.3} up, {down:.3} down");
+    for (way, rate) in [("up", up), ("down", down)] {
+        assert!((0.9..=1.1).contains(&rate), "{way}: {rate:.3} of the limit");
+    }
+}
+
+/// Half a minute in `scripts/soak`; here longer than the timeout of a request and of an operation, too.
+#[test]
+fn a_silent_server_stops_no_writer_and_all_arrives_once_it_speaks() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let (_source, tree) = source("s3-silent");
+    let mut repo = TestRepo::in_bucket("s3-silent", &url_at(proxy.port, "silent"));
+    repo.settings(SETTINGS).mount();
+    let silence = if soak() { Duration::from_secs(30) } else { TIMEOUT + Duration::from_secs(2) };
+    proxy.plan(move |_| Trick::Silence(silence));
+    let begun = Instant::now();
+    must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
+    same(&tree, &repo.live().join("copy"), "in the silence");
+    wait_for("status tells of it", LONG, || repo.status()["store_problem"]["since"].is_string());
+    std::thread::sleep(silence.saturating_sub(begun.elapsed()));
+    assert!(repo.status_number("pending_bytes") > 0, "nothing can have arrived: {}", repo.status());
+    proxy.plan(|_| Trick::Pass);
+    wait_for("all drains by itself", Duration::from_secs(60), || {
+        repo.status_number("pending_bytes") == 0 && repo.status()["store_problem"].is_null()
+    });
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    same(&tree, &repo.live().join("copy"), "from the bucket");
+    repo.umount();
+}
+
+#[test]
+fn with_200_ms_on_each_request_writers_feel_nothing_and_all_arrives() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let (_source, tree) = source("s3-late");
+    let mut repo = TestRepo::in_bucket("s3-late", &url_at(proxy.port, "late"));
+    repo.settings(SETTINGS).mount();
+    proxy.plan(|_| Trick::Late(Duration::from_millis(200)));
+    let mut slowest = Duration::ZERO;
+    for number in 0..200 {
+        let begun = Instant::now();
+        fs::write(repo.live().join(format!("small-{number}")), [7; 5000]).expect("writes");
+        slowest = slowest.max(begun.elapsed());
+    }
+    eprintln!("the slowest of 200 files took {slowest:?}");
+    assert!(slowest < Duration::from_millis(200), "a writer waited {slowest:?}: for a request");
+    must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    same(&tree, &repo.live().join("copy"), "from the bucket");
+    repo.umount();
+}
+
+/// Each listing shows what the same one showed first: an old state for ever.
+#[test]
+fn a_listing_that_lags_hides_no_commit() {
+    let _slot = beside_others();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-lag", &url_at(proxy.port, "lag"));
+    proxy.plan(|_| Trick::OldList);
+    repo.settings(SETTINGS).mount();
+    for number in 0..8 {
+        fs::write(repo.live().join("file"), format!("version {number}")).expect("writes");
+        repo.sync();
+    }
+    repo.umount();
+    for round in 0..2 {
+        forget_local_state(&repo);
+        repo.mount();
+        let shown = fs::read_to_string(repo.live().join("file")).expect("reads");
+        assert_eq!(shown, if round == 0 { "version 7" } else { "version 8" }, "the newest commit is found");
+        fs::write(repo.live().join("file"), "version 8").expect("writes");
+        repo.sync();
+        repo.umount();
+    }
+    let reader = repo.elsewhere(&repo.store, "s3-lag-reader");
+    let mut reader = reader;
+    reader.try_mount(&["--read-only"]).expect("mounts");
+    assert_eq!(fs::read_to_string(reader.live().join("file")).expect("reads"), "version 8");
+    reader.umount();
+}
