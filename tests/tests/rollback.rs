@@ -181,14 +181,14 @@ fn foreign_objects_are_passed_over_and_named() {
     repo.mount();
     assert_eq!(shown(&repo), "one");
     let named = repo.status()["foreign_objects"].to_string();
-    for kind in ["heads/", "keys/", "keyring/"] {
+    for kind in ["keys/", "keyring/"] {
         assert!(named.contains(kind) && repo.events().contains(kind), "{kind}: {named}");
     }
     assert!(repo.axiomfs(&["status", text(&repo.mnt)]).stdout.contains("Foreign"));
     commit(&repo, "two");
-    // Packs and index segments are not listed before something is committed.
-    wait_for("those among packs and index are named", LIMIT, || {
-        ["packs/", "index/"].iter().all(|kind| repo.events().contains(kind))
+    // The others are not listed before something is committed.
+    wait_for("those among packs, index and heads are named", LIMIT, || {
+        ["packs/", "index/", "heads/"].iter().all(|kind| repo.events().contains(kind))
     });
     let named = repo.status()["foreign_objects"].to_string();
     assert!(named.contains("packs/") && named.contains("index/"), "{named}");

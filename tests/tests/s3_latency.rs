@@ -1,8 +1,8 @@
 //! What a round trip of 50 ms costs: little, since what comes next is under way before it is asked for.
 //!
 //! The goals on a quiet machine are 200 MiB/s of a cold `cat`, 2,000 files/s of a cold `tar` and a `cp -a` as fast as into a directory within a
-//! tenth. Here program, proxy and server share what processors there are with other tests, so the bounds are a fifth and a half
-//! of the goals, and what latency itself costs is held against the same without it.
+//! tenth. Here program, proxy and server share what processors there are with whatever else runs, so the bounds are an eighth and a
+//! half of the goals, and what latency itself costs is held against the same without it.
 
 use std::fs;
 use std::path::Path;
@@ -81,8 +81,8 @@ fn latency_is_hidden_by_reading_ahead() {
     }
     eprintln!("cp -a of {files} files: {here:.2} s into a directory, {there:.2} s into the bucket");
     let [without, with] = took[..] else { panic!("two rounds were made") };
-    assert!(with.0 > 40.0, "cold cat ran at {:.0} MiB/s", with.0);
+    assert!(with.0 > 25.0, "cold cat ran at {:.0} MiB/s", with.0);
     assert!(with.1 > 1000.0, "cold tar ran at {:.0} files/s", with.1);
-    assert!(with.0 > without.0 / 2.0 && with.1 > without.1 / 2.0, "{with:?} with latency, {without:?} without");
+    assert!(with.0 > without.0 * 0.4 && with.1 > without.1 * 0.4, "{with:?} with latency, {without:?} without");
     assert!(there < here * 1.5 + 0.5, "cp -a took {there:.2} s, into a directory {here:.2} s");
 }

@@ -10,7 +10,7 @@ use crate::repository::{Repository, lock};
 
 /// Names that are remembered.
 const MOST: usize = 32;
-/// Names of packs, and of index segments, that are looked at.
+/// Names of each kind that are looked at.
 const MOST_LISTED: usize = 10_000;
 
 /// Names of objects that are none of the format's.
@@ -38,8 +38,8 @@ impl Foreign {
 }
 
 impl Repository {
-    /// Looks once for objects that are none of ours among the first packs and index segments, which are otherwise never listed, and
-    /// names those that were not known.
+    /// Looks once for objects that are none of ours among the first packs, index segments and heads, which are seldom or never listed
+    /// otherwise, and names those that were not known.
     ///
     /// # Errors
     /// What the store met; then the next call looks again.
@@ -48,7 +48,8 @@ impl Repository {
             return Ok(Vec::new());
         }
         let mut found = Vec::new();
-        for (prefix, is_ours) in [("packs/", is_pack as fn(&str) -> bool), ("index/", is_segment)] {
+        let kinds = [("packs/", is_pack as fn(&str) -> bool), ("index/", is_segment), ("heads/", is_head)];
+        for (prefix, is_ours) in kinds {
             for object in self.store.list(prefix, None, MOST_LISTED)? {
                 let name = object.key.as_str();
                 if !is_ours(name) && self.foreign.note(name) {
@@ -69,4 +70,9 @@ fn is_pack(name: &str) -> bool {
 fn is_segment(name: &str) -> bool {
     let parts = name.strip_prefix("index/").and_then(|name| name.split_once('/'));
     parts.is_some_and(|(volume, id)| hex::decode::<16>(volume).is_some() && hex::decode::<16>(id).is_some())
+}
+
+fn is_head(name: &str) -> bool {
+    let parts = name.strip_prefix("heads/").and_then(|name| name.split_once('/'));
+    parts.is_some_and(|(volume, number)| hex::decode::<16>(volume).is_some() && hex::decode::<8>(number).is_some())
 }
