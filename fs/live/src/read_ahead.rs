@@ -13,6 +13,16 @@ const QUEUE_MAX: usize = 64;
 /// How often a worker looks whether the volume has stopped.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// How far ahead of a sequential reader chunks are decoded, in bytes.
+const READ_AHEAD: u64 = 16 << 20;
+
+impl Shared {
+    /// How far ahead of a sequential reader chunks are decoded, in bytes.
+    pub fn ahead_window(&self) -> u64 {
+        READ_AHEAD.min(self.options.memory / 16)
+    }
+}
+
 /// Ranges that are to be fetched.
 #[derive(Debug, Default)]
 pub(crate) struct ReadAhead {
@@ -51,18 +61,19 @@ impl ReadAhead {
     /// Fetches the first chunk of the range that isn't in memory and gives the rest back to the queue, so that all
     /// workers share one reader's range.
     fn fetch(&self, shared: &Shared, node: NodeId, from: u64, to: u64) {
+        // Decoded up to `to`, and what is far away on its way as much further: that covers its delay while this is decoded.
+        let reach = if shared.repository.reads_ahead() { shared.ahead_window() } else { 0 };
         let Ok(runs) = shared.look(Access::Wait, node, |view| {
             let size = view.inode(node.ino)?.map_or(0, |inode| inode.size);
-            Ok(view.runs(node.ino, from, to.min(size))?)
+            Ok(view.runs(node.ino, from, to.saturating_add(reach).min(size))?)
         }) else {
             return;
         };
-        // All of it is on its way while the first is decoded.
         shared.repository.announce(runs.iter().filter_map(|run| match &run.source {
             RunSource::Chunk { id, .. } => Some(id),
             _ => None,
         }));
-        let next = runs.iter().find_map(|run| match run.source {
+        let next = runs.iter().take_while(|run| run.offset < to).find_map(|run| match run.source {
             RunSource::Chunk { id, .. } if shared.repository.chunk_cached(&id).is_none() => Some((id, run.end())),
             _ => None,
         });

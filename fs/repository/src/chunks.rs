@@ -56,6 +56,11 @@ impl Repository {
         self.read_chunk(id).map(drop)
     }
 
+    /// Whether [`announce`](Self::announce) does anything.
+    pub fn reads_ahead(&self) -> bool {
+        self.reader.reads_ahead()
+    }
+
     /// Says which chunks will be read soon: where each request to the store costs a round trip, those whose place is known are
     /// asked for at once. Doesn't wait.
     pub fn announce<'a>(&self, ids: impl Iterator<Item = &'a ChunkId>) {

@@ -20,7 +20,7 @@ const LONGEST: u64 = 4 << 20;
 /// Shorter ones are not worth a request of their own.
 const SHORTEST: u64 = 1 << 20;
 /// Threads that fetch what comes next.
-const AHEAD: usize = 12;
+const AHEAD: usize = 16;
 
 type Fetched = Result<Arc<Vec<u8>>, RepositoryError>;
 

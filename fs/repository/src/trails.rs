@@ -16,7 +16,7 @@ const GROWTH: u64 = 4;
 /// Trails remembered.
 const MOST: usize = 16;
 /// A trail that was not gone on for so many reads leaves its share to others.
-const RECENT: u64 = 64;
+const RECENT: u64 = 16;
 
 #[derive(Debug)]
 struct Trail {

@@ -10,8 +10,6 @@ use crate::volume::Volume;
 
 /// Most bytes one `read` gives.
 const READ_MAX: usize = 1 << 20;
-/// How far ahead of a sequential reader chunks are fetched, in bytes.
-const READ_AHEAD: u64 = 16 << 20;
 /// Bytes of a file that `seek` looks at in one go.
 const SEEK_WINDOW: u64 = 64 << 20;
 
@@ -99,7 +97,7 @@ impl Volume {
     }
 
     fn read_ahead(&self, node: NodeId, handle: Handle, offset: u64, len: u64) {
-        let window = READ_AHEAD.min(self.shared.options.memory / 16);
+        let window = self.shared.ahead_window();
         if let Some((from, to)) = self.shared.handles.note_read(handle, offset, len, window) {
             self.shared.ahead.ask(node, from, to);
         }
