@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use axiomfs_config::{Pipeline, Settings};
 use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, parse_command};
-use axiomfs_live::{FsError, Volume};
+use axiomfs_live::{Deed, FsError, Volume, Who};
 use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
 use serde_json::{Value, json};
 
 use crate::advice::{self, Advice, Advisor};
+use crate::audit;
 use crate::commands::config;
 use crate::file_report;
 use crate::metrics;
@@ -93,7 +94,7 @@ impl Panel {
                 self.advisor.try_out();
                 Ok(advice::to_json(&self.advice_now()))
             }
-            Command::AuditVerify => Err(not_built("The audit chain")),
+            Command::AuditVerify => audit::verified(&self.volume.audit_verify().map_err(|error| fs_error(&error))?),
             // The host has answered these above.
             Command::Chain(_) | Command::Plugin(_) | Command::Route(_) => Err(not_built("This command")),
         }
@@ -178,7 +179,9 @@ impl Panel {
 
     /// Reads the settings file again because of `why`; the events tell how that ended.
     pub fn reload_noted(&self, why: &str) {
-        match self.reload(None) {
+        let result = self.reload(None);
+        self.record_settings(audit::us(), &format!("settings file, {why}"), &result);
+        match result {
             Ok(reply) => {
                 self.volume.note("reload", format!("Settings read again ({why}), generation {}", reply["generation"]))
             }
@@ -186,6 +189,11 @@ impl Panel {
                 self.volume.note("refused", format!("Settings not taken over ({why}): {}; {}", error.msg, error.hint))
             }
         }
+    }
+
+    fn record_settings(&self, who: Who, subject: &str, result: &Result<Value, ControlError>) {
+        let (subject, result) = (subject.to_owned(), audit::outcome(result));
+        self.volume.audit_noted(&Deed { who, action: "settings", subject, result });
     }
 
     /// Replaces chains, routes, limits and requirements at once, or nothing.
@@ -216,8 +224,12 @@ impl Panel {
 }
 
 impl Control for Panel {
-    fn execute(&self, line: &str, _uid: u32) -> ControlReply {
-        reply(self.run(line))
+    fn execute(&self, line: &str, who: Who) -> ControlReply {
+        let result = self.run(line);
+        if let Some(deed) = audit::command(who, line, &result) {
+            self.volume.audit_noted(&deed);
+        }
+        reply(result)
     }
 
     fn status(&self) -> String {
@@ -228,7 +240,7 @@ impl Control for Panel {
         wiring::pipeline_of(&self.host, &lock(&self.pipeline)).render()
     }
 
-    fn set_chain_yaml(&self, text: &str, _uid: u32) -> ControlReply {
+    fn set_chain_yaml(&self, text: &str, who: Who) -> ControlReply {
         let parsed = Pipeline::parse(text).map_err(|error| yaml_error(error.to_string()));
         let mut result = parsed.and_then(|pipeline| self.apply(&pipeline, confirmation(text)));
         if let Err(error) = &mut result
@@ -236,6 +248,7 @@ impl Control for Panel {
         {
             "Add a line \"# confirm=TOKEN\" with the token from status".clone_into(&mut error.hint);
         }
+        self.record_settings(who, "chain.yaml", &result);
         reply(result)
     }
 
@@ -250,6 +263,16 @@ impl Control for Panel {
 
     fn advice(&self) -> String {
         advice::to_text(&advice::to_json(&self.advice_now()))
+    }
+
+    fn audit_log(&self) -> Option<String> {
+        match self.volume.audit_log() {
+            Ok(lines) => Some(audit::to_text(&lines)),
+            Err(error) => {
+                self.volume.note("error", format!("The audit log can't be read: {error}"));
+                None
+            }
+        }
     }
 
     fn plugins(&self) -> Vec<PluginFiles> {

@@ -3,6 +3,7 @@
 
 mod advice;
 mod args;
+mod audit;
 mod client;
 mod commands;
 mod control;

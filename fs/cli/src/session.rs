@@ -10,13 +10,15 @@ use axiomfs_config::{Durability, Settings};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{Counted, Host};
 use axiomfs_live::{
-    Access, Caller, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume, VolumeOptions,
+    Access, Caller, Deed, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume,
+    VolumeOptions,
 };
 use axiomfs_repository::ids::{CommitId, VolumeId};
 use axiomfs_repository::{OpenOptions, Repository, RepositoryError, SnapshotRecord, tree};
 use serde_json::{Value, json};
 
 use crate::args::StoreArgs;
+use crate::audit;
 use crate::commands::{config, snapshot};
 use crate::failure::Failure;
 use crate::lease::Lease;
@@ -219,8 +221,16 @@ impl Prepared {
         if let Some(lease) = &mut lease {
             give_to_user(&volume)?;
             lease.put(&repository, volume.status().state_id, state);
+            self.record_mount(&volume);
         }
         Ok((repository, volume, lease))
+    }
+
+    fn record_mount(&self, volume: &Volume) {
+        let Some(mountpoint) = self.purpose.mountpoint() else { return };
+        let subject = format!("{} on {}", mountpoint.display(), system::host_name());
+        let action = if self.args.takeover { "takeover" } else { "mount" };
+        volume.audit_noted(&Deed::done(audit::us(), action, subject));
     }
 
     /// Our claim to write, if nobody else has one.
@@ -437,7 +447,7 @@ impl Session {
     /// # Errors
     /// [`Failure`] if the name is in use or it can't be logged.
     pub fn snapshot_create(&self, name: &str) -> Result<(), Failure> {
-        let taken = self.volume.snapshot_create(Access::Wait, name);
+        let taken = self.volume.snapshot_create(Access::Wait, audit::us(), name);
         taken.map(drop).map_err(|error| explain("take", name, name, &error))
     }
 
@@ -446,7 +456,7 @@ impl Session {
     /// # Errors
     /// [`Failure`] if there is no such snapshot or the new name is in use.
     pub fn snapshot_rename(&self, from: &str, to: &str) -> Result<(), Failure> {
-        let renamed = self.volume.snapshot_rename(Access::Wait, from, to, RenameMode::NoReplace);
+        let renamed = self.volume.snapshot_rename(Access::Wait, audit::us(), from, to, RenameMode::NoReplace);
         renamed.map_err(|error| explain("rename", from, to, &error))
     }
 
@@ -455,7 +465,9 @@ impl Session {
     /// # Errors
     /// [`Failure`] if there is no such snapshot.
     pub fn snapshot_delete(&self, name: &str) -> Result<(), Failure> {
-        self.volume.snapshot_delete(Access::Wait, name).map_err(|error| explain("forget", name, name, &error))
+        self.volume
+            .snapshot_delete(Access::Wait, audit::us(), name)
+            .map_err(|error| explain("forget", name, name, &error))
     }
 
     /// Drains to the store and ends the volume's threads. The value says how it ended, for `axiomfs umount` to read.
@@ -471,6 +483,10 @@ impl Session {
         if self.volume.status().refused == Some(FsError::Fenced) {
             self.volume.stop();
             return Err(not_drained(&FsError::Fenced));
+        }
+        if let Some(mountpoint) = self.prepared.purpose.mountpoint() {
+            let subject = mountpoint.display().to_string();
+            self.volume.audit_noted(&Deed::done(audit::us(), "unmount", subject));
         }
         let bar = RefCell::new(Bar::new("Writing to the store", quiet));
         let drained = self.volume.shutdown(&|progress| {

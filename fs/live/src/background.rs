@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::change::Need;
 use crate::checkpoint::{CheckpointError, Checkpointer};
+use crate::layer::AUDITS_ALONE;
+use crate::state::State;
 use crate::types::{Access, Committed, FsError, FsResult, NodeId, Progress};
 use crate::volume::{Shared, Volume, lock};
 
@@ -17,6 +19,9 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 /// How often somebody who waits for a commit reports progress.
 const REPORT: Duration = Duration::from_millis(100);
+
+/// Log segments that mounts which changed nothing may leave.
+const IDLE_SEGMENTS: u64 = 4;
 
 /// What is asked of the worker, and how far it is.
 #[derive(Debug, Default)]
@@ -93,7 +98,7 @@ fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
             return;
         }
         let commit = asked.is_some();
-        freeze_if_due(shared, checkpoint || commit);
+        freeze_if_due(shared, checkpoint, commit);
         match run(shared, &mut checkpointer, commit, &mut last_commit) {
             Ok(()) => {
                 retry = RETRY_MIN;
@@ -146,16 +151,25 @@ fn next_orders(shared: &Shared) -> (bool, Option<u64>) {
     (checkpoint, asked)
 }
 
-fn freeze_if_due(shared: &Shared, now: bool) {
+fn freeze_if_due(shared: &Shared, checkpoint: bool, commit: bool) {
+    let now = checkpoint || commit;
     let mut state = shared.state_mut();
-    if state.active.is_empty() {
+    // Audit records alone are checkpointed where the log needs the room, and where there are many.
+    if state.active.is_empty() || !checkpoint && state.active.is_quiet() {
         return;
     }
+    let many = state.active.audits().len() >= AUDITS_ALONE;
     let age = state.active.since.map_or(Duration::ZERO, |since| since.elapsed());
-    let needed = now && state.frozen.is_empty();
+    let needed = (now || many) && state.frozen.is_empty();
     if needed || now && age > TICK || age >= shared.options.checkpoint_interval {
         state.freeze();
     }
+}
+
+/// Whether the active layer keeps segments of several mounts in the log. Where each of them left records of itself alone, a checkpoint
+/// frees them.
+fn many_segments(state: &State) -> bool {
+    state.active.first_segment.is_some_and(|first| state.last_segment >= first + IDLE_SEGMENTS)
 }
 
 fn run(
@@ -165,9 +179,10 @@ fn run(
     last_commit: &mut Instant,
 ) -> Result<(), CheckpointError> {
     if commit {
-        // Everything up to the order must be in it.
+        // Everything up to the order must be in it. Audit records go with what else there is: alone they are no reason for a head.
         let mut state = shared.state_mut();
-        if !state.active.is_empty() {
+        let something = !state.frozen.is_empty() || checkpointer.changed() || many_segments(&state);
+        if !state.active.is_quiet() || something && !state.active.is_empty() {
             state.freeze();
         }
     }

@@ -146,8 +146,9 @@ impl Local<'_> {
             &sealer(self.repository),
             first_segment,
             &mut |record: Record<'_>| {
-                let (op, _) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
-                left.operations += u64::from(op > last_op);
+                let (op, edits) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
+                // That somebody mounted here and changed nothing must not set this state against what others wrote since.
+                left.operations += u64::from(op > last_op && !edit::only_audit(&edits));
                 left.last_op = left.last_op.max(op);
                 Ok(())
             },
@@ -219,7 +220,7 @@ fn next_epoch(repository: &Repository, head: Option<&Head>, epoch: u64) -> Resul
         keyring_generation: repository.keyring_generation(),
         index_generation: head.map_or(0, |head| head.index_generation) + 1,
         time_ns: i64::try_from(time.as_nanos()).unwrap_or(i64::MAX),
-        audit: [0; 32],
+        audit: head.map_or([0; 32], |head| head.audit),
     })
 }
 

@@ -211,12 +211,12 @@ impl Shared {
         Ok(value)
     }
 
-    /// Logs the one edit that `f` wants, if any; tells whether it did.
+    /// Logs the edits that `f` wants, if any, in one record; tells whether it did.
     pub fn change_if(
         &self,
         access: Access,
         need: Need,
-        mut f: impl FnMut(&State) -> FsResult<Option<Edit>>,
+        mut f: impl FnMut(&State) -> FsResult<Option<Vec<Edit>>>,
     ) -> FsResult<bool> {
         let log = self.writable()?;
         let started = Instant::now();
@@ -228,9 +228,9 @@ impl Shared {
                 if let Some(e) = &state.refused {
                     return Err(e.clone());
                 }
-                let Some(edit) = f(state)? else { return Ok(false) };
+                let Some(edits) = f(state)? else { return Ok(false) };
                 if self.has_room(state, need) {
-                    let done = self.log_and_apply(log, state, need, &[edit], None);
+                    let done = self.log_and_apply(log, state, need, &edits, None);
                     self.after_change(state);
                     done
                 } else {

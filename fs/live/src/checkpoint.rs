@@ -8,13 +8,14 @@ use axiomfs_host::HostError;
 use axiomfs_repository::ids::{ChunkId, Ordinal};
 use axiomfs_repository::record::{self, Inode, Xattr};
 use axiomfs_repository::tree::{self, Root, TreeError};
-use axiomfs_repository::{FrameClass, FrameKind, Label, RepositoryError, SnapshotRecord};
+use axiomfs_repository::{AuditHash, FrameClass, FrameKind, Label, RepositoryError, SnapshotRecord};
 use thiserror::Error;
 
+use crate::audit;
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::ingest::{Ingest, Paths};
-use crate::layer::{Layer, NodeDelta, Slot, Stand};
+use crate::layer::{AUDITS_ALONE, Layer, NodeDelta, Slot, Stand};
 use crate::log::LogError;
 use crate::manifest::{Manifest, ManifestError};
 use crate::sealing::{Pass, Sealing};
@@ -79,6 +80,10 @@ pub(crate) struct Checkpointer {
     pub data_bytes: u64,
     /// What is known of files with clear chunks.
     pub sealing: Sealing,
+    /// Hash of the last audit record in the live tree of the last checkpoint.
+    pub audit: AuditHash,
+    /// Audit records in checkpoints of this mount and in no head.
+    pub audits: usize,
 }
 
 type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -99,8 +104,11 @@ impl Checkpointer {
         let mut roots = Vec::with_capacity(layers.len());
         let mut table = self.table.clone();
         let mut next_ino = self.manifest.next_ino;
+        let mut changed = table_changes(&layers);
         for layer in &layers {
-            root = apply_layer(shared, root, layer, &mut self.sealing)?;
+            let applied = apply_layer(shared, root, layer, &mut self.sealing)?;
+            root = applied.root;
+            changed |= applied.changed;
             roots.push(root);
             change_table(&mut table, layer, root);
             next_ino = next_ino.max(layer.max_ino + 1);
@@ -117,13 +125,17 @@ impl Checkpointer {
         manifest.last_op = newest.last_op;
         manifest.next_ino = next_ino;
         manifest.next_ordinal = next_ordinal;
-        manifest.dirty = true;
+        // Audit records alone are no reason for a head, until there are many.
+        let audits = self.audits + layers.iter().map(|layer| layer.audits().len()).sum::<usize>();
+        manifest.dirty |= changed || audits >= AUDITS_ALONE;
         manifest.staged = staged.iter().map(|pack| pack.id).collect();
         manifest.first_segment = shared.state().first_needed_segment(layers.len());
         manifest.write(&shared.options.state_dir, &shared.repository)?;
         self.manifest = manifest;
         self.table = table;
         self.sealing.done();
+        self.audit = audit::last_hash(shared, &layers).unwrap_or(self.audit);
+        self.audits = audits;
         self.data_bytes += layers.iter().map(|layer| layer.data_bytes()).sum::<u64>();
         shared.fault("checkpoint.manifest-written");
 
@@ -196,13 +208,25 @@ impl tree::NodeSink for Sink<'_> {
     }
 }
 
+/// Whether any of `layers` changes snapshots.
+fn table_changes(layers: &[Arc<Layer>]) -> bool {
+    layers.iter().any(|layer| !layer.snapshot_edits().is_empty())
+}
+
+/// What a layer made of a tree.
+struct Applied {
+    root: Option<Root>,
+    /// Whether it has more than new audit records.
+    changed: bool,
+}
+
 /// The tree with all of `layer` in it.
 fn apply_layer(
     shared: &Shared,
     base: Option<Root>,
     layer: &Arc<Layer>,
     sealing: &mut Sealing,
-) -> Result<Option<Root>, CheckpointError> {
+) -> Result<Applied, CheckpointError> {
     let nodes = Nodes { repository: &shared.repository, fetch: true, pinned: &[] };
     let own = [layer.clone()];
     let mut ingest = Ingest {
@@ -231,10 +255,12 @@ fn apply_layer(
         let delta = layer.node(ino).unwrap_or(&untouched);
         node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, &mut edits)?;
     }
-    // Both lists stand under inode 0, before everything else.
+    // These lists stand under inode 0, before everything else, in the order of their kinds.
     let lists: Edits = orphans.into_iter().chain(pass.end(shared, sealing)).collect();
-    let all = lists.into_iter().chain(edits);
-    tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, all)
+    let changed = !lists.is_empty() || !edits.is_empty();
+    let all = lists.into_iter().chain(audit::tree_edits(layer)).chain(edits);
+    let root = tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, all)?;
+    Ok(Applied { root, changed })
 }
 
 /// What one inode's delta changes in the tree, in the order of keys.

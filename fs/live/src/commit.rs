@@ -123,7 +123,7 @@ impl Checkpointer {
             keyring_generation,
             index_generation: seen.index_generation + 1,
             time_ns: time.as_nanos() as i64,
-            audit: [0; 32],
+            audit: self.audit,
         }
     }
 
@@ -132,6 +132,7 @@ impl Checkpointer {
         self.manifest.head = Some((head.sequence.0, head.commit));
         self.manifest.pending.clear();
         self.manifest.dirty = false;
+        self.audits = 0;
         self.manifest.staged.clear();
         self.manifest.write(&shared.options.state_dir, &shared.repository)?;
         self.committed = self.table.values().map(|record| record.ordinal.0).collect::<HashSet<_>>();

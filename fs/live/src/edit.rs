@@ -80,6 +80,13 @@ pub enum Edit {
     },
     /// A snapshot is forgotten.
     SnapshotDelete(u32),
+    /// An audit record.
+    Audit {
+        /// Its number.
+        number: u64,
+        /// Its value in the tree.
+        value: Arc<[u8]>,
+    },
 }
 
 const CREATE: u8 = 1;
@@ -94,6 +101,12 @@ const ORPHAN: u8 = 9;
 const SNAPSHOT: u8 = 10;
 const SNAPSHOT_RENAME: u8 = 11;
 const SNAPSHOT_DELETE: u8 = 12;
+const AUDIT: u8 = 13;
+
+/// Whether `edits` are audit records and nothing else: they change nothing that a commit would be made for.
+pub(crate) fn only_audit(edits: &[Edit]) -> bool {
+    edits.iter().all(|edit| matches!(edit, Edit::Audit { .. }))
+}
 
 /// Kind byte that errors about the log's edits carry.
 const EDIT_KIND: u8 = 0xf0;
@@ -183,6 +196,11 @@ fn encode_body(edit: &Edit, out: &mut Vec<u8>) -> u8 {
             put_varint(out, u64::from(*ordinal));
             SNAPSHOT_DELETE
         }
+        Edit::Audit { number, value } => {
+            put_varint(out, *number);
+            out.extend_from_slice(value);
+            AUDIT
+        }
     }
 }
 
@@ -259,6 +277,7 @@ fn decode_body(tag: u8, mut f: Fields<'_>) -> Result<Edit, RecordError> {
         SNAPSHOT => Edit::Snapshot { ordinal: f.varint32()?, created: f.time()?, name: text(&mut f)? },
         SNAPSHOT_RENAME => Edit::SnapshotRename { ordinal: f.varint32()?, name: text(&mut f)? },
         SNAPSHOT_DELETE => Edit::SnapshotDelete(f.varint32()?),
+        AUDIT => Edit::Audit { number: f.varint()?, value: Arc::from(f.take_rest()) },
         _ => return Err(f.error("the edit is of an unknown kind")),
     };
     f.finish()?;

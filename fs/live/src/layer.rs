@@ -75,6 +75,7 @@ pub struct Layer {
     nodes: HashMap<u64, NodeDelta>,
     orphans: HashSet<u64>,
     snapshot_edits: Vec<Edit>,
+    audits: Vec<(u64, Arc<[u8]>)>,
     heap: usize,
     data_bytes: u64,
     /// Log segment of its first record.
@@ -93,6 +94,9 @@ const NODE_COST: usize = 420;
 const ENTRY_COST: usize = 260;
 /// The same for a run of bytes.
 const RUN_COST: usize = 120;
+
+/// As many audit records make a head by themselves.
+pub(crate) const AUDITS_ALONE: usize = 1024;
 
 impl Layer {
     /// What it says of `ino`.
@@ -115,8 +119,22 @@ impl Layer {
         &self.snapshot_edits
     }
 
+    /// Audit records, in the order of their numbers.
+    pub fn audits(&self) -> &[(u64, Arc<[u8]>)] {
+        &self.audits
+    }
+
     /// Whether nothing happened in it.
     pub fn is_empty(&self) -> bool {
+        self.changes_nothing() && self.audits.is_empty()
+    }
+
+    /// Whether it has audit records at most, and not many. They are no reason for a checkpoint or a head of their own.
+    pub fn is_quiet(&self) -> bool {
+        self.changes_nothing() && self.audits.len() < AUDITS_ALONE
+    }
+
+    fn changes_nothing(&self) -> bool {
         self.nodes.is_empty() && self.snapshot_edits.is_empty()
     }
 
@@ -161,6 +179,10 @@ impl Layer {
             }
             Edit::Snapshot { .. } | Edit::SnapshotRename { .. } | Edit::SnapshotDelete(_) => {
                 self.snapshot_edits.push(edit.clone());
+            }
+            Edit::Audit { number, value } => {
+                self.heap += ENTRY_COST + value.len();
+                self.audits.push((*number, value.clone()));
             }
         }
     }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acl;
+mod audit;
 mod background;
 mod base;
 mod change;
@@ -40,6 +41,7 @@ mod versions;
 mod view;
 mod volume;
 
+pub use audit::{AuditLine, Deed, Who};
 pub use checkpoint::CheckpointError;
 pub use edit::Edit;
 pub use events::Event;

@@ -10,6 +10,7 @@ use axiomfs_repository::record::{self, FileKind, Inode};
 use axiomfs_repository::tree::{self, Root};
 use axiomfs_repository::{Head, Repository, SnapshotRecord};
 
+use crate::audit::AuditTail;
 use crate::background::{self, describe};
 use crate::base::{self, Local, first_manifest};
 use crate::checkpoint::Checkpointer;
@@ -63,6 +64,9 @@ impl Volume {
         }
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
         borrow_again(&repository, &manifest, &table, &events)?;
+        state.audit = AuditTail::load(&repository, options.volume, manifest.root)?;
+        state.audit.settle(head.as_ref(), manifest.root, &events);
+        let audit = state.audit.hash;
         let log_options = log_options(&options);
         let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
         let sealer = sealer(&repository);
@@ -83,7 +87,8 @@ impl Volume {
         let set_aside = set_aside::list(&shared.options.state_dir)
             .map_err(|source| OpenError::State { dir: shared.options.state_dir.clone(), source })?;
         shared.local.get_or_init(|| LocalFacts { id, set_aside });
-        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0, sealing: Sealing::default() };
+        let sealing = Sealing::default();
+        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0, audit, audits: 0, sealing };
         make_root(&shared)?;
         reclaim_orphans(&shared)?;
         Self::spawn(shared, Some(checkpointer))
@@ -282,7 +287,7 @@ pub(crate) fn replay(
         if op > manifest.last_op {
             state.apply(op, &edits, record.segment, record.data);
             last_op = op;
-            operations += 1;
+            operations += u64::from(!edit::only_audit(&edits));
         }
         Ok(())
     })?;

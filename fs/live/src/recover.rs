@@ -131,12 +131,15 @@ fn rebuild(
     let next = replay(&mut state, &manifest, &log_options, &identity, &sealer, &events)?;
     let log = Log::create(log_options, identity, sealer, next)?;
     state.last_segment = next;
+    // What is recovered becomes a snapshot: its audit records stay in it, and the chain of the volume goes on as the newest head has it.
+    let audit = state.audit.hash;
     if !state.active.is_empty() {
         state.freeze();
     }
     let shared = Shared::new(repository.clone(), host, chunker, options, Some(log), state, Default::default(), events);
+    let sealing = Sealing::default();
     let mut checkpointer =
-        Checkpointer { manifest, table, committed: HashSet::new(), data_bytes: 0, sealing: Sealing::default() };
+        Checkpointer { manifest, table, committed: HashSet::new(), data_bytes: 0, audit, audits: 0, sealing };
     while checkpointer.checkpoint(&shared)? {}
     Ok((shared, checkpointer))
 }
@@ -184,7 +187,7 @@ impl Found<'_> {
             keyring_generation: repository.keyring_generation(),
             index_generation: newest.map_or(0, |head| head.index_generation) + 1,
             time_ns: now_ns(),
-            audit: [0; 32],
+            audit: newest.map_or([0; 32], |head| head.audit),
         };
         if let PutHead::Exists(_) = repository.put_head(shared.options.volume, &head)? {
             return Ok(None);

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use axiomfs_repository::tree::Root;
 
-use crate::edit::Edit;
+use crate::audit::AuditTail;
+use crate::edit::{self, Edit};
 use crate::layer::Layer;
 use crate::log::DataRef;
 use crate::types::{FIRST_FILE_INO, FsError, FsResult, NodeId, SnapshotInfo, Time};
@@ -68,6 +69,8 @@ pub struct State {
     pub opens: HashMap<u64, u32>,
     /// On a mount that follows another writer: versions of files.
     pub versions: Option<Versions>,
+    /// End of the audit log.
+    pub audit: AuditTail,
     /// Why nothing may be written any more.
     pub refused: Option<FsError>,
 }
@@ -131,7 +134,9 @@ impl State {
         self.last_segment = segment;
         self.active.first_segment.get_or_insert(segment);
         self.active.last_op = op;
-        self.active.since.get_or_insert_with(Instant::now);
+        if !edit::only_audit(edits) {
+            self.active.since.get_or_insert_with(Instant::now);
+        }
         for edit in edits {
             if let Edit::Create(ino, _) = edit {
                 self.inos.seen(*ino);
@@ -141,6 +146,7 @@ impl State {
                 Edit::Snapshot { ordinal, created, name } => self.take_snapshot(*ordinal, *created, name),
                 Edit::SnapshotRename { ordinal, name } => self.rename_snapshot(*ordinal, name),
                 Edit::SnapshotDelete(ordinal) => self.delete_snapshot(*ordinal),
+                Edit::Audit { number, value } => self.audit.follow(*number, value),
                 _ => {}
             }
         }

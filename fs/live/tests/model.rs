@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axiomfs_live::{
-    Access, Caller, FallocMode, FileKind, FsError, Make, NodeId, ROOT_INO, RenameMode, SetAttr, Volume, XattrMode,
+    Access, Caller, FallocMode, FileKind, FsError, Make, NodeId, ROOT_INO, RenameMode, SetAttr, Volume, Who, XattrMode,
 };
 use common::Bench;
 use proptest::prelude::*;
@@ -347,14 +347,14 @@ impl Run {
             Op::Snapshot => {
                 self.taken += 1;
                 let name = format!("s{}", self.taken);
-                self.volume().snapshot_create(WAIT, &name).expect("snapshot taken");
+                self.volume().snapshot_create(WAIT, Who::default(), &name).expect("snapshot taken");
                 self.snapshots.insert(name, self.model.clone());
             }
             Op::DeleteSnapshot(n) => {
                 let Some(name) = self.snapshots.keys().nth(n as usize % self.snapshots.len().max(1)).cloned() else {
                     return;
                 };
-                self.volume().snapshot_delete(WAIT, &name).expect("snapshot forgotten");
+                self.volume().snapshot_delete(WAIT, Who::default(), &name).expect("snapshot forgotten");
                 self.snapshots.remove(&name);
             }
             Op::Checkpoint => self.volume().checkpoint_now().expect("checkpoint"),

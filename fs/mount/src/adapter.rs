@@ -177,7 +177,7 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.service.serve("mkdir", || match Place::of(parent.0) {
-            Place::Snapshots => self.take_snapshot(name.as_bytes(), reply),
+            Place::Snapshots => self.take_snapshot(own::who(request), name.as_bytes(), reply),
             _ => {
                 let (kind, perm, umask) = (FileKind::Directory, permissions(mode), permissions(umask));
                 let what = NewNode { kind, perm, umask, rdev: 0, target: None };
@@ -198,7 +198,7 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.service.serve("rmdir", || match Place::of(parent.0) {
-            Place::Snapshots => self.forget_snapshot(name.as_bytes(), reply),
+            Place::Snapshots => self.forget_snapshot(own::who(request), name.as_bytes(), reply),
             _ => self.remove(request, parent, name, FileKind::Directory, reply),
         });
     }
@@ -223,7 +223,7 @@ impl Filesystem for Adapter {
                 reply.error(Errno::EXDEV);
             }
             (Place::Snapshots, Place::Snapshots) => {
-                self.rename_snapshot(name.as_bytes(), newname.as_bytes(), mode, reply);
+                self.rename_snapshot(own::who(request), name.as_bytes(), newname.as_bytes(), mode, reply);
             }
             _ => reply.error(Errno::EPERM),
         });

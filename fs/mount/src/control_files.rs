@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axiomfs_live::Who;
 use fuser::Errno;
 use serde_json::json;
 
@@ -72,6 +73,7 @@ impl ControlFiles {
             ControlNode::File(ControlFile::Metrics) => self.control.metrics(),
             ControlNode::File(ControlFile::Events) => self.control.events(),
             ControlNode::File(ControlFile::Advice) => self.control.advice(),
+            ControlNode::File(ControlFile::AuditLog) => self.control.audit_log().ok_or(Errno::EIO)?,
             ControlNode::File(ControlFile::Reply) => lock(&self.last_reply).clone(),
             ControlNode::PluginFile(index, file) => self.plugin_text(index, file).ok_or(Errno::ENOENT)?,
             ControlNode::Directory | ControlNode::Plugins | ControlNode::Plugin(_) => return Err(Errno::EISDIR),
@@ -95,12 +97,12 @@ impl ControlFiles {
     }
 
     /// Takes `data` as a command, or collects it.
-    pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8], uid: u32) -> Result<u32, Errno> {
+    pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8], who: Who) -> Result<u32, Errno> {
         let content = self.get(handle)?;
         match &mut *lock(&content) {
             Content::Text(_) => return Err(Errno::EBADF),
             Content::Command { reply, read } => {
-                let answer = self.run(data, uid);
+                let answer = self.run(data, who);
                 *lock(&self.last_reply) = answer.json.clone();
                 *reply = with_line_end(answer.json);
                 *read = 0;
@@ -115,14 +117,14 @@ impl ControlFiles {
     }
 
     /// Called for each `close` of a descriptor: applies what was collected, once.
-    pub(crate) fn flush(&self, handle: u64, uid: u32) -> Result<(), Errno> {
+    pub(crate) fn flush(&self, handle: u64, who: Who) -> Result<(), Errno> {
         let content = self.get(handle)?;
         let Content::ChainYaml { text, changed } = &mut *lock(&content) else { return Ok(()) };
         if !std::mem::take(changed) {
             return Ok(());
         }
         let answer = match std::str::from_utf8(text) {
-            Ok(text) => self.control.set_chain_yaml(text, uid),
+            Ok(text) => self.control.set_chain_yaml(text, who),
             Err(_) => refusal("The settings aren't UTF-8"),
         };
         *lock(&self.last_reply) = answer.json;
@@ -173,7 +175,7 @@ impl ControlFiles {
         })
     }
 
-    fn run(&self, data: &[u8], uid: u32) -> ControlReply {
+    fn run(&self, data: &[u8], who: Who) -> ControlReply {
         if data.len() > MAX_COMMAND {
             return refusal(&format!("A command has {} bytes, {MAX_COMMAND} are allowed", data.len()));
         }
@@ -181,7 +183,7 @@ impl ControlFiles {
         match text.trim() {
             "" => refusal("The command is empty"),
             line if line.contains(['\n', '\0']) => refusal("One write is one command: it holds a line end or a NUL"),
-            line => self.control.execute(line, uid),
+            line => self.control.execute(line, who),
         }
     }
 

@@ -66,6 +66,8 @@ pub(crate) enum ControlFile {
     Events,
     /// What could be better.
     Advice,
+    /// Who did what.
+    AuditLog,
 }
 
 /// Files in `.axiomfs/plugins/ID/`.
@@ -81,7 +83,7 @@ pub(crate) enum PluginFile {
 
 impl ControlFile {
     /// All of them, in the order of their inode numbers.
-    pub(crate) const ALL: [(Self, &'static str); 7] = [
+    pub(crate) const ALL: [(Self, &'static str); 8] = [
         (Self::Status, "status"),
         (Self::Control, "control"),
         (Self::Reply, "reply"),
@@ -89,6 +91,7 @@ impl ControlFile {
         (Self::Metrics, "metrics"),
         (Self::Events, "events"),
         (Self::Advice, "advice"),
+        (Self::AuditLog, "audit.log"),
     ];
     /// Name of the directory of plugins beside them.
     pub(crate) const PLUGINS_NAME: &'static str = "plugins";

@@ -38,7 +38,7 @@ pub struct Head {
     pub index_generation: u64,
     /// When, in nanoseconds since 1970.
     pub time_ns: i64,
-    /// Reserved for the audit chain.
+    /// Hash of the last audit record in the live tree; zeros where there is none.
     pub audit: [u8; 32],
 }
 

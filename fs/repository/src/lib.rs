@@ -5,6 +5,7 @@
 //! fetches frames and gives out chunks whose ids it has checked.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod bytes;
 mod chunks;
 mod codec;
@@ -46,6 +47,7 @@ mod trails;
 pub mod tree;
 mod yielding;
 
+pub use audit::{AUDIT_KEPT, AuditCheck, AuditHash, AuditRecord, AuditReport, audit_hash};
 pub use bytes::Bytes;
 pub use commit::CommitSet;
 pub use error::RepositoryError;

@@ -24,6 +24,8 @@ pub const KIND_EXTENT: u8 = 0x40;
 pub const KIND_ORPHAN: u8 = 0x50;
 /// Kind of the mark of a file with clear chunks, under inode 0.
 pub const KIND_CLEAR: u8 = 0x60;
+/// Kind byte of an audit record, under inode number 0; the sub-key is the record's 8-byte number.
+pub const KIND_AUDIT: u8 = 0x70;
 
 /// Longest directory entry name in bytes.
 pub const NAME_MAX: usize = 255;
@@ -222,6 +224,11 @@ pub fn orphan_key(ino: u64) -> Vec<u8> {
 /// The key that marks file `ino` as one with clear chunks.
 pub fn clear_key(ino: u64) -> Vec<u8> {
     key(0, KIND_CLEAR, &ino.to_be_bytes())
+}
+
+/// Key of an audit record.
+pub fn audit_key(number: u64) -> Vec<u8> {
+    key(0, KIND_AUDIT, &number.to_be_bytes())
 }
 
 /// The 8-byte number at the end of a key.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::audit::{Deed, Who};
 use crate::change::Need;
 use crate::edit::{Edit, SNAPSHOT_NAME_MAX};
 use crate::state::State;
@@ -29,7 +30,7 @@ impl Volume {
     ///
     /// # Errors
     /// `Exists`, `NameTooLong`, `Invalid`, `ReadOnly`, `NoSpace`, or the log can't be written.
-    pub fn snapshot_create(&self, access: Access, name: &str) -> FsResult<SnapshotInfo> {
+    pub fn snapshot_create(&self, access: Access, who: Who, name: &str) -> FsResult<SnapshotInfo> {
         check(name)?;
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
@@ -38,7 +39,7 @@ impl Volume {
         loop {
             let ordinal = self.free_ordinal(&wanted)?;
             let edit = Edit::Snapshot { ordinal, created: now(), name: wanted.clone() };
-            if self.change_table(access, &edit)? {
+            if self.change_table(access, &edit, Deed::done(who, "snapshot taken", name))? {
                 break;
             }
         }
@@ -63,7 +64,7 @@ impl Volume {
     /// # Errors
     /// `NotFound`, `Exists` (a snapshot is never replaced), `NameTooLong`, `Invalid`, `Unsupported` for an exchange,
     /// `ReadOnly`, or the log can't be written.
-    pub fn snapshot_rename(&self, access: Access, from: &str, to: &str, mode: RenameMode) -> FsResult<()> {
+    pub fn snapshot_rename(&self, access: Access, who: Who, from: &str, to: &str, mode: RenameMode) -> FsResult<()> {
         check(to)?;
         if mode == RenameMode::Exchange {
             return Err(FsError::Unsupported);
@@ -75,7 +76,8 @@ impl Volume {
         if from == to {
             return Ok(());
         }
-        if !self.change_table(access, &Edit::SnapshotRename { ordinal, name: Arc::from(to) })? {
+        let deed = Deed::done(who, "snapshot renamed", format!("{from} to {to}"));
+        if !self.change_table(access, &Edit::SnapshotRename { ordinal, name: Arc::from(to) }, deed)? {
             return Err(FsError::Exists);
         }
         self.durable()
@@ -85,17 +87,17 @@ impl Volume {
     ///
     /// # Errors
     /// `NotFound`, `ReadOnly`, or the log can't be written.
-    pub fn snapshot_delete(&self, access: Access, name: &str) -> FsResult<()> {
+    pub fn snapshot_delete(&self, access: Access, who: Who, name: &str) -> FsResult<()> {
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
         let ordinal = self.snapshot(name).ok_or(FsError::NotFound)?.ordinal;
-        self.change_table(access, &Edit::SnapshotDelete(ordinal))?;
+        self.change_table(access, &Edit::SnapshotDelete(ordinal), Deed::done(who, "snapshot forgotten", name))?;
         self.durable()
     }
 
     /// Logs a change of the table, unless another one came first: then it is false.
-    fn change_table(&self, access: Access, edit: &Edit) -> FsResult<bool> {
+    fn change_table(&self, access: Access, edit: &Edit, deed: Deed) -> FsResult<bool> {
         let shared = &self.shared;
         shared.change_if(access, Need::Snapshot, |state| {
             Ok(match edit {
@@ -105,7 +107,8 @@ impl Volume {
                 Edit::SnapshotRename { name, .. } => !state.snapshots.contains_key(name),
                 _ => true,
             }
-            .then(|| edit.clone()))
+            // The audit record stands first: a snapshot freezes the layer it is in.
+            .then(|| vec![state.audit.edit(&deed), edit.clone()]))
         })
     }
 

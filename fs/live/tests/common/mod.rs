@@ -15,6 +15,7 @@ use tempfile::TempDir;
 const PASSPHRASE: &[u8] = b"correct horse";
 
 /// How many cases a property runs: as many as `PROPTEST_CASES` says.
+#[allow(dead_code, reason = "each test file uses some of these")]
 pub fn cases(default: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
@@ -35,19 +36,42 @@ impl Bench {
 
     /// Opens the volume on what is there.
     pub fn open(&self) -> Arc<Volume> {
-        let registry = Registry::new().transform(axiomfs_compression_zstd::Factory).seal(Aes256Gcm);
-        let steps = vec![StepSpec::new("zstd").with("level", 1), StepSpec::new("aes-256-gcm")];
-        let chains = vec![ChainSpec { name: "default".into(), steps }];
-        let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec!["encryption".into()]);
-        let host = Arc::new(host.expect("host"));
+        self.start(false)
+    }
+
+    /// Opens what the store has, for reading.
+    #[allow(dead_code, reason = "each test file uses some of these")]
+    pub fn open_read_only(&self) -> Arc<Volume> {
+        self.start(true)
+    }
+
+    /// The repository alone, to look at what was stored and to forge it.
+    #[allow(dead_code, reason = "each test file uses some of these")]
+    pub fn repository(&self) -> Arc<Repository> {
+        self.unlock(host(), &self.state.path().join("forged"))
+    }
+
+    /// How many segments the log has.
+    #[allow(dead_code, reason = "each test file uses some of these")]
+    pub fn log_segments(&self) -> usize {
+        let entries = std::fs::read_dir(self.state.path().join("log")).expect("the log");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"));
+        names.filter(|name| name.starts_with("segment-")).count()
+    }
+
+    fn unlock(&self, host: Arc<Host>, staging: &std::path::Path) -> Arc<Repository> {
         let options = OpenOptions {
-            staging: Some(self.state.path().join("staging")),
+            staging: Some(staging.to_path_buf()),
             pack_bytes: 1 << 20,
             cache_bytes: 8 << 20,
             ..OpenOptions::default()
         };
-        let repository =
-            Repository::open(self.store.clone(), host.clone(), Arc::new(Aes256Gcm), PASSPHRASE, options).expect("open");
+        Repository::open(self.store.clone(), host, Arc::new(Aes256Gcm), PASSPHRASE, options).expect("open")
+    }
+
+    fn start(&self, read_only: bool) -> Arc<Volume> {
+        let host = host();
+        let repository = self.unlock(host.clone(), &self.state.path().join("staging"));
         // Small chunks, so that small files have several.
         let sizes = ChunkSizes { min: 16 << 10, avg: 64 << 10, max: 256 << 10 };
         let chunker = Arc::new(FastCdc::new(repository.chunker_seed(), sizes));
@@ -64,7 +88,7 @@ impl Bench {
             commit_bytes: 64 << 20,
             timeout: Duration::from_secs(20),
             memory: 64 << 20,
-            read_only: false,
+            read_only,
             refresh: Duration::from_secs(10),
             durability_remote: false,
             faults: Arc::new(|_| {}),
@@ -80,4 +104,12 @@ impl Bench {
     pub fn lose_state(&mut self) {
         self.state = tempfile::tempdir().expect("a directory");
     }
+}
+
+fn host() -> Arc<Host> {
+    let registry = Registry::new().transform(axiomfs_compression_zstd::Factory).seal(Aes256Gcm);
+    let steps = vec![StepSpec::new("zstd").with("level", 1), StepSpec::new("aes-256-gcm")];
+    let chains = vec![ChainSpec { name: "default".into(), steps }];
+    let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec!["encryption".into()]);
+    Arc::new(host.expect("host"))
 }

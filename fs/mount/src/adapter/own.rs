@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axiomfs_live::{Access, FsError, NodeId, ROOT_INO, RenameMode, SetAttr};
+use axiomfs_live::{Access, FsError, NodeId, ROOT_INO, RenameMode, SetAttr, Who};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
     Request,
@@ -64,10 +64,10 @@ impl Adapter {
     }
 
     /// `mkdir snapshots/NAME`.
-    pub(super) fn take_snapshot(&self, name: &[u8], reply: ReplyEntry) {
+    pub(super) fn take_snapshot(&self, who: Who, name: &[u8], reply: ReplyEntry) {
         let Some(name) = snapshot_name(name) else { return reply.error(Errno::EINVAL) };
         self.service.later(Lane::Snapshot, 0, move |service| {
-            let made = service.volume.snapshot_create(Access::Wait, &name).and_then(|snapshot| {
+            let made = service.volume.snapshot_create(Access::Wait, who, &name).and_then(|snapshot| {
                 let node = NodeId { ordinal: snapshot.ordinal, ino: ROOT_INO };
                 Ok((node, service.volume.getattr(Access::Wait, node)?))
             });
@@ -83,23 +83,23 @@ impl Adapter {
     }
 
     /// `rmdir snapshots/NAME`.
-    pub(super) fn forget_snapshot(&self, name: &[u8], reply: ReplyEmpty) {
+    pub(super) fn forget_snapshot(&self, who: Who, name: &[u8], reply: ReplyEmpty) {
         let Some(name) = snapshot_name(name) else { return reply.error(Errno::ENOENT) };
         self.service.later(Lane::Snapshot, 0, move |service| {
-            let result = service.volume.snapshot_delete(Access::Wait, &name);
+            let result = service.volume.snapshot_delete(Access::Wait, who, &name);
             finish_snapshot_change(service, "rmdir", result, reply);
         });
     }
 
     /// `mv snapshots/A snapshots/B`. Never over an existing one: that would forget it.
-    pub(super) fn rename_snapshot(&self, from: &[u8], to: &[u8], mode: RenameMode, reply: ReplyEmpty) {
+    pub(super) fn rename_snapshot(&self, who: Who, from: &[u8], to: &[u8], mode: RenameMode, reply: ReplyEmpty) {
         if mode == RenameMode::Exchange {
             return reply.error(Errno::EINVAL);
         }
         let Some(from) = snapshot_name(from) else { return reply.error(Errno::ENOENT) };
         let Some(to) = snapshot_name(to) else { return reply.error(Errno::EINVAL) };
         self.service.later(Lane::Snapshot, 0, move |service| {
-            let result = service.volume.snapshot_rename(Access::Wait, &from, &to, RenameMode::NoReplace);
+            let result = service.volume.snapshot_rename(Access::Wait, who, &from, &to, RenameMode::NoReplace);
             finish_snapshot_change(service, "rename", result, reply);
         });
     }
@@ -132,9 +132,9 @@ impl Adapter {
     }
 
     pub(super) fn write_own(&self, request: &Request, handle: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
-        let (uid, data) = (request.uid(), data.to_vec());
+        let (who, data) = (who(request), data.to_vec());
         self.service.later(Lane::Command, data.len(), move |service| {
-            match service.files.write(handle.0, offset, &data, uid) {
+            match service.files.write(handle.0, offset, &data, who) {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
             }
@@ -143,9 +143,9 @@ impl Adapter {
     }
 
     pub(super) fn flush_own(&self, request: &Request, handle: FileHandle, reply: ReplyEmpty) {
-        let uid = request.uid();
+        let who = who(request);
         self.service.later(Lane::Command, 0, move |service| {
-            match service.files.flush(handle.0, uid) {
+            match service.files.flush(handle.0, who) {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(errno),
             }
@@ -195,5 +195,31 @@ fn finish_snapshot_change<T>(
 fn forget_listings(service: &Service) {
     for place in [Place::Snapshots, Place::Control(ControlNode::Plugins)] {
         service.invalidator.order(place.node().pack(), Duration::ZERO);
+    }
+}
+
+/// The user and process behind a request. The kernel names the thread; one that is gone already is named as it is.
+pub(super) fn who(request: &Request) -> Who {
+    let thread = request.pid();
+    Who { uid: request.uid(), pid: process_of(thread).unwrap_or(thread) }
+}
+
+fn process_of(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_told_by_its_process() {
+        // Tests run in threads of their own.
+        let own = std::fs::read_link("/proc/thread-self").expect("procfs");
+        let tid: u32 = own.file_name().expect("a number").to_str().expect("digits").parse().expect("a number");
+        assert_ne!(tid, std::process::id());
+        assert_eq!(process_of(tid), Some(std::process::id()));
+        assert_eq!(process_of(u32::MAX), None);
     }
 }
