@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, binary, scratch, text};
 use axiomfs_tests::rng::{noise, prose};
-use axiomfs_tests::run::{must, run};
+use axiomfs_tests::run::{must, run, wait_for};
 use serde_json::Value;
 
 /// The advice of that kind, if there is any.
@@ -110,4 +110,21 @@ fn a_read_set_that_does_not_fit_asks_for_memory() {
     assert!(repo.status()["memory"]["limit"].as_u64() > Some(64 << 20), "{}", repo.status());
     read(&repo);
     assert!(advice(&repo, "memory").is_none(), "{}", shown(&repo));
+}
+
+#[test]
+fn a_rotation_that_is_due_is_advised_until_it_is_done() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("advice-rotate");
+    // The least there is. A mount that writes nothing does not rotate by itself.
+    repo.settings("policies: {rotate: {age: 1m}}\n").mount();
+    assert!(advice(&repo, "rotate").is_none(), "{}", shown(&repo));
+    wait_for("the key is a minute old", LIMIT, || advice(&repo, "rotate").is_some());
+    let rotate = advice(&repo, "rotate").expect("still");
+    let evidence = rotate["evidence"].as_str().expect("text");
+    assert!(evidence.contains("Epoch 1") && evidence.contains("policies.rotate.age"), "{evidence}");
+    follow(&rotate);
+    assert!(advice(&repo, "rotate").is_none(), "{}", shown(&repo));
+    assert_eq!(repo.control_ok("key status")["epoch"], 2);
+    repo.umount();
 }

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use axiomfs_tests::repo::{TestRepo, beside_others, text};
-use axiomfs_tests::rng::prose;
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
+use axiomfs_tests::rng::{noise, prose};
+use axiomfs_tests::run::wait_for;
 use serde_json::Value;
 
 #[test]
@@ -56,5 +57,136 @@ fn passphrases_come_and_go_and_a_new_epoch_seals_what_follows() {
         serde_json::from_str::<Value>(&done.stdout).expect("JSON")["frames"][0]["epoch"].clone()
     };
     assert_eq!((epoch("before"), epoch("after")), (Value::from(1), Value::from(2)));
+    repo.umount();
+}
+
+/// The epoch that sealed the file's first frame.
+fn frame_epoch(repo: &TestRepo, name: &str) -> Value {
+    let done = repo.axiomfs(&["stat", text(&repo.live().join(name)), "--json"]);
+    serde_json::from_str::<Value>(&done.stdout).expect("JSON")["frames"][0]["epoch"].clone()
+}
+
+fn write_and_settle(repo: &TestRepo, name: &str, seed: u64) {
+    fs::write(repo.live().join(name), prose(seed, 300_000)).expect("written");
+    repo.settle();
+}
+
+fn audit(repo: &TestRepo) -> String {
+    fs::read_to_string(repo.mnt.join(".axiomfs/audit.log")).expect("audit.log can be read")
+}
+
+#[test]
+fn a_mount_takes_a_new_key_into_use_and_a_reader_follows() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("keys-mounted");
+    repo.settings("refresh: 1s\n").mount();
+    write_and_settle(&repo, "first", 1);
+    repo.sync();
+    let mut reader = repo.elsewhere(&repo.store, "keys-reader");
+    reader.try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("{e}"));
+    let reads =
+        |name: &str, seed: u64| fs::read(reader.live().join(name)).is_ok_and(|data| data == prose(seed, 300_000));
+    assert!(reads("first", 1));
+    assert_eq!(repo.control_ok("key rotate")["epoch"], 2);
+    write_and_settle(&repo, "second", 2);
+    repo.sync();
+    assert_eq!((frame_epoch(&repo, "first"), frame_epoch(&repo, "second")), (Value::from(1), Value::from(2)));
+    // It was mounted when the key was not made yet.
+    wait_for("the reader follows", LIMIT, || reads("second", 2));
+
+    // Somebody rotates beside the mount: it takes the key up with a commit, after a minute at most.
+    let done = repo.axiomfs(&["key", "rotate", text(&repo.store), "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&done.stdout).expect("JSON")["epoch"], 3, "{}", done.stderr);
+    let mut n = 10;
+    wait_for("the mount takes the key up", LIMIT, || {
+        n += 1;
+        write_and_settle(&repo, "again", n);
+        repo.sync();
+        repo.control_ok("key status")["epoch"] == 3
+    });
+    write_and_settle(&repo, "third", 3);
+    assert_eq!(frame_epoch(&repo, "third"), 3);
+    repo.sync();
+    wait_for("the reader follows", LIMIT, || reads("third", 3));
+    wait_for("it is recorded", LIMIT, || audit(&repo).contains("epoch 3 is in use"));
+    assert!(audit(&repo).contains("\"key rotate\""));
+    reader.umount();
+    repo.umount();
+}
+
+#[test]
+fn keys_are_rotated_by_what_they_have_sealed() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("keys-policy");
+    repo.settings("policies: {rotate: {bytes: 1MiB}}\n").mount();
+    assert_eq!(repo.control_ok("key status")["epoch"], 1);
+    fs::write(repo.live().join("much"), noise(1, 3 << 20)).expect("written");
+    repo.settle();
+    wait_for("the next key", LIMIT, || repo.control_ok("key status")["epoch"] == 2);
+    wait_for("it is recorded", LIMIT, || audit(&repo).contains("epoch 2 is in use, by policies.rotate (bytes)"));
+    write_and_settle(&repo, "later", 2);
+    assert_eq!(frame_epoch(&repo, "later"), 2);
+    repo.umount();
+    repo.mount();
+    assert!(fs::read(repo.live().join("much")).expect("read") == noise(1, 3 << 20));
+    assert_eq!(repo.control_ok("key status")["epoch"], 2, "a mount that writes nothing rotates nothing");
+    repo.umount();
+}
+
+#[test]
+fn after_a_compromise_what_comes_again_is_sealed_anew() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("keys-compromised");
+    repo.mount();
+    write_and_settle(&repo, "before", 1);
+    repo.sync();
+    let refused = repo.control("key rotate compromised");
+    assert_eq!((&refused["ok"], &refused["errno"]), (&Value::from(false), &Value::from("EPERM")), "{refused}");
+    assert_eq!(repo.control_ok("key rotate")["epoch"], 2);
+    write_and_settle(&repo, "the same", 1);
+    assert_eq!(frame_epoch(&repo, "the same"), 1, "after a plain rotation what is known is not stored again");
+    let token = repo.status()["confirm"].as_str().expect("a token").to_owned();
+    assert_eq!(repo.control_ok(&format!("key rotate compromised confirm={token}"))["epoch"], 3);
+    write_and_settle(&repo, "once more", 1);
+    assert_eq!(frame_epoch(&repo, "once more"), 3);
+    let epochs = repo.control_ok("key status")["epochs"].clone();
+    let marks: Vec<&Value> = epochs.as_array().expect("a list").iter().map(|epoch| &epoch["compromised"]).collect();
+    assert_eq!(marks, [true, true, false]);
+    repo.umount();
+}
+
+#[test]
+fn sealed_keys_are_exported_and_put_back() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("keys-export");
+    repo.mount();
+    fs::write(repo.live().join("file"), "content").expect("written");
+    repo.umount();
+    let (store, file) = (text(&repo.store).to_owned(), repo.dir.join("keys.json"));
+    let listed = repo.axiomfs(&["key", "list", &store, "--json"]);
+    let key = serde_json::from_str::<Value>(&listed.stdout).expect("JSON")["keys"][0].clone();
+    assert_eq!(key["kdf"], "argon2id");
+    for number in ["memory_kib", "passes", "lanes"] {
+        assert!(key[number].as_u64().is_some_and(|n| n > 0), "{number}: {key}");
+    }
+    let exported = repo.axiomfs(&["key", "export", &store, text(&file)]);
+    assert!(exported.status.success() && exported.stderr.contains("keep it offline"), "{}", exported.stderr);
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    let before = fs::read(&file).expect("read");
+    let again = repo.axiomfs(&["key", "export", &store, text(&file)]);
+    assert!(again.code() == 1 && again.stderr.contains("is there already"), "{}", again.stderr);
+    assert!(fs::read(&file).expect("read") == before, "nothing is replaced");
+    let wrong = repo.axiomfs(&["key", "import", &store, text(&repo.store.join("config"))]);
+    assert!(wrong.code() == 1 && wrong.stderr.contains("is not a file that"), "{}", wrong.stderr);
+    // The store loses all keys.
+    for lost in ["keys", "keyring"] {
+        fs::remove_dir_all(repo.store.join(lost)).expect("removed");
+    }
+    repo.try_mount(&[]).expect_err("no keys");
+    let put = repo.axiomfs(&["key", "import", &store, text(&file), "--json"]);
+    let put: Value = serde_json::from_str(&put.stdout).unwrap_or_else(|_| panic!("{}", put.stderr));
+    assert_eq!(put["put"].as_array().map(Vec::len), Some(2), "{put}");
+    repo.mount();
+    assert_eq!(fs::read(repo.live().join("file")).expect("read"), b"content");
     repo.umount();
 }

@@ -302,7 +302,7 @@ impl Advisor {
                 format_duration(due)
             ),
             gain: "Who learned the key of today can't read what is sealed from then on".to_owned(),
-            commands: vec![format!("axiomfs key rotate {}", self.store)],
+            commands: vec![self.ctl("key rotate")],
         })
     }
 

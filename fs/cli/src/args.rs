@@ -106,9 +106,10 @@ Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs
   axiomfs key passwd /srv/vault                     another passphrase in place of yours
   axiomfs key remove /srv/vault ID                  needs the passphrase of another key
   axiomfs key rotate /srv/vault                     a new sealing key for what is written from now on
+  axiomfs key export /srv/vault /media/usb/keys     a sealed copy, for the day on which the store has lost its keys
 
-It works beside mounts, which hold what they need. Taking a passphrase away or rotating does not seal anew what is
-stored: who knew the old keys and can read the store still reads what they sealed."
+It works beside mounts, which take a new sealing key up by themselves. Taking a passphrase away or rotating does not seal
+anew what is stored: who knew the old keys and can read the store still reads what they sealed."
     )]
     Key(KeyVerb),
     /// Make and list the volumes of a repository
@@ -325,6 +326,24 @@ pub enum KeyVerb {
         /// Which repository
         #[command(flatten)]
         key: KeyArgs,
+        /// The keys so far may be known to others: store anew what comes again, rather than refer to what they sealed
+        #[arg(long)]
+        compromised: bool,
+    },
+    /// Write a copy of the sealed keys to a file, for the day on which the store has lost them
+    Export {
+        /// Which repository
+        #[command(flatten)]
+        key: KeyArgs,
+        /// The file, which must not be there yet
+        file: PathBuf,
+    },
+    /// Put sealed keys from such a file back into the store, where they are missing
+    Import {
+        /// Directory of the repository
+        store: String,
+        /// The file
+        file: PathBuf,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axiomfs_config::{Pipeline, Settings};
 use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, parse_command};
@@ -19,6 +19,7 @@ use crate::metrics;
 use crate::pacing::UploadBounds;
 use crate::reload::Mark;
 use crate::replies;
+use crate::rotation;
 use crate::session::Session;
 use crate::status::{self, Facts};
 use crate::wiring;
@@ -84,12 +85,11 @@ impl Panel {
             Command::Sync => self.sync(),
             Command::StoreStatus => self.store_status(),
             Command::Reload { confirm } => self.reload(confirm.as_deref()),
-            Command::KeyStatus => Ok(json!({
-                "ok": true,
-                "seal": "aes-256-gcm",
-                "keyring_generation": self.repository.keyring_generation(),
-            })),
-            Command::KeyRotate { .. } => Err(not_built("Rotating keys")),
+            Command::KeyStatus => Ok(rotation::status(&self.repository)),
+            Command::KeyRotate { compromised, confirm } => {
+                let confirmed = confirm.as_deref() == Some(self.host.confirm_token());
+                rotation::by_command(&self.repository, compromised, confirmed)
+            }
             Command::Advise => {
                 self.advisor.try_out();
                 Ok(advice::to_json(&self.advice_now()))
@@ -155,6 +155,20 @@ impl Panel {
     /// How many uploads the settings want.
     pub fn upload_bounds(&self) -> &Arc<UploadBounds> {
         &self.uploads
+    }
+
+    /// Takes a new sealing key into use where the settings ask for it, and records one that somebody else took.
+    pub fn rotate_if_due(&self, watched: &mut rotation::Watched) {
+        let rotate = lock(&self.pipeline).policies.rotate.clone();
+        if let Some(deed) = watched.look(&self.repository, &rotate, SystemTime::now()) {
+            self.volume.note("key", format!("{}: {}", deed.subject, deed.result));
+            self.volume.audit_noted(&deed);
+        }
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
     }
 
     /// Tries out what advice may come of. Takes a while.

@@ -221,14 +221,22 @@ impl Prepared {
         if let Some(lease) = &mut lease {
             give_to_user(&volume)?;
             lease.put(&repository, volume.status().state_id, state);
-            self.record_mount(&volume);
+            self.record_mount(&volume, &repository);
         }
         Ok((repository, volume, lease))
     }
 
-    fn record_mount(&self, volume: &Volume) {
+    /// With all keys there are, the one that opened it first: so it is seen when some came or went.
+    fn record_mount(&self, volume: &Volume, repository: &Repository) {
         let Some(mountpoint) = self.purpose.mountpoint() else { return };
-        let subject = format!("{} on {}", mountpoint.display(), system::host_name());
+        let keys: Vec<String> = repository.key_ids().iter().map(|id| id[..8].to_owned()).collect();
+        let (epoch, keys) = (repository.sealing_epoch().number, keys.join(" "));
+        let mut path = mountpoint.display().to_string();
+        // What stands behind it must find room in the record.
+        if path.len() > 256 {
+            path = path.chars().take(64).chain("…".chars()).collect();
+        }
+        let subject = format!("{path} on {}, sealing epoch {epoch}, keys {keys}", system::host_name());
         let action = if self.args.takeover { "takeover" } else { "mount" };
         volume.audit_noted(&Deed::done(audit::us(), action, subject));
     }

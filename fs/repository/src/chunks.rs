@@ -176,7 +176,7 @@ impl Repository {
         Ok(added)
     }
 
-    /// Whether the index locates the chunk in a frame that is not known to be bad. If that can't be told it counts as absent:
+    /// Whether the index locates the chunk in a frame that is not known to be bad, nor sealed with a key that others may know. If that can't be told it counts as absent:
     /// storing a chunk twice is harmless.
     fn is_indexed(&self, id: &ChunkId, kind: FrameKind) -> bool {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -184,11 +184,17 @@ impl Repository {
         let io = if paused { Io::Never } else { Io::Allowed };
         let own = self.index.locate(id, io).map(|places| {
             let mut places = places.into_iter().flatten();
-            places.any(|place| !self.reader.is_quarantined(&ChunkPlace::stored(place).key()))
+            places.any(|place| {
+                !self.keyring.is_compromised(place.pack.epoch)
+                    && !self.reader.is_quarantined(&ChunkPlace::stored(place).key())
+            })
         });
         let found = match own {
             // Trees of other volumes have little in common with this one's.
-            Ok(false) if kind == FrameKind::Data => self.borrow_chunk(id, io),
+            Ok(false) if kind == FrameKind::Data => self.borrow_chunk(id, io).map(|found| {
+                let sealed = self.others.borrowed(id).map(|place| place.pack.epoch);
+                found && !sealed.is_some_and(|epoch| self.keyring.is_compromised(epoch))
+            }),
             own => own,
         };
         match found {

@@ -80,6 +80,7 @@ impl Repository {
     pub fn commit_packs_then(&self, roots: &[Option<Root>], uploaded: &dyn Fn()) -> Result<CommitSet, RepositoryError> {
         let packer = self.packer()?;
         let _running = Running::begin(&self.committing)?;
+        self.follow_keys();
         let (packs, generation) = packer.finished();
         let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind != FrameKind::Metadata);
         let mut tasks = VecDeque::new();

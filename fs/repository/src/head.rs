@@ -7,7 +7,7 @@ use crate::crypto::Envelope;
 use crate::error::{InObject, RepositoryError};
 use crate::ids::{CommitId, Epoch, SequenceNo, VolumeId};
 use crate::index::SegmentRef;
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::tree::Root;
 use crate::{limits, names};
 

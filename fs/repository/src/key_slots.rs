@@ -6,7 +6,8 @@ use crate::crypto::Secret;
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{RepositoryId, hex};
-use crate::keys::{self, KdfParams, Keyring};
+use crate::keyring::Keyring;
+use crate::keys::{self, KdfParams};
 use crate::repository::now_ns;
 use crate::{config, limits, names};
 
@@ -20,8 +21,8 @@ pub struct KeySlot {
     pub id: String,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
-    /// Memory that one guess costs, in KiB.
-    pub memory_kib: u32,
+    /// What one guess costs.
+    pub kdf: KdfParams,
 }
 
 /// A sealing epoch.
@@ -31,6 +32,8 @@ pub struct KeyEpoch {
     pub number: u32,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
+    /// Whether somebody else may know its key: what it sealed is stored anew where it comes again.
+    pub compromised: bool,
 }
 
 /// The slots of a repository, which anybody may list who may list the store.
@@ -43,8 +46,8 @@ pub fn key_slots(store: &dyn Store) -> Result<Vec<KeySlot>, RepositoryError> {
     for object in keys::slots(store, &Foreign::default())? {
         let name = object.key.as_str();
         let bytes = store.get(&object.key, limits::SLOT)?;
-        let (memory_kib, created_ns) = keys::slot_facts(&bytes, name)?;
-        slots.push(KeySlot { id: slot_id(name).to_owned(), created_ns, memory_kib });
+        let (kdf, created_ns) = keys::slot_facts(&bytes, name)?;
+        slots.push(KeySlot { id: keys::slot_id(name).to_owned(), created_ns, kdf });
     }
     slots.sort_by(|a, b| (a.created_ns, &a.id).cmp(&(b.created_ns, &b.id)));
     Ok(slots)
@@ -52,12 +55,12 @@ pub fn key_slots(store: &dyn Store) -> Result<Vec<KeySlot>, RepositoryError> {
 
 /// The keys of a repository, unlocked by one of its passphrases.
 pub struct Keys<'a> {
-    store: &'a dyn Store,
-    seal: &'a dyn Seal,
-    repository: RepositoryId,
-    master: Secret,
+    pub(crate) store: &'a dyn Store,
+    pub(crate) seal: &'a dyn Seal,
+    pub(crate) repository: RepositoryId,
+    pub(crate) master: Secret,
     /// The slot that the passphrase opened.
-    opened: String,
+    pub(crate) opened: String,
 }
 
 impl<'a> Keys<'a> {
@@ -67,9 +70,10 @@ impl<'a> Keys<'a> {
     /// As [`Repository::open`](crate::Repository::open).
     pub fn unlock(store: &'a dyn Store, seal: &'a dyn Seal, passphrase: &[u8]) -> Result<Self, RepositoryError> {
         let config = config::load(store)?;
-        let (master, slot) = keys::unlock_slot(store, seal, config.repository, passphrase, &Foreign::default())?;
+        let slots = keys::slots(store, &Foreign::default())?;
+        let keys::Unlocked { master, opened, .. } = keys::unlock(store, seal, config.repository, passphrase, &slots)?;
         config.authenticate(&master)?;
-        Ok(Self { store, seal, repository: config.repository, master, opened: slot_id(&slot).to_owned() })
+        Ok(Self { store, seal, repository: config.repository, master, opened })
     }
 
     /// The id of the slot that was opened.
@@ -137,13 +141,13 @@ impl<'a> Keys<'a> {
         Ok(self.keyring()?.epochs())
     }
 
-    /// Adds a sealing epoch for what is written by mounts from their next start on; its number. What was written before stays
-    /// sealed with the older epochs, whose keys are kept to read it.
+    /// Adds a sealing epoch; its number. What was written before stays sealed with the older epochs, whose keys are kept to read it.
+    /// With `compromised` these are no reason any more to store nothing of what comes again.
     ///
     /// # Errors
     /// [`RepositoryError::KeySlot`] if somebody else did so at this moment; or what the store met.
-    pub fn rotate(&self) -> Result<u32, RepositoryError> {
-        let next = self.keyring()?.with_new_epoch(now_ns())?;
+    pub fn rotate(&self, compromised: bool) -> Result<u32, RepositoryError> {
+        let next = self.keyring()?.with_new_epoch(now_ns(), compromised)?;
         match next.create(self.store, self.seal, &self.master) {
             Ok(()) => Ok(next.current_epoch().number),
             Err(RepositoryError::Store { source, .. }) if source.kind == StoreErrorKind::AlreadyExists => {
@@ -151,6 +155,25 @@ impl<'a> Keys<'a> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The objects that the repository can't be opened without, as they are in the store: `config`, the slot of the passphrase that
+    /// was given, the newest keyring. They are sealed: nobody reads them without that passphrase.
+    ///
+    /// # Errors
+    /// What the store met.
+    pub fn export(&self) -> Result<Vec<(String, Vec<u8>)>, RepositoryError> {
+        let ring = names::keyring(self.keyring()?.generation());
+        let wanted = [
+            (names::CONFIG.to_owned(), limits::CONFIG),
+            (format!("keys/{}", self.opened), limits::SLOT),
+            (ring, limits::KEYRING),
+        ];
+        let get = |(name, limit): (String, u64)| {
+            let bytes = self.store.get(&names::key(&name)?, limit)?;
+            Ok((name, bytes))
+        };
+        wanted.into_iter().map(get).collect()
     }
 
     /// Names of the volumes, in the order in which they were made.
@@ -184,10 +207,6 @@ impl<'a> Keys<'a> {
     fn keyring(&self) -> Result<Keyring, RepositoryError> {
         Keyring::load(self.store, self.seal, self.repository, &self.master, &Foreign::default())
     }
-}
-
-fn slot_id(name: &str) -> &str {
-    name.strip_prefix("keys/").unwrap_or(name)
 }
 
 fn refused(slot: &str, reason: &'static str) -> RepositoryError {

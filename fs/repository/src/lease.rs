@@ -6,7 +6,7 @@ use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::Envelope;
 use crate::error::{InObject, RepositoryError};
 use crate::ids::{StateId, VolumeId};
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::{limits, names};
 
 /// Who writes a volume, for people; nothing depends on it.

@@ -12,7 +12,7 @@ use crate::crypto::{SALT, Secret, VERSION, check_magic, derive, nonce, random};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameKind, FrameRecord, FrameSeal, Member, RECORD};
 use crate::ids::{PackId, RepositoryId, hex};
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::limits;
 use crate::temporary::Temporary;
 

@@ -13,7 +13,7 @@ use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::frame::{FrameKind, FrameRecord, directory};
 use crate::ids::{ChunkId, PackId};
 use crate::index::Located;
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::lru_bytes::ByteLru;
 use crate::names;
 use crate::near::Source;

@@ -11,17 +11,19 @@ use axiomfs_host::{ChainName, Host};
 
 use crate::codec::Put;
 use crate::commit::Progress;
-use crate::crypto::{Envelope, Secret, derive, random, random_secret};
+use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
 use crate::index::{Index, SegmentRef, index_cache};
-use crate::keys::{KdfParams, Keyring, create_slot, unlock};
+use crate::keyring::Keyring;
+use crate::keys::{KdfParams, Unlocked, create_slot, slots_and_keyrings, unlock};
 use crate::labels::Labels;
 use crate::near::{Near, Source};
 use crate::others::Others;
 use crate::packer::{Packer, PackerSetup};
 use crate::reader::Reader;
+use crate::rotation::follow_store;
 use crate::staged::StagedPack;
 use crate::stats::{Counters, RepositoryStats};
 use crate::yielding::{Gate, Reads, Waiting};
@@ -93,6 +95,9 @@ pub struct Repository {
     pub(crate) host: Arc<Host>,
     pub(crate) seal: Arc<dyn Seal>,
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) unlocked: Arc<Unlocked>,
+    /// When the store was last asked whether there is a later keyring.
+    pub(crate) keys_asked: Mutex<Instant>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) labels: Arc<Labels>,
     pub(crate) index: Index,
@@ -171,9 +176,13 @@ impl Repository {
         };
         let foreign = Foreign::default();
         let id = config.repository;
-        let authenticate = |master: &Secret| config.authenticate(master);
-        let keyring = unlock(store.as_ref(), seal.as_ref(), id, passphrase, &foreign, authenticate)?;
+        let (slots, keyrings) = slots_and_keyrings(store.as_ref(), &foreign)?;
+        let unlocked = unlock(store.as_ref(), seal.as_ref(), id, passphrase, &slots)?;
+        config.authenticate(&unlocked.master)?;
+        let keyring = Keyring::newest(store.as_ref(), seal.as_ref(), id, &unlocked.master, keyrings, &foreign)?;
         let keyring = Arc::new(keyring);
+        let unlocked = Arc::new(unlocked);
+        follow_store(&keyring, &store, &seal, &unlocked);
         let volume =
             keyring.volume(&opts.volume).ok_or_else(|| RepositoryError::UnknownVolume { name: opts.volume.clone() })?;
         let (counters, labels) = (Arc::new(Counters::default()), Arc::new(Labels::default()));
@@ -217,6 +226,8 @@ impl Repository {
             host,
             seal,
             keyring,
+            unlocked,
+            keys_asked: Mutex::new(Instant::now()),
             counters,
             labels,
             index,
@@ -262,16 +273,6 @@ impl Repository {
     /// Seed of this repository's chunker.
     pub fn chunker_seed(&self) -> u64 {
         self.keyring.chunker_seed()
-    }
-
-    /// Generation of the keyring in use, for heads.
-    pub fn keyring_generation(&self) -> u32 {
-        self.keyring.generation
-    }
-
-    /// The epoch that seals what is written now.
-    pub fn sealing_epoch(&self) -> crate::KeyEpoch {
-        self.keyring.epochs().last().copied().expect("a keyring without an epoch is refused when it is read")
     }
 
     /// The id of a chunk of file data.

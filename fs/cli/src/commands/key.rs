@@ -9,7 +9,7 @@ use crate::args::{KeyArgs, KeyVerb, PassphraseArgs};
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::stores::{self, OpenStore, StoreOptions};
-use crate::{output, progress};
+use crate::{key_file, output, progress};
 
 /// Runs the verb.
 ///
@@ -43,15 +43,34 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             let text = format!("Removed key {id}; what was stored stays sealed as it was");
             (json!({ "ok": true, "removed": id }), text)
         }
-        KeyVerb::Rotate { key } => {
+        KeyVerb::Rotate { key, compromised } => {
             let target = open(&key.store)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
-            let epoch = keys.rotate().map_err(|error| failed("Could not rotate", &error))?;
+            let epoch = keys.rotate(*compromised).map_err(|error| failed("Could not rotate", &error))?;
             let text = format!(
-                "Epoch {epoch} seals what is written by mounts from their next start on; mounts that run now must be \
-                 mounted again to read it"
+                "Epoch {epoch} seals what is written from now on; mounts that write take it up within about a minute, \
+                 with a commit (at once: axiomfs ctl MOUNTPOINT key rotate)"
             );
-            (json!({ "ok": true, "epoch": epoch }), text)
+            (json!({ "ok": true, "epoch": epoch, "compromised": compromised }), text)
+        }
+        KeyVerb::Export { key, file } => {
+            let target = open(&key.store)?;
+            let keys = unlock(&target, &obtain(key, environment)?, json)?;
+            let objects = keys.export().map_err(|error| failed("Could not read the keys", &error))?;
+            key_file::write(file, &objects)?;
+            eprintln!("axiomfs: warning: {}", key_file::WARNING);
+            let names: Vec<&str> = objects.iter().map(|(name, _)| name.as_str()).collect();
+            let text = format!("Wrote {} to {}", names.join(", "), file.display());
+            (json!({ "ok": true, "file": file.to_string_lossy(), "objects": names }), text)
+        }
+        KeyVerb::Import { store, file } => {
+            let target = open(store)?;
+            let put = key_file::put_back(&target, &key_file::read(file)?)?;
+            let text = match put.len() {
+                0 => "Nothing was missing".to_owned(),
+                _ => format!("Put back {}", put.join(", ")),
+            };
+            (json!({ "ok": true, "put": put }), text)
         }
     };
     output::show(json, &reply, &text)
@@ -67,11 +86,24 @@ fn list(target: &OpenStore) -> Result<(Value, String), Failure> {
     let since = |ns: i64| output::utc(ns.div_euclid(1_000_000_000));
     let lines: Vec<String> = slots
         .iter()
-        .map(|slot| format!("{}  made {}, {} MiB for a guess", slot.id, since(slot.created_ns), slot.memory_kib >> 10))
+        .map(|slot| {
+            let (kdf, made) = (slot.kdf, since(slot.created_ns));
+            let cost = format!("{} MiB, {} passes, {} lanes", kdf.memory_kib() >> 10, kdf.passes(), kdf.lanes());
+            format!("{}  made {made}, argon2id with {cost} for a guess", slot.id)
+        })
         .collect();
     let keys: Vec<Value> = slots
         .iter()
-        .map(|slot| json!({ "id": slot.id, "created": since(slot.created_ns), "memory_kib": slot.memory_kib }))
+        .map(|slot| {
+            json!({
+                "id": slot.id,
+                "created": since(slot.created_ns),
+                "kdf": "argon2id",
+                "memory_kib": slot.kdf.memory_kib(),
+                "passes": slot.kdf.passes(),
+                "lanes": slot.kdf.lanes(),
+            })
+        })
         .collect();
     Ok((json!({ "ok": true, "keys": keys }), lines.join("\n")))
 }

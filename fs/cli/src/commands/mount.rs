@@ -17,7 +17,7 @@ use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, pacing, places, progress, reload, shutdown, status, stores};
+use crate::{output, pacing, places, progress, reload, rotation, shutdown, status, stores};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -164,6 +164,7 @@ impl Job<'_> {
         pacing::start(session.host(), session.repository(), session.counted(), session.volume(), panel.upload_bounds());
         reload::watch(&panel);
         reload::advise(&panel);
+        rotation::start(&panel);
         tracing::info!(store = session.store(), mountpoint = %self.mountpoint.display(), "mounted");
         end_by_signal(mounted.unmounter(), Arc::clone(&panel));
         ready(json!({

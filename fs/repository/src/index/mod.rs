@@ -19,7 +19,7 @@ use writer::ROW_WITHOUT_FRAME;
 use crate::error::{InObject, RepositoryError};
 use crate::frame::FrameRecord;
 use crate::ids::{ChunkId, SegmentId, VolumeId};
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::lru_bytes::ByteLru;
 use crate::near::Source;
 use crate::pack::Chain;

@@ -8,7 +8,7 @@ use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::{SALT, derive, nonce};
 use crate::error::{InObject, RepositoryError};
 use crate::ids::{ChunkId, RepositoryId, SegmentId, VolumeId};
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::near::Source;
 use crate::pack::{Chain, decode_chains};
 use crate::{limits, names};

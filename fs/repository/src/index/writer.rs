@@ -13,7 +13,7 @@ use crate::crypto::{SALT, VERSION, random};
 use crate::error::RepositoryError;
 use crate::frame::FrameRecord;
 use crate::ids::{ChunkId, SegmentId, VolumeId};
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::pack::{Chain, intern};
 use crate::temporary::Temporary;
 

@@ -21,7 +21,7 @@ use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::FrameKind;
 use crate::ids::ChunkId;
-use crate::keys::Keyring;
+use crate::keyring::Keyring;
 use crate::labels::{Label, Labels};
 use crate::pack::PackWriter;
 use crate::reader::FrameKey;

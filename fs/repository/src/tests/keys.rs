@@ -85,7 +85,7 @@ fn a_new_epoch_seals_what_is_written_next() {
     assert_eq!(repository.frame_of(&old_id).unwrap().unwrap().epoch, 1);
     drop(repository);
     let keys = unlock(&bed, PASSPHRASE).unwrap();
-    assert_eq!((keys.rotate().unwrap(), keys.epochs().unwrap().len()), (2, 2));
+    assert_eq!((keys.rotate(false).unwrap(), keys.epochs().unwrap().len()), (2, 2));
     let repository = bed.open();
     let volume = repository.volume("main").unwrap();
     let head = repository.latest_head(volume).unwrap().unwrap();
@@ -100,4 +100,90 @@ fn a_new_epoch_seals_what_is_written_next() {
         assert_eq!(repository.frame_of(&id).unwrap().unwrap().epoch, epoch);
     }
     assert_eq!(repository.data_id(&old), old_id, "dedup goes on: the keys of ids stay");
+}
+
+/// A repository that is open takes a new epoch up: by its own rotation at once, by another's where it meets it.
+#[test]
+fn an_open_repository_takes_up_later_epochs() {
+    let bed = Bed::new();
+    let mut random = Random(6);
+    let [first, second, third] = [(); 3].map(|()| random.data(200_000));
+    let repository = bed.open();
+    let reader = bed.open_cold();
+    let (first, _) = add(&repository, &first);
+    commit(&repository, None);
+    assert_eq!(repository.rotate(false).unwrap(), 2);
+    let (second, _) = add(&repository, &second);
+    commit(&repository, None);
+    assert_eq!((repository.sealing_epoch().number, repository.keyring_generation()), (2, 2));
+    // A reader of the first epoch reads the second's head, index and pack.
+    let volume = reader.volume("main").unwrap();
+    let head = reader.latest_head(volume).unwrap().unwrap();
+    reader.load_segments(&head.segments).unwrap();
+    for (id, epoch) in [(first, 1), (second, 2)] {
+        reader.read_chunk(&id).unwrap();
+        assert_eq!(reader.frame_of(&id).unwrap().unwrap().epoch, epoch);
+    }
+    assert_eq!(reader.sealing_epoch().number, 2);
+    // Somebody else rotates: our own next try makes the epoch after theirs, and both are known here.
+    assert_eq!(unlock(&bed, PASSPHRASE).unwrap().rotate(false).unwrap(), 3);
+    assert_eq!(repository.rotate(false).unwrap(), 4);
+    assert_eq!(repository.epochs().iter().map(|epoch| epoch.number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let (third, _) = add(&repository, &third);
+    commit(&repository, None);
+    assert_eq!(repository.frame_of(&third).unwrap().unwrap().epoch, 4);
+}
+
+/// After `rotate --compromised` what comes again is stored anew, once.
+#[test]
+fn what_a_compromised_epoch_sealed_is_stored_anew_where_it_comes_again() {
+    let bed = Bed::new();
+    let data = Random(7).data(200_000);
+    let repository = bed.open();
+    let (id, added) = add(&repository, &data);
+    assert_eq!(added, Added::New);
+    commit(&repository, None);
+    repository.rotate(false).unwrap();
+    assert_eq!(add(&repository, &data).1, Added::Known, "after a plain rotation");
+    repository.rotate(true).unwrap();
+    let marks: Vec<bool> = repository.epochs().iter().map(|epoch| epoch.compromised).collect();
+    assert_eq!(marks, [true, true, false]);
+    assert_eq!(add(&repository, &data).1, Added::New, "the key of the first is known to others");
+    commit(&repository, None);
+    assert_eq!(add(&repository, &data).1, Added::Known);
+    drop(repository);
+    let repository = bed.open_cold();
+    assert!(*repository.read_chunk(&id).unwrap() == *data);
+    assert_eq!(repository.frame_of(&id).unwrap().unwrap().epoch, 3, "the newest place counts");
+    assert_eq!(repository.epochs().iter().filter(|epoch| epoch.compromised).count(), 2, "kept in the store");
+}
+
+/// An object that names an epoch which nobody made asks the store once, not for each read.
+#[test]
+fn an_epoch_that_is_nowhere_is_not_asked_for_again_and_again() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    for _ in 0..3 {
+        assert!(repository.keyring.epoch(77).is_none());
+    }
+    // Made meanwhile, and not asked for: ten seconds have not passed.
+    unlock(&bed, PASSPHRASE).unwrap().rotate(false).unwrap();
+    assert!(repository.keyring.epoch(2).is_none());
+    assert!(repository.keyring.refresh().unwrap() && repository.keyring.epoch(2).is_some());
+}
+
+#[test]
+fn exported_keys_open_a_store_that_has_lost_them() {
+    let bed = Bed::new();
+    let before = bed.store.objects();
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    keys.add(SECOND, cheap()).unwrap();
+    keys.rotate(false).unwrap();
+    let exported = keys.export().unwrap();
+    let names: Vec<&str> = exported.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["config", &format!("keys/{}", keys.opened()), "keyring/0000000002"]);
+    for (name, bytes) in &exported {
+        assert_eq!(bed.store.objects().get(name), Some(bytes), "{name}");
+    }
+    assert!(before.contains_key("keyring/0000000001"));
 }

@@ -1,0 +1,88 @@
+//! What other programs can see of a process that holds keys.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, binary, text};
+use axiomfs_tests::run::{must, run, wait_for};
+use serde_json::Value;
+
+const USER: u32 = 65_534;
+const NEEDLE: &str = "needle 7c1f in a haystack";
+
+fn proc_file(pid: u32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// Whether another process of `USER` can open the file.
+fn user_reads(path: &PathBuf) -> bool {
+    let mut head = Command::new("head");
+    let done = head.args(["-c", "0"]).arg(path).uid(USER).gid(USER).stderr(Stdio::null()).status().expect("head runs");
+    done.success()
+}
+
+fn core_limit(pid: u32) -> String {
+    let limits = fs::read_to_string(proc_file(pid, "limits")).expect("read");
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
+    line["Max core file size".len()..].split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn end(mut child: Child) {
+    child.kill().expect("killed");
+    child.wait().expect("waited for");
+}
+
+/// Runs `program` until its standard input is closed, as an unprivileged user.
+fn unprivileged(program: &PathBuf, args: &[&str]) -> Child {
+    let mut command = Command::new(program);
+    command.args(args).uid(USER).gid(USER).current_dir("/").env_clear();
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("started")
+}
+
+#[test]
+fn other_programs_of_the_user_cannot_look_into_the_process() {
+    let _slot = beside_others();
+    let repo = TestRepo::new("process-memory");
+    must("chmod", &["-R", "a+rX", text(&repo.dir)], LIMIT);
+    // Waits for its passphrase. The other program shows that a process without care can be looked into.
+    let ours = unprivileged(&binary(), &["key", "rotate", text(&repo.store), "--passphrase-fd", "0"]);
+    let other = unprivileged(&PathBuf::from("/bin/cat"), &[]);
+    wait_for("no core file", LIMIT, || core_limit(ours.id()) == "0 0");
+    for name in ["environ", "mem", "maps"] {
+        assert!(user_reads(&proc_file(other.id(), name)), "{name} of any program can be read by its user");
+        assert!(!user_reads(&proc_file(ours.id(), name)), "{name} of axiomfs can be read by its user");
+    }
+    end(ours);
+    end(other);
+}
+
+#[test]
+fn the_daemon_leaves_no_core_file_and_shows_no_passphrase() {
+    let _slot = beside_others();
+    let repo = TestRepo::without_init("process-passphrase");
+    let axiomfs = |args: &[&str]| {
+        let done = run(repo.command(args).env("AXIOMFS_PASSPHRASE", NEEDLE), LIMIT);
+        assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
+        done
+    };
+    axiomfs(&["init", text(&repo.store)]);
+    let args = [vec!["mount".to_owned()], repo.mount_args(), vec!["--json".to_owned()]].concat();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // In the background, as people use it.
+    let done = axiomfs(&args);
+    let pid = serde_json::from_str::<Value>(&done.stdout).expect("JSON")["pid"].as_u64().expect("a number") as u32;
+    assert_eq!(core_limit(pid), "0 0");
+    for name in ["environ", "cmdline"] {
+        let mut shown = Vec::new();
+        let read = fs::File::open(proc_file(pid, name)).and_then(|mut file| file.read_to_end(&mut shown));
+        match read {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied),
+            Ok(_) => assert!(!String::from_utf8_lossy(&shown).contains(NEEDLE), "the passphrase stands in {name}"),
+        }
+    }
+    axiomfs(&["umount", text(&repo.mnt)]);
+}
