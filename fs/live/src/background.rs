@@ -20,8 +20,8 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 /// How often somebody who waits for a commit reports progress.
 const REPORT: Duration = Duration::from_millis(100);
 
-/// Log segments that mounts which changed nothing may leave.
-const IDLE_SEGMENTS: u64 = 4;
+/// Log segments that mounts which changed nothing may leave beside the one in use.
+const IDLE_SEGMENTS: u64 = 1;
 
 /// What is asked of the worker, and how far it is.
 #[derive(Debug, Default)]
