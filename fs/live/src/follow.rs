@@ -23,8 +23,9 @@ use crate::volume::{Shared, Volume, lock};
 
 /// How often it looks whether the volume has stopped.
 const LOOK: Duration = Duration::from_millis(250);
-/// The kernel may keep names and attributes until the next state may come, and at least so long.
-const KEEP_LEAST: Duration = Duration::from_millis(100);
+/// The kernel keeps names and attributes from when an answer reaches it, and counts in ticks: what it keeps ends so long before the next
+/// state may come, or a name of one state could be read beside one of another.
+const KEPT_LONGER: Duration = Duration::from_millis(50);
 /// Asked for in vain so often, the writer may have gone on so fast that the next head was trimmed before it was seen.
 const GAP_AFTER: u32 = 30;
 /// Changed files that are told one by one.
@@ -192,7 +193,7 @@ impl Volume {
     /// `None` where nothing changes but through the volume itself.
     pub fn fresh_for(&self) -> Option<Duration> {
         let next = (*lock(&self.shared.follow.next))?;
-        Some(next.saturating_duration_since(Instant::now()).max(KEEP_LEAST))
+        Some(next.saturating_duration_since(Instant::now()).saturating_sub(KEPT_LONGER))
     }
 
     /// Calls `watcher` with the directories that another writer changed, after it is so. The first one stays.
