@@ -47,9 +47,12 @@ fn unprivileged(program: &PathBuf, args: &[&str]) -> Child {
 fn other_programs_of_the_user_cannot_look_into_the_process() {
     let _slot = beside_others();
     let repo = TestRepo::new("process-memory");
+    // Where another user comes to, whatever the place it was built in.
+    let program = repo.dir.join("axiomfs");
+    fs::copy(binary(), &program).expect("copied");
     must("chmod", &["-R", "a+rX", text(&repo.dir)], LIMIT);
     // Waits for its passphrase. The other program shows that a process without care can be looked into.
-    let ours = unprivileged(&binary(), &["key", "rotate", text(&repo.store), "--passphrase-fd", "0"]);
+    let ours = unprivileged(&program, &["key", "rotate", text(&repo.store), "--passphrase-fd", "0"]);
     let other = unprivileged(&PathBuf::from("/bin/cat"), &[]);
     wait_for("no core file", LIMIT, || core_limit(ours.id()) == "0 0");
     for name in ["environ", "mem", "maps"] {
