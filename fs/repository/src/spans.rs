@@ -5,7 +5,7 @@
 //! store's delay. Who jumps about gets what was asked for and no more.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::RepositoryError;
@@ -19,6 +19,8 @@ use crate::trails::{Step, Trails};
 const LONGEST: u64 = 4 << 20;
 /// Shorter ones are not worth a request of their own.
 const SHORTEST: u64 = 1 << 20;
+/// What of a span was read is noted by parts of this length, one bit each.
+const PART: u64 = LONGEST / 64;
 /// Threads that fetch what comes next.
 const AHEAD: usize = 16;
 
@@ -36,6 +38,10 @@ struct Span {
     pack: Whole,
     start: u64,
     end: u64,
+    /// How many bytes had been read of all spans when this one was made.
+    made_at: u64,
+    /// Parts that were read.
+    taken: AtomicU64,
     fetched: Mutex<Option<Fetched>>,
     landed: Condvar,
 }
@@ -53,6 +59,8 @@ struct Held {
     /// The newest last.
     spans: VecDeque<Arc<Span>>,
     bytes: u64,
+    /// Bytes read of all spans so far.
+    clock: u64,
     trails: Trails,
 }
 
@@ -69,7 +77,7 @@ struct Plan {
 impl Spans {
     /// Holds up to `budget` bytes.
     pub fn new(source: Source, budget: u64) -> Arc<Self> {
-        let held = Held { spans: VecDeque::new(), bytes: 0, trails: Trails::new(budget / 2) };
+        let held = Held { spans: VecDeque::new(), bytes: 0, clock: 0, trails: Trails::new(budget / 2) };
         Arc::new(Self { source, held: Mutex::new(held), ahead: AtomicUsize::new(0), budget })
     }
 
@@ -97,9 +105,15 @@ impl Spans {
         Ok(bytes)
     }
 
-    /// Fetches ranges that will be read soon, as far as there is room.
+    /// Fetches ranges that will be read soon, in the order of their packs' first, as far as there is room.
     pub fn announce(self: &Arc<Self>, mut ranges: Vec<(Whole, u64, u64)>) {
-        ranges.sort_by_key(|(pack, start, _)| (pack.id.0, *start));
+        let mut packs: Vec<PackId> = Vec::new();
+        for (pack, ..) in &ranges {
+            if !packs.contains(&pack.id) {
+                packs.push(pack.id);
+            }
+        }
+        ranges.sort_by_key(|(pack, start, _)| (packs.iter().position(|id| *id == pack.id), *start));
         let mut joined: Vec<(Whole, u64, u64)> = Vec::new();
         for (pack, start, end) in ranges {
             match joined.last_mut() {
@@ -125,14 +139,18 @@ impl Spans {
 
     fn plan(&self, pack: Whole, start: u64, end: u64) -> Plan {
         let mut held = self.lock();
-        let Step { from, ahead, passed } = held.trails.step(pack, start, end);
-        // What lies well behind its reader is not read again: frames are kept decoded.
-        held.keep(|span| span.pack.id != pack.id || span.end > passed);
+        let Step { from, ahead } = held.trails.step(pack, start, end);
+        held.clock += end - start;
         let own = held.add_gaps(pack, start, end, LONGEST);
         let parts = held.covering(pack.id, start, end);
+        for span in &parts {
+            span.take(start, end);
+        }
         let piece = (ahead.saturating_sub(end) / 4).clamp(SHORTEST, LONGEST);
         let ahead = self.take_ahead(&mut held, pack, from.max(end), ahead, piece, &parts);
-        held.make_room(0, self.budget, &parts);
+        if !held.make_room(0, self.budget, &parts) {
+            held.drop_oldest(0, self.budget, &parts, |_| true);
+        }
         Plan { parts, own, ahead }
     }
 
@@ -194,7 +212,15 @@ impl Spans {
 
 impl Held {
     fn add(&mut self, pack: Whole, start: u64, end: u64) -> Arc<Span> {
-        let span = Arc::new(Span { pack, start, end, fetched: Mutex::default(), landed: Condvar::new() });
+        let span = Arc::new(Span {
+            pack,
+            start,
+            end,
+            made_at: self.clock,
+            taken: AtomicU64::new(0),
+            fetched: Mutex::default(),
+            landed: Condvar::new(),
+        });
         self.spans.push_back(span.clone());
         self.bytes += end - start;
         span
@@ -238,12 +264,19 @@ impl Held {
         gaps.into_iter().map(|(start, end)| self.add(pack, start, end)).collect()
     }
 
-    /// Drops the oldest that have landed and that nobody reads just now, until `more` fit in; whether they do.
+    /// Drops what was read, as frames are kept decoded, and what nobody came for, until `more` fit in; whether they do. What is
+    /// still to be read stays: fetching ahead must not cost what was fetched ahead before.
     fn make_room(&mut self, more: u64, budget: u64, in_use: &[Arc<Span>]) -> bool {
+        let clock = self.clock;
+        self.drop_oldest(more, budget, in_use, |span| span.is_spent() || clock - span.made_at > 2 * budget)
+    }
+
+    /// Drops the oldest of those that may go, have landed and are not read just now, until `more` fit in; whether they do.
+    fn drop_oldest(&mut self, more: u64, budget: u64, in_use: &[Arc<Span>], may_go: impl Fn(&Span) -> bool) -> bool {
         let mut at = 0;
         while self.bytes + more > budget && at < self.spans.len() {
             let span = &self.spans[at];
-            if span.has_landed() && !in_use.iter().any(|used| Arc::ptr_eq(used, span)) {
+            if may_go(span) && span.has_landed() && !in_use.iter().any(|used| Arc::ptr_eq(used, span)) {
                 self.bytes -= span.end - span.start;
                 self.spans.remove(at);
             } else {
@@ -255,6 +288,18 @@ impl Held {
 }
 
 impl Span {
+    /// Notes that the parts between are read.
+    fn take(&self, start: u64, end: u64) {
+        let (start, end) = (start.max(self.start) - self.start, end.min(self.end) - self.start);
+        let parts = (start / PART..end.div_ceil(PART)).fold(0, |parts, part| parts | 1 << part);
+        self.taken.fetch_or(parts, Ordering::Relaxed);
+    }
+
+    /// Whether all of it was read.
+    fn is_spent(&self) -> bool {
+        u64::from(self.taken.load(Ordering::Relaxed).count_ones()) == (self.end - self.start).div_ceil(PART)
+    }
+
     fn wait(&self) -> Fetched {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -402,5 +447,35 @@ mod tests {
         let (most, bytes) = (late.most.load(Ordering::SeqCst), late.bytes.load(Ordering::SeqCst) as u64);
         assert!(most >= 3, "at most {most} requests were under way");
         assert!(bytes <= LEN, "{bytes} bytes of {LEN} were read");
+    }
+
+    #[test]
+    fn what_was_announced_beyond_the_budget_costs_no_byte_twice() {
+        let (store, pack, data, _) = setup();
+        let late = Arc::new(Late {
+            inner: store,
+            waiting: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        });
+        let spans = Spans::new(Source { store: late.clone(), near: None }, BUDGET);
+        let step = 512 << 10;
+        // A file's chunks lie in its pack in another order: two parts of the pack are read in turn, and both are announced.
+        let mut order = Vec::new();
+        for at in (0..LEN / 2).step_by(step as usize) {
+            order.extend([at, LEN / 2 + at]);
+        }
+        for (i, &at) in order.iter().enumerate() {
+            spans.announce(order[i..].iter().map(|&at| (pack, at, at + step)).collect());
+            assert!(spans.read(pack, at, at + step).unwrap() == data[at as usize..(at + step) as usize], "at {at}");
+        }
+        let bytes = late.bytes.load(Ordering::SeqCst) as u64;
+        assert!(bytes <= LEN, "{bytes} bytes of {LEN} were read");
+        // What nobody came for makes room in the end.
+        spans.announce(vec![(Whole { id: PackId([9; 32]), ..pack }, 0, LEN)]);
+        for at in (0..2).flat_map(|_| (0..LEN).step_by(step as usize)) {
+            spans.read(pack, at, at + step).unwrap();
+        }
+        assert!(!spans.lock().spans.iter().any(|span| span.pack.id != pack.id), "what was announced in vain is held");
     }
 }

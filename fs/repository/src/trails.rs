@@ -36,8 +36,6 @@ pub(crate) struct Step {
     pub(crate) from: u64,
     /// … to here.
     pub(crate) ahead: u64,
-    /// What ends before this has been read.
-    pub(crate) passed: u64,
 }
 
 /// The latest trails.
@@ -82,11 +80,7 @@ impl Trails {
             trail.window = if trail.window == 0 { FIRST } else { trail.window * GROWTH }.min(share);
             trail.ahead = trail.ahead.max(trail.at + trail.window).min(pack.len.max(end));
         }
-        Step {
-            from,
-            ahead: trail.ahead,
-            passed: if trail.window > FIRST { trail.at.saturating_sub(BEHIND) } else { 0 },
-        }
+        Step { from, ahead: trail.ahead }
     }
 
     fn begin(&mut self, pack: Whole, start: u64) -> usize {
@@ -125,7 +119,7 @@ mod tests {
         for start in (0..LEN).step_by(64 << 10) {
             let end = start + (64 << 10);
             let step = trails.step(pack(1), start, end);
-            assert!(step.ahead - end <= most && step.ahead <= LEN && step.passed <= end, "at {start}: {step:?}");
+            assert!(step.ahead - end <= most && step.ahead <= LEN, "at {start}: {step:?}");
             if end < LEN / 2 && start > 8 << 20 {
                 assert!(step.ahead - end >= most / 2 - (64 << 10), "at {start}: {step:?}");
             }
