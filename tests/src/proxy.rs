@@ -259,7 +259,17 @@ impl Shared {
             }
             _ => {}
         }
-        let mut answer = self.forward(behind, &request)?;
+        let (head, len) = self.forward(behind, &request)?;
+        let Some(connection) = behind else { return Err(io::ErrorKind::NotConnected.into()) };
+        if matches!(trick, Trick::Pass | Trick::Late(_))
+            && !request.seen.is_list()
+            && has_body(&head, &request)
+            && !is_chunked(&head)
+        {
+            client.write_all(&head)?;
+            return Ok(io::copy(&mut connection.take(len), &mut client)? == len);
+        }
+        let mut answer = whole(connection, &request, head, len)?;
         if request.seen.is_list() {
             let first = self
                 .lists
@@ -294,53 +304,64 @@ impl Shared {
         Ok(true)
     }
 
-    /// The server's answer, over a connection that is kept.
-    fn forward(&self, behind: &mut Option<BufReader<TcpStream>>, request: &Request) -> io::Result<Answer> {
-        let kept = behind.take();
-        if let Some(mut connection) = kept
-            && let Ok(answer) = exchange(&mut connection, request)
+    /// The head of the server's answer and the length of its body, over a connection that is kept.
+    fn forward(&self, behind: &mut Option<BufReader<TcpStream>>, request: &Request) -> io::Result<(Vec<u8>, u64)> {
+        if let Some(mut connection) = behind.take()
+            && let Ok(head) = ask(&mut connection, request)
         {
             *behind = Some(connection);
-            return Ok(answer);
+            return Ok(head);
         }
         let stream = TcpStream::connect(("127.0.0.1", self.upstream))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(BEHIND))?;
         let mut connection = BufReader::with_capacity(256 << 10, stream);
-        let answer = exchange(&mut connection, request)?;
+        let head = ask(&mut connection, request)?;
         *behind = Some(connection);
-        Ok(answer)
+        Ok(head)
     }
 }
 
-fn exchange(connection: &mut BufReader<TcpStream>, request: &Request) -> io::Result<Answer> {
+fn ask(connection: &mut BufReader<TcpStream>, request: &Request) -> io::Result<(Vec<u8>, u64)> {
     connection.get_mut().write_all(&request.head)?;
     connection.get_mut().write_all(&request.body)?;
     loop {
-        let (mut head, len) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = head.get(9..12).unwrap_or_default();
-        if status == b"100" {
-            continue;
+        let (head, len) = read_head(connection)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if head.get(9..12) != Some(b"100") {
+            return Ok((head, len));
         }
-        if request.seen.method == "HEAD" || status == b"204" || status == b"304" {
-            return Ok(Answer { head, body: Vec::new() });
-        }
-        let mut body = Vec::new();
-        if find(&head, "transfer-encoding").is_some() {
-            read_chunks(connection, &mut body)?;
-            let text = String::from_utf8_lossy(&head).into_owned();
-            let chunked = |line: &str| line.to_ascii_lowercase().starts_with("transfer-encoding");
-            let without: Vec<&str> = text.lines().filter(|line| !chunked(line)).collect();
-            let without = without.join("\r\n");
-            head = format!("{}\r\nContent-Length: {}\r\n\r\n", without.trim_end(), body.len()).into_bytes();
-        } else {
-            connection.by_ref().take(len).read_to_end(&mut body)?;
-            if body.len() as u64 != len {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
+    }
+}
+
+/// Whether a body follows the head of an answer.
+fn has_body(head: &[u8], request: &Request) -> bool {
+    request.seen.method != "HEAD" && !matches!(head.get(9..12), Some(b"204" | b"304"))
+}
+
+fn is_chunked(head: &[u8]) -> bool {
+    find(head, "transfer-encoding").is_some()
+}
+
+/// All of an answer whose head has come.
+fn whole(connection: &mut BufReader<TcpStream>, request: &Request, mut head: Vec<u8>, len: u64) -> io::Result<Answer> {
+    let mut body = Vec::new();
+    if !has_body(&head, request) {
         return Ok(Answer { head, body });
     }
+    if is_chunked(&head) {
+        read_chunks(connection, &mut body)?;
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let chunked = |line: &str| line.to_ascii_lowercase().starts_with("transfer-encoding");
+        let without: Vec<&str> = text.lines().filter(|line| !chunked(line)).collect();
+        let without = without.join("\r\n");
+        head = format!("{}\r\nContent-Length: {}\r\n\r\n", without.trim_end(), body.len()).into_bytes();
+    } else {
+        connection.by_ref().take(len).read_to_end(&mut body)?;
+        if body.len() as u64 != len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(Answer { head, body })
 }
 
 fn read_chunks(connection: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> {

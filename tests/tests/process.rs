@@ -79,6 +79,13 @@ fn the_daemon_leaves_no_core_file_and_shows_no_passphrase() {
     let done = axiomfs(&args);
     let pid = serde_json::from_str::<Value>(&done.stdout).expect("JSON")["pid"].as_u64().expect("a number") as u32;
     assert_eq!(core_limit(pid), "0 0");
+    let status = fs::read_to_string(proc_file(pid, "status")).expect("a status");
+    let locked =
+        status.lines().find_map(|line| line.strip_prefix("VmLck:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    assert!(
+        (4..=256).contains(&locked.expect("a number")),
+        "keys are locked into memory, and little else: {locked:?} KiB"
+    );
     for name in ["environ", "cmdline"] {
         let mut shown = Vec::new();
         let read = fs::File::open(proc_file(pid, name)).and_then(|mut file| file.read_to_end(&mut shown));

@@ -13,6 +13,7 @@ use crate::error::{InObject, RepositoryError};
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, VolumeId};
 use crate::keys::MOST_LISTED;
+use crate::locked::keep_out_of_swap;
 use crate::repository::lock;
 use crate::{limits, names};
 
@@ -39,6 +40,12 @@ pub(crate) struct EpochKey {
 struct Epochs {
     generation: u32,
     keys: Vec<Arc<EpochKey>>,
+}
+
+impl Epochs {
+    fn keep_out_of_swap(&self) {
+        self.keys.iter().for_each(|key| keep_out_of_swap(key.as_ref()));
+    }
 }
 
 /// Reads the newest keyring in the store.
@@ -119,8 +126,15 @@ impl Keyring {
         let more = newer.generation > epochs.generation;
         if more {
             *epochs = newer;
+            epochs.keep_out_of_swap();
         }
         Ok(more)
+    }
+
+    /// Locks the keys into memory, where they lie from now on.
+    pub(crate) fn keep_out_of_swap(self: &Arc<Self>) {
+        keep_out_of_swap(self.as_ref());
+        self.read().keep_out_of_swap();
     }
 
     pub(crate) fn data_id(&self, data: &[u8]) -> ChunkId {

@@ -26,6 +26,7 @@ mod keys;
 mod labels;
 mod lease;
 mod limits;
+mod locked;
 mod lru_bytes;
 mod names;
 mod near;

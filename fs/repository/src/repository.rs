@@ -19,6 +19,7 @@ use crate::index::{Index, SegmentRef, index_cache};
 use crate::keyring::Keyring;
 use crate::keys::{KdfParams, Unlocked, create_slot, slots_and_keyrings, unlock};
 use crate::labels::Labels;
+use crate::locked::keep_out_of_swap;
 use crate::near::{Near, Source};
 use crate::others::Others;
 use crate::packer::{Packer, PackerSetup};
@@ -182,6 +183,8 @@ impl Repository {
         let keyring = Keyring::newest(store.as_ref(), seal.as_ref(), id, &unlocked.master, keyrings, &foreign)?;
         let keyring = Arc::new(keyring);
         let unlocked = Arc::new(unlocked);
+        keyring.keep_out_of_swap();
+        keep_out_of_swap(unlocked.as_ref());
         follow_store(&keyring, &store, &seal, &unlocked);
         let volume =
             keyring.volume(&opts.volume).ok_or_else(|| RepositoryError::UnknownVolume { name: opts.volume.clone() })?;
