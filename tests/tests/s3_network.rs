@@ -107,8 +107,7 @@ fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
     let server = S3Server::shared();
     let proxy = Proxy::start(server.port);
     let mut repo = TestRepo::in_bucket("s3-bandwidth", &url_at(proxy.port, "bandwidth"));
-    // Long enough that what a reader waits for before it is known to read in order is a small part.
-    let (limit, len) = (8u64 << 20, 96u64 << 20);
+    let (limit, len) = (8u64 << 20, 40u64 << 20);
     repo.settings("commit: {interval: 1h, bytes: 1GiB}\ns3: {bandwidth: {up: 8MiB, down: 8MiB}}\n").mount();
     write_noise(&repo.live().join("file"), 3, len);
     repo.umount();

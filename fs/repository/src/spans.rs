@@ -146,7 +146,8 @@ impl Spans {
         for span in &parts {
             span.take(start, end);
         }
-        let piece = (ahead.saturating_sub(end) / 4).clamp(SHORTEST, LONGEST);
+        // Of whole parts, so that what was read of a span is known exactly.
+        let piece = (ahead.saturating_sub(end) / 4).clamp(SHORTEST, LONGEST) / PART * PART;
         let ahead = self.take_ahead(&mut held, pack, from.max(end), ahead, piece, &parts);
         if !held.make_room(0, self.budget, &parts) {
             held.drop_oldest(0, self.budget, &parts, |_| true);
