@@ -49,7 +49,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
 ];
 
 /// Crates of others that only some of ours may name.
-const ONLY_IN: [(&str, &[&str]); 10] = [
+const ONLY_IN: [(&str, &[&str]); 11] = [
     ("clap", &["axiomfs"]),
     ("indicatif", &["axiomfs"]),
     ("tracing-subscriber", &["axiomfs"]),
@@ -58,6 +58,7 @@ const ONLY_IN: [(&str, &[&str]); 10] = [
     ("tokio", &["axiomfs-storage-s3"]),
     ("aws-sdk-s3", &["axiomfs-storage-s3"]),
     ("aes-gcm", &["axiomfs-encryption-aes-gcm"]),
+    ("ring", &["axiomfs-encryption-aes-gcm"]),
     ("lz4_flex", &["axiomfs-compression-lz4"]),
     ("zstd", &["axiomfs-compression-zstd"]),
 ];
