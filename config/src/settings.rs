@@ -118,7 +118,7 @@ impl Default for Settings {
             durability: Durability::Local,
             log: LogSettings { max: 4 * GIB, segment: 256 * MIB },
             staging: StagingSettings { max: 8 * GIB },
-            checkpoint: CheckpointSettings { interval: Duration::from_secs(5), bytes: 256 * MIB },
+            checkpoint: CheckpointSettings { interval: Duration::from_secs(5), bytes: 96 * MIB },
             commit: CommitSettings { interval: Duration::from_secs(30), bytes: 64 * MIB },
             cache: CacheSettings { encrypt: true },
             s3: S3Settings::default(),

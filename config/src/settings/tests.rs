@@ -31,7 +31,7 @@ fn the_commented_file_names_every_setting_with_its_bounds() {
         ("  segment: 256MiB", bytes(LOG_SEGMENT)),
         ("  max: 8GiB", bytes(STAGING_MAX)),
         ("  interval: 5s", time(CHECKPOINT_INTERVAL)),
-        ("  bytes: 256MiB", bytes(CHECKPOINT_BYTES)),
+        ("  bytes: 96MiB", bytes(CHECKPOINT_BYTES)),
         ("  interval: 30s", time(COMMIT_INTERVAL)),
         ("  bytes: 64MiB", bytes(COMMIT_BYTES)),
         ("  max_in_flight: 32", "1 to 32".to_owned()),

@@ -57,6 +57,12 @@ impl Work {
         }
     }
 
+    /// Somebody waits for a commit.
+    pub fn commit_waits(&self) -> bool {
+        let orders = lock(&self.orders);
+        orders.commit_asked != orders.commit_done
+    }
+
     /// Room is needed.
     pub fn checkpoint_soon(&self) {
         let mut orders = lock(&self.orders);

@@ -19,7 +19,7 @@ use crate::layer::{AUDITS_ALONE, Layer, NodeDelta, Slot, Stand};
 use crate::log::LogError;
 use crate::manifest::{Manifest, ManifestError};
 use crate::sealing::{Pass, Sealing};
-use crate::state::SnapshotTree;
+use crate::state::{SnapshotTree, State};
 use crate::view::{LookError, Nodes, View, extent_run};
 use crate::volume::Shared;
 
@@ -94,25 +94,32 @@ impl Checkpointer {
     /// # Errors
     /// [`CheckpointError`]; everything then is as before and may be tried again.
     pub fn checkpoint(&mut self, shared: &Shared) -> Result<bool, CheckpointError> {
-        let (layers, first, next_ordinal) = {
-            let state = shared.state();
-            (state.frozen.clone(), state.first_layer, state.next_ordinal)
-        };
-        let Some(newest) = layers.last() else { return Ok(false) };
+        let mut frozen = Frozen::of(&shared.state());
+        if frozen.layers.is_empty() {
+            return Ok(false);
+        }
         shared.fault("checkpoint.frozen");
         let mut root = self.manifest.root;
-        let mut roots = Vec::with_capacity(layers.len());
+        let mut roots = Vec::with_capacity(frozen.layers.len());
         let mut table = self.table.clone();
         let mut next_ino = self.manifest.next_ino;
-        let mut changed = table_changes(&layers);
-        for layer in &layers {
-            let applied = apply_layer(shared, root, layer, &mut self.sealing)?;
+        let mut changed = false;
+        let mut waited_for = false;
+        while let Some(layer) = frozen.layers.get(roots.len()).cloned() {
+            let applied = apply_layer(shared, root, &layer, &mut self.sealing)?;
             root = applied.root;
-            changed |= applied.changed;
+            changed |= applied.changed || !layer.snapshot_edits().is_empty();
             roots.push(root);
-            change_table(&mut table, layer, root);
+            change_table(&mut table, &layer, root);
             next_ino = next_ino.max(layer.max_ino + 1);
+            if roots.len() == frozen.layers.len() && !waited_for && shared.work.commit_waits() {
+                // What came meanwhile goes with this checkpoint: else a second one would be waited for.
+                waited_for = true;
+                frozen = Frozen::with_active(&mut shared.state_mut());
+            }
         }
+        let Frozen { layers, first, next_ordinal } = frozen;
+        let Some(newest) = layers.last() else { return Ok(false) };
         shared.fault("checkpoint.ingested");
         let snapshots_root =
             if table == self.table { self.manifest.snapshots_root } else { write_table(shared, &table)? };
@@ -168,6 +175,28 @@ impl Checkpointer {
     }
 }
 
+/// The frozen layers, and what the state says of them at that moment.
+struct Frozen {
+    layers: Vec<Arc<Layer>>,
+    /// Number of the first of them.
+    first: u64,
+    next_ordinal: u32,
+}
+
+impl Frozen {
+    fn of(state: &State) -> Self {
+        Self { layers: state.frozen.clone(), first: state.first_layer, next_ordinal: state.next_ordinal }
+    }
+
+    /// The same after freezing the active layer, if it has changes.
+    fn with_active(state: &mut State) -> Self {
+        if !state.active.is_quiet() {
+            state.freeze();
+        }
+        Self::of(state)
+    }
+}
+
 fn change_table(table: &mut BTreeMap<String, SnapshotRecord>, layer: &Layer, root: Option<Root>) {
     for edit in layer.snapshot_edits() {
         match edit {
@@ -206,11 +235,6 @@ impl tree::NodeSink for Sink<'_> {
     fn put_node(&mut self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
         self.0.repository.add_node(bytes)
     }
-}
-
-/// Whether any of `layers` changes snapshots.
-fn table_changes(layers: &[Arc<Layer>]) -> bool {
-    layers.iter().any(|layer| !layer.snapshot_edits().is_empty())
 }
 
 /// What a layer made of a tree.

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axiomfs_api::{Seal, Sealer, TAG_LEN};
@@ -194,6 +195,9 @@ pub(crate) fn intern(chains: &mut Vec<Chain>, chain: &Chain) -> u16 {
     u16::try_from(place).expect("a pack is closed long before it has so many chains")
 }
 
+/// Bytes of a pack after which the disk begins to write, while more are made.
+const SYNC_EARLY: usize = 16 << 20;
+
 /// Writes one pack into a file. Frames may come from several threads: each reserves its number and place, then seals
 /// and writes without a lock.
 pub(crate) struct PackWriter {
@@ -201,6 +205,8 @@ pub(crate) struct PackWriter {
     file: File,
     temporary: Temporary,
     state: Mutex<WriterState>,
+    /// Bytes written since [`sync_early`](Self::sync_early) was last due.
+    unsynced: AtomicUsize,
 }
 
 struct WriterState {
@@ -231,7 +237,7 @@ impl PackWriter {
         let temporary = Temporary::new(path);
         file.write_all_at(&seal.header(), 0).map_err(|e| RepositoryError::staging("write", temporary.path(), e))?;
         let state = WriterState { next_number: 0, next_offset: HEADER as u64, table: Table::default() };
-        Ok(Self { seal, file, temporary, state: Mutex::new(state) })
+        Ok(Self { seal, file, temporary, state: Mutex::new(state), unsynced: AtomicUsize::new(0) })
     }
 
     /// Bytes that were written before.
@@ -278,7 +284,19 @@ impl PackWriter {
             .write_all_at(&padded, record.offset.into())
             .map_err(|e| RepositoryError::staging("write", self.temporary.path(), e))?;
         self.lock().table.frames.push((record, members));
+        self.unsynced.fetch_add(stored, Ordering::Relaxed);
         Ok(record)
+    }
+
+    /// Whether so much was written that the disk should begin with it; true once for each time that it is.
+    pub(crate) fn is_sync_due(&self) -> bool {
+        let enough = |unsynced: usize| (unsynced >= SYNC_EARLY).then_some(0);
+        self.unsynced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough).is_ok()
+    }
+
+    /// Makes durable what was written so far, so that little is left for [`sync`](Self::sync) to wait for.
+    pub(crate) fn sync_early(&self) -> Result<(), RepositoryError> {
+        self.file.sync_data().map_err(|e| RepositoryError::staging("sync", self.temporary.path(), e))
     }
 
     /// Writes table and trailer and gives the file its name. Nobody may be writing a frame. If it fails it may be called again.

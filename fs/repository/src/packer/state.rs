@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) queued_bytes: usize,
     pub(super) finish: VecDeque<Arc<OpenPack>>,
     pub(super) failed_finish: Vec<Arc<OpenPack>>,
+    /// Packs of which much was written since the disk was last told to.
+    pub(super) sync_early: VecDeque<Arc<OpenPack>>,
     /// Slots of packs that are not finished.
     pub(super) unfinished: BTreeMap<u32, Arc<Staged>>,
     pub(super) pending: HashMap<ChunkId, Pending>,
@@ -81,7 +83,19 @@ pub(crate) struct StagedChunk {
     pub(crate) touched: u32,
 }
 
+/// What the finisher has to do with a pack.
+pub(super) enum Finish {
+    All(Arc<OpenPack>),
+    SyncEarly(Arc<OpenPack>),
+}
+
 impl State {
+    /// The next work of the finisher: what somebody may wait for first.
+    pub(super) fn next_finish(&mut self) -> Option<Finish> {
+        let all = self.finish.pop_front().map(Finish::All);
+        all.or_else(|| self.sync_early.pop_front().map(Finish::SyncEarly))
+    }
+
     /// Fails if no new work may come. A failure that is some time past is tried again; true says that there is work for it.
     pub(super) fn check(&mut self) -> Result<bool, RepositoryError> {
         if let Some(fatal) = &self.fatal {

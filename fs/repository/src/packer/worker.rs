@@ -8,6 +8,7 @@ use std::time::Instant;
 use axiomfs_api::{Hint, Seal};
 use axiomfs_host::{ChainName, ChainRecord, Host};
 
+use super::state::Finish;
 use super::{Job, OpenPack, Shared, StagedChunk, State};
 use crate::codec::pad;
 use crate::error::RepositoryError;
@@ -51,7 +52,19 @@ pub(super) fn encode_loop(shared: &Shared) {
 pub(super) fn finish_loop(shared: &Shared) {
     be_nice();
     loop {
-        let Some(pack) = shared.next(&shared.to_finish, |state| state.finish.pop_front()) else { return };
+        let pack = match shared.next(&shared.to_finish, State::next_finish) {
+            Some(Finish::All(pack)) => pack,
+            Some(Finish::SyncEarly(pack)) => {
+                // The same thread finishes it: of two fsyncs of one file at once only one would be told of a failure.
+                if let Err(error) = pack.writer.sync_early() {
+                    tracing::error!(%error, "could not make a part of a pack durable");
+                    shared.lock().fatal = Some(error);
+                    shared.progress.notify_all();
+                }
+                continue;
+            }
+            None => return,
+        };
         let finished = pack.writer.finish();
         // A failed fsync leaves it open what is on the disk, so there is no second try after it.
         let synced = finished.as_ref().map_or(Ok(()), |_| pack.writer.sync());
@@ -91,6 +104,10 @@ fn encode(shared: &Shared, job: &Job) -> Result<(Arc<Staged>, FrameRecord), Repo
     let written = pack.writer.write(&frame.chain, frame.lengths, frame.padded, job.members.clone());
     if let Ok(record) = &written {
         pack.staged.add(*record, &frame.chain);
+        if pack.writer.is_sync_due() {
+            shared.lock().sync_early.push_back(pack.clone());
+            shared.to_finish.notify_one();
+        }
     }
     shared.release(&pack);
     Ok((pack.staged.clone(), written?))
