@@ -51,6 +51,10 @@ class Juicefs(Mounted):
         env = {"JFS_RSA_PASSPHRASE": "benchmark", "JFS_NO_CHECK_OOM": "1"}
         self.daemon = self.cleanup.start(command, self.mountpoint, log=self.log, env=env)
 
+    def durable(self):
+        # Objects and metadata are there when a file is closed, but not on the disk.
+        run(["sync", "-f", self.base])
+
     def cold(self):
         self.unmount()
         remove(self.base / "cache")

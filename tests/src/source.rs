@@ -68,7 +68,43 @@ pub fn write_noise(path: &Path, seed: u64, len: u64) {
     file.flush().expect("noise is written");
 }
 
-/// Appends such bytes to an open file.
+/// Writes `len` bytes: half of them text of the files in `tree`, in another order, a quarter of the compiler's libraries, a quarter noise.
+///
+/// # Panics
+/// When the compiler's libraries aren't found or too small.
+pub fn write_mixed(path: &Path, tree: &Path, seed: u64, len: u64) {
+    let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(path).expect("a file for mixed data"));
+    let (mut texts, mut rng) = (walk(tree), Rng::new(seed));
+    let mut left = len / 2;
+    while left > 0 {
+        // In another order each time, so that no long stretch comes twice.
+        for i in (1..texts.len()).rev() {
+            texts.swap(i, rng.below(i as u64 + 1) as usize);
+        }
+        left = texts.iter().fold(left, |left, text| left - append_file(&mut file, text, left));
+    }
+    let libraries = compiler_libraries();
+    let left = libraries.iter().fold(len / 4, |left, library| left - append_file(&mut file, library, left));
+    assert_eq!(left, 0, "the compiler's libraries are too small: {libraries:?}");
+    append_noise(&mut file, seed, len - len / 2 - len / 4);
+    file.flush().expect("mixed data is written");
+}
+
+/// Appends at most `most` bytes of the file `from`. Returns how many.
+fn append_file(to: &mut impl Write, from: &Path, most: u64) -> u64 {
+    let from = fs::File::open(from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    std::io::copy(&mut std::io::Read::take(from, most), to).expect("a file is appended")
+}
+
+fn compiler_libraries() -> Vec<PathBuf> {
+    let printed = std::process::Command::new("rustc").args(["--print", "sysroot"]).output().expect("rustc runs");
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
+    let mut found: Vec<PathBuf> = walk(&sysroot.join("lib"));
+    found.retain(|path| path.extension().is_some_and(|e| e == "so") || path.to_string_lossy().contains(".so."));
+    found
+}
+
+/// Appends noise, as [`write_noise`] makes it, to an open file.
 pub fn append_noise(file: &mut impl Write, seed: u64, len: u64) {
     let mut rng = Rng::new(seed);
     let mut left = len;

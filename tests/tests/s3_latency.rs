@@ -12,7 +12,7 @@ use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::must;
 use axiomfs_tests::s3::{S3Server, url_at};
-use axiomfs_tests::source::{copy_real_files, write_noise};
+use axiomfs_tests::source::{copy_real_files, write_mixed};
 
 const LONG: Duration = Duration::from_secs(600);
 const DELAY: Duration = Duration::from_millis(50);
@@ -65,7 +65,7 @@ fn latency_is_hidden_by_reading_ahead() {
     proxy.plan(|_| Trick::Late(DELAY));
     repo.mount();
     let there = copy(&repo);
-    write_noise(&repo.live().join("large.bin"), 9, mib << 20);
+    write_mixed(&repo.live().join("large.bin"), &tree, 9, mib << 20);
     repo.umount();
     let mut took = Vec::new();
     for delay in [Duration::ZERO, DELAY] {

@@ -322,11 +322,13 @@ fn unlock(
     passphrase: &Secret,
     quiet: bool,
 ) -> Result<Arc<Repository>, Failure> {
+    // A directory needs no reading ahead of our own: the kernel does it.
+    let ahead_bytes = if store.directory.is_none() { settings.memory / 6 } else { 0 };
     let options = OpenOptions {
-        cache_bytes: settings.memory * 3 / 8,
+        cache_bytes: settings.memory * 13 / 24 - ahead_bytes,
         workers: std::thread::available_parallelism().map_or(2, usize::from),
         uploads: store.uploads,
-        ahead_bytes: if store.directory.is_none() { settings.memory / 6 } else { 0 },
+        ahead_bytes,
         ..options
     };
     let insistent = Arc::clone(&store.store);

@@ -104,9 +104,7 @@ impl Ingest<'_> {
             }
             RunSource::Log(data) => {
                 let log = self.shared.log.as_ref().ok_or(CheckpointError::ReadOnly)?;
-                let at = out.len();
-                out.resize(at + len, 0);
-                log.read(*data, &mut out[at..])?;
+                log.read_onto(*data, out)?;
             }
         }
         Ok(())

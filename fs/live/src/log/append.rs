@@ -127,28 +127,33 @@ impl Log {
     /// # Errors
     /// [`LogError::Damaged`] if the record isn't what was written, [`LogError::Released`], [`LogError::Reference`] if it has no such bytes.
     pub fn read(&self, r: DataRef, out: &mut [u8]) -> Result<(), LogError> {
-        let (start, end) = (r.start as usize, r.start as usize + r.len as usize);
-        let wrong = |data: usize| LogError::Reference {
-            segment: r.segment,
-            offset: r.offset,
-            start: start as u64,
-            end: end as u64,
-            data: data as u64,
-        };
         if out.len() != r.len as usize {
-            return Err(wrong(out.len()));
+            return Err(wrong(r, out.len()));
         }
+        self.read_with(r, |bytes| out.copy_from_slice(bytes))
+    }
+
+    /// Appends `r.len` bytes of data to `out`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_onto(&self, r: DataRef, out: &mut Vec<u8>) -> Result<(), LogError> {
+        self.read_with(r, |bytes| out.extend_from_slice(bytes))
+    }
+
+    fn read_with(&self, r: DataRef, take: impl FnOnce(&[u8])) -> Result<(), LogError> {
+        let range = r.start as usize..r.start as usize + r.len as usize;
         let at = Position { segment: r.segment, offset: r.offset };
         if let Some(record) = self.cache.get(at) {
-            out.copy_from_slice(record.data().get(start..end).ok_or_else(|| wrong(record.data().len()))?);
+            take(record.data().get(range).ok_or_else(|| wrong(r, record.data().len()))?);
             return Ok(());
         }
         let segment = self.segment(r.segment)?;
         let mut buffer = self.cache.take_buffer();
         let header = segment.read_record(&self.disk, r.offset, &mut buffer)?;
         let record = Clear::new(buffer, RECORD_HEADER + header.meta_len as usize..header.len());
-        let found = record.data().get(start..end).map(|bytes| out.copy_from_slice(bytes));
-        let found = found.ok_or_else(|| wrong(record.data().len()));
+        let found = record.data().get(range).map(take);
+        let found = found.ok_or_else(|| wrong(r, record.data().len()));
         if found.is_ok() && r.len < header.data_len {
             let data = RECORD_HEADER + header.meta_len as usize..header.len();
             let kept = record.into_buffer();
@@ -207,5 +212,17 @@ impl Log {
             return LogError::NoSpace { operation: "append to", segment: number, source: error };
         }
         self.syncing.fail("write to", number, &error)
+    }
+}
+
+/// The record that `r` names has `data` bytes of data, or the caller wants so many, and `r` doesn't fit that.
+fn wrong(r: DataRef, data: usize) -> LogError {
+    let start = u64::from(r.start);
+    LogError::Reference {
+        segment: r.segment,
+        offset: r.offset,
+        start,
+        end: start + u64::from(r.len),
+        data: data as u64,
     }
 }

@@ -392,11 +392,30 @@ fn sealed_records_are_bound_to_purpose_and_data() {
     assert_eq!(bytes, b"record");
 }
 
-/// Give it a small filesystem: `mount -t tmpfs -o size=8m none DIR; AXIOMFS_SMALL_DIR=DIR cargo test … full_disk -- --ignored`.
+/// A filesystem of 8 MiB, taken away again when it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let command = ["-t", "tmpfs", "-o", "size=8m", "none"];
+        let mounted = std::process::Command::new("mount").args(command).arg(dir.path()).status().unwrap();
+        assert!(mounted.success(), "mount a small tmpfs: this test wants root");
+        Self(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a failed test may have left files open there.
+        std::process::Command::new("umount").arg("-l").arg(self.0.path()).status().unwrap();
+    }
+}
+
 #[test]
-#[ignore = "needs a filesystem of about 8 MiB of its own"]
 fn a_full_disk_stops_staging_and_a_freed_one_goes_on() {
-    let small = std::path::PathBuf::from(std::env::var_os("AXIOMFS_SMALL_DIR").unwrap());
+    let disk = SmallDisk::mount();
+    let small = disk.0.path();
     let (bed, filler) = (Bed::new(), small.join("filler"));
     std::fs::write(&filler, vec![1; 5 << 20]).unwrap();
     let opts = OpenOptions { staging: Some(small.join("staging")), pack_bytes: 1 << 20, ..bed.options() };

@@ -3,7 +3,6 @@ mod power;
 pub(super) mod probe;
 mod reading;
 mod space;
-mod speed;
 
 use std::collections::HashSet;
 use std::fs;
