@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use axiomfs_tests::proxy::{Proxy, Seen, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::{must, run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
-use axiomfs_tests::source::{copy_real_files, write_noise};
+use axiomfs_tests::source::{append_noise, check_noise, copy_real_files, write_noise};
 
 const LONG: Duration = Duration::from_secs(600);
 /// A third of this without a byte makes a request count as lost.
@@ -95,11 +95,11 @@ fn a_copy_through_a_fault_in_ten_requests_arrives_whole_and_once() {
 }
 
 /// Reads a file to its end and says how long that took and whether it worked.
-fn read(path: &Path) -> (Duration, std::io::Result<usize>) {
+fn read(path: &Path) -> (Duration, std::io::Result<Vec<u8>>) {
     let begun = Instant::now();
     let mut bytes = Vec::new();
     let result = fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
-    (begun.elapsed(), result)
+    (begun.elapsed(), result.map(|_| bytes))
 }
 
 #[test]
@@ -110,11 +110,17 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     let (_source, tree) = source("s3-outage", 300, 8 << 20);
     let mut repo = TestRepo::in_bucket("s3-outage", &url_at(proxy.port, "outage"));
     repo.settings(SETTINGS).mount();
-    must("cp", &["-a", text(&tree), text(&repo.live().join("before"))], LONG);
+    for number in 0..3 {
+        write_noise(&repo.live().join(format!("unread{number}")), number, 1 << 20);
+        repo.sync();
+    }
+    // Not the tree: what is copied in the outage would be known by then, and only in the store.
+    fs::create_dir(repo.live().join("before")).expect("a directory");
+    fs::copy(tree.join("large.bin"), repo.live().join("before/large.bin")).expect("copied");
     repo.umount();
     forget_local_state(&repo);
     repo.mount();
-    fs::read(repo.live().join("before/large.bin")).expect("reads while the store is there");
+    let large = fs::read(repo.live().join("before/large.bin")).expect("reads while the store is there");
     assert!(repo.status()["store_problem"].is_null());
 
     proxy.down(true);
@@ -126,14 +132,15 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     assert!(repo.status_number("pending_bytes") > 0, "{}", repo.status());
     let shown = repo.axiomfs(&["status", text(&repo.mnt)]).stdout;
     assert!(shown.contains("Store fails since"), "{shown}");
-    // The tree's files were never read by this mount, so its bytes are not here.
-    let mut failed = 0;
-    for entry in fs::read_dir(repo.live().join("before")).into_iter().flatten().flatten().take(3) {
-        let (took, result) = read(&entry.path());
-        assert!(took < TIMEOUT + Duration::from_secs(3), "{:?} took {took:?}: {result:?}", entry.path());
-        failed += usize::from(result.is_err());
+    // What was read is in memory, also when the kernel has forgotten it; what was not is an error in time.
+    fs::write("/proc/sys/vm/drop_caches", "1").expect("dropped");
+    assert!(read(&repo.live().join("before/large.bin")).1.expect("it is in memory") == large);
+    for number in 0..3 {
+        let (took, result) = read(&repo.live().join(format!("unread{number}")));
+        assert!(took < TIMEOUT + Duration::from_secs(3), "unread{number} took {took:?}");
+        let error = result.err().and_then(|error| error.raw_os_error());
+        assert_eq!(error, Some(5), "unread{number} is nowhere but in the store");
     }
-    eprintln!("{failed} of 3 reads failed in the outage");
     if soak() {
         std::thread::sleep(Duration::from_secs(120).saturating_sub(outage.elapsed()));
     }
@@ -155,11 +162,68 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     repo.umount();
     forget_local_state(&repo);
     repo.mount();
-    for name in ["before", "during"] {
-        same(&tree, &repo.live().join(name), "from the bucket, after the outage");
-    }
+    assert!(fs::read(repo.live().join("before/large.bin")).expect("reads") == large);
+    same(&tree, &repo.live().join("during"), "from the bucket, after the outage");
     same(&tree, &repo.snapshot("in-the-outage").join("during"), "the snapshot");
     assert_eq!(fs::read(repo.live().join("late")).expect("reads"), vec![7; 3 << 20]);
+    repo.umount();
+}
+
+/// Writes noise, a MiB a call, and holds each call to its bound. If one fails: what it took, and the error.
+fn written_in_time(path: &Path, seed: u64, len: u64) -> Result<(), (Duration, std::io::Error)> {
+    fn bounded<T>(call: impl FnOnce() -> std::io::Result<T>) -> Result<T, (Duration, std::io::Error)> {
+        let begun = Instant::now();
+        let result = call();
+        let took = begun.elapsed();
+        assert!(took < TIMEOUT + Duration::from_secs(3), "a call took {took:?}: {:?}", result.err());
+        result.map_err(|error| (took, error))
+    }
+    let mut bytes = Vec::new();
+    append_noise(&mut bytes, seed, len);
+    let mut file = bounded(|| fs::File::create(path))?;
+    bytes.chunks(1 << 20).try_for_each(|part| bounded(|| file.write_all(part)))
+}
+
+#[test]
+fn while_the_bucket_is_gone_writes_go_on_up_to_staging_max_and_then_are_refused() {
+    const FILE: u64 = 4 << 20;
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-staging", &url_at(proxy.port, "staging"));
+    repo.settings(&format!("{SETTINGS}staging: {{max: 64MiB}}\n")).mount();
+    proxy.down(true);
+    let name = |number: u64| format!("f{number:03}");
+    let mut written = 0;
+    let (took, error) = loop {
+        match written_in_time(&repo.live().join(name(written)), written, FILE) {
+            Ok(()) => written += 1,
+            Err(refused) => break refused,
+        }
+        assert!(written * FILE < 512 << 20, "{} MiB were taken and nothing was refused", (written * FILE) >> 20);
+    };
+    eprintln!("{written} files of 4 MiB were taken, the next was refused after {took:?}: {error}");
+    assert_eq!(error.raw_os_error(), Some(28), "{error}");
+    assert!(written * FILE >= 64 << 20, "only {written} files of 4 MiB were taken");
+    // What makes room is not refused, and what was written reads.
+    fs::remove_file(repo.live().join(name(written))).expect("the refused one goes");
+    fs::remove_file(repo.live().join(name(0))).expect("another goes");
+    check_noise(&repo.live().join(name(written - 1)), written - 1, FILE);
+
+    proxy.down(false);
+    wait_for("all drains by itself", LONG, || repo.status_number("pending_bytes") == 0);
+    fs::write(repo.live().join("after"), b"after").expect("writes go on");
+    repo.umount();
+    forget_local_state(&repo);
+    repo.mount();
+    for number in 1..written {
+        check_noise(&repo.live().join(name(number)), number, FILE);
+    }
+    assert_eq!(
+        fs::read_dir(repo.live()).expect("lists").count() as u64,
+        written,
+        "files 1 to the last, and the one after"
+    );
     repo.umount();
 }
 

@@ -135,6 +135,34 @@ fn what_would_weaken_or_break_the_chain_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_plugin_that_stored_frames_need_stays_also_if_nothing_has_read_them() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("swap-unload");
+    repo.mount();
+    let refused = |repo: &TestRepo, when: &str| {
+        let reply = repo.control("plugin unload lz4");
+        assert_eq!(reply["errno"], "EBUSY", "{when}: {reply}");
+    };
+    // Nothing needs it yet.
+    repo.control_ok("plugin unload lz4");
+    repo.control_ok("plugin load lz4");
+    repo.control_ok("chain set default lz4 | aes-256-gcm");
+    fs::write(repo.live().join("text"), prose(1, 4 << 20)).expect("written");
+    repo.settle();
+    repo.control_ok("chain set default aes-256-gcm");
+    refused(&repo, "after it was written");
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    repo.mount();
+    repo.control_ok("chain set default aes-256-gcm");
+    refused(&repo, "on a fresh mount");
+    assert!(fs::read(repo.live().join("text")).expect("read") == prose(1, 4 << 20));
+    assert_eq!(repo.status()["missing_plugins"].as_array().map(Vec::len), Some(0), "{}", repo.status());
+    repo.umount();
+}
+
+#[test]
 fn another_user_commands_nothing() {
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65_534;

@@ -38,6 +38,7 @@ impl Lease {
             pid: std::process::id(),
             since_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
             state: None,
+            head: 0,
         };
         match repository.read_lease(volume) {
             Ok(Some(other)) => match hindrance(name, &other, &record, own) {
@@ -72,7 +73,8 @@ impl Lease {
     /// The lease that we put, or one of an earlier mount of our state directory, where the store did not take ours.
     fn is_ours(&self, other: &Record) -> bool {
         let id = |record: &Record| record.state.as_ref().map(|state| state.id);
-        *other == self.record || id(other).is_some() && id(other) == id(&self.record)
+        let same = Record { head: self.record.head, ..other.clone() } == self.record;
+        same || id(other).is_some() && id(other) == id(&self.record)
     }
 
     fn store(&self, repository: &Repository, record: &Record) {
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     fn lease(host: &str, pid: u32, since_ns: i64) -> Record {
-        Record { host: host.into(), pid, since_ns, state: None }
+        Record { host: host.into(), pid, since_ns, state: None, head: 0 }
     }
 
     fn now_ns() -> i64 {

@@ -70,6 +70,7 @@ pub fn to_json(facts: &Facts, volume: &Volume, host: &Host) -> Value {
         },
         "set_aside": paths(&status.set_aside),
         "missing_packs": status.missing_packs,
+        "missing_plugins": status.missing_plugins,
         "foreign_objects": status.foreign_objects,
         "written_bytes": status.written_bytes,
         "pending_bytes": status.pending_bytes,

@@ -53,6 +53,8 @@ pub struct Status {
     pub set_aside: Vec<PathBuf>,
     /// Packs that were asked for and are not in the store.
     pub missing_packs: Vec<String>,
+    /// Plugins that stored frames need and that this build or mount lacks.
+    pub missing_plugins: Vec<String>,
     /// Objects in the store that are none of ours: the first few.
     pub foreign_objects: Vec<String>,
     /// Counters of the repository.
@@ -89,6 +91,7 @@ impl Volume {
             state_id: local.id,
             set_aside: local.set_aside,
             missing_packs: shared.repository.missing_packs(),
+            missing_plugins: shared.repository.missing_plugins(),
             foreign_objects: shared.repository.foreign_objects(),
             repository: shared.repository.stats(),
         }

@@ -35,7 +35,8 @@ const TRIES: usize = 3;
 
 impl Repository {
     /// The head with the highest number, or `None` in a volume without one. Where one is known the next numbers are asked for: a
-    /// listing costs more, and on some servers lags behind. Without one what was listed is gone on from in the same way.
+    /// listing costs more, and on some servers lags behind. Without one what was listed is gone on from in the same way, and where nothing
+    /// is, the head that the lease names.
     ///
     /// # Errors
     /// Damage of that head (an older one is not taken in its place), or what the store met.
@@ -44,10 +45,30 @@ impl Repository {
         if let Some(head) = known.map(|known| self.newest_from(v, known)).transpose()?.flatten() {
             return Ok(Some(head));
         }
-        let Some((listed, _)) = self.heads_after(v, None)?.pop() else { return self.newest_from(v, SequenceNo(0)) };
-        match self.newest_from(v, listed)? {
+        let begin = match self.heads_after(v, None)?.pop() {
+            Some((listed, _)) => listed,
+            // Some servers list late. The first head may be trimmed by then, but whoever wrote said how far he was.
+            None => match self.newest_from(v, SequenceNo(0))? {
+                Some(head) => return Ok(Some(head)),
+                None => self.head_of_lease(v)?,
+            },
+        };
+        if begin.0 == 0 {
+            return Ok(None);
+        }
+        match self.newest_from(v, begin)? {
             Some(head) => Ok(Some(head)),
-            None => Err(RepositoryError::MissingObject { object: names::head(v, listed) }),
+            None => Err(RepositoryError::MissingObject { object: names::head(v, begin) }),
+        }
+    }
+
+    /// The newest head that the last writer knew when it wrote its lease; 0 where it can't be told.
+    fn head_of_lease(&self, v: VolumeId) -> Result<SequenceNo, RepositoryError> {
+        match self.read_lease(v) {
+            Ok(lease) => Ok(SequenceNo(lease.map_or(0, |lease| lease.head))),
+            Err(error) if error.is_transient() => Err(error),
+            // A hint that can't be read keeps nobody from writing.
+            Err(_) => Ok(SequenceNo(0)),
         }
     }
 
@@ -228,11 +249,13 @@ impl Repository {
         Ok(if parent == Some(commit) { Descent::Later } else { Descent::Unrelated })
     }
 
-    /// Says who writes the volume.
+    /// Says who writes the volume, with the newest head that is known here.
     ///
     /// # Errors
     /// What the store met.
     pub fn put_lease(&self, v: VolumeId, lease: &Lease) -> Result<(), RepositoryError> {
+        let head = lock(&self.known_heads).get(&v).map_or(0, |known| known.0);
+        let lease = Lease { head, ..lease.clone() };
         lease.store(self.store.as_ref(), &self.keyring, self.seal.as_ref(), v)
     }
 

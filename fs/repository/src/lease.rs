@@ -20,6 +20,8 @@ pub struct Lease {
     pub since_ns: i64,
     /// What may hold changes that the store does not have; earlier versions did not say.
     pub state: Option<LeaseState>,
+    /// Number of the newest head that the writer knew, 0 if none: where to look for heads when the store lists none.
+    pub head: u64,
 }
 
 /// A writer's state directory.
@@ -48,10 +50,12 @@ impl Lease {
         plain.put_bytes16(&cut(&self.host, MOST_HOST));
         plain.put_u32(self.pid);
         plain.put_i64(self.since_ns);
-        if let Some(state) = &self.state {
-            plain.put(&state.id.0);
-            plain.put_bytes16(&cut(&state.directory, MOST_DIRECTORY));
-        }
+        // Without a state directory an empty one, so that the number can follow.
+        let none = LeaseState { id: StateId([0; 16]), directory: String::new() };
+        let state = self.state.as_ref().unwrap_or(&none);
+        plain.put(&state.id.0);
+        plain.put_bytes16(&cut(&state.directory, MOST_DIRECTORY));
+        plain.put_u64(self.head);
         let epoch = keyring.current_epoch();
         let sealed = envelope(keyring, &volume.0).seal(seal, epoch.number, &epoch.key, &plain)?;
         Ok(store.put(&names::key(&names::lease(volume))?, Body::Bytes(&sealed))?)
@@ -80,6 +84,7 @@ impl Lease {
         let mut r = Reader::new(bytes);
         let host = String::from_utf8_lossy(r.bytes16()?).into_owned();
         let (pid, since_ns) = (r.u32()?, r.i64()?);
+        // The first versions ended here, later ones after the state directory.
         let state = match r.is_empty() {
             true => None,
             false => {
@@ -87,8 +92,9 @@ impl Lease {
                 Some(LeaseState { id, directory: String::from_utf8_lossy(r.bytes16()?).into_owned() })
             }
         };
+        let head = if r.is_empty() { 0 } else { r.u64()? };
         r.end()?;
-        Ok(Self { host, pid, since_ns, state })
+        Ok(Self { host, pid, since_ns, state: state.filter(|state| !state.directory.is_empty()), head })
     }
 }
 

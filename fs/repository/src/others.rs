@@ -13,6 +13,7 @@ use crate::error::RepositoryError;
 use crate::frame::FrameKind;
 use crate::ids::{ChunkId, SequenceNo, VolumeId};
 use crate::index::{Index, Io, Located};
+use crate::pack::Chain;
 use crate::packer::Packer;
 use crate::reader::ChunkPlace;
 use crate::record::{self, Extent, Source, Xattr};
@@ -42,6 +43,11 @@ struct Other {
 }
 
 impl Others {
+    /// The chains of what is borrowed.
+    pub(crate) fn chains(&self) -> Vec<Chain> {
+        lock(&self.borrowed).values().map(|place| place.chain.clone()).collect()
+    }
+
     pub(crate) fn new(volumes: impl Iterator<Item = (VolumeId, Index)>) -> Self {
         let volumes = volumes.take(OTHERS_MAX).map(|(id, index)| Other { id, seen: Mutex::default(), index });
         Self { volumes: volumes.collect(), ..Self::default() }

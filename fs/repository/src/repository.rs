@@ -1,6 +1,6 @@
 //! The repository: what the live tree works with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
-use crate::index::{Index, SegmentRef, index_cache};
+use crate::index::{Index, Io, SegmentRef, index_cache};
 use crate::keyring::Keyring;
 use crate::keys::{KdfParams, Unlocked, create_slot, slots_and_keyrings, unlock};
 use crate::labels::Labels;
@@ -224,9 +224,9 @@ impl Repository {
             share(30),
         );
         let reader = if opts.ahead_bytes > 0 { reader.with_spans(source.clone(), opts.ahead_bytes) } else { reader };
-        Ok(Arc::new(Self {
+        let repository = Arc::new(Self {
             store,
-            host,
+            host: host.clone(),
             seal,
             keyring,
             unlocked,
@@ -247,7 +247,10 @@ impl Repository {
             packer: packer.transpose()?,
             opened: Instant::now(),
             dedup_pause_until: AtomicU64::new(0),
-        }))
+        });
+        let stored = Arc::downgrade(&repository);
+        host.set_stored_chains(Arc::new(move || stored.upgrade().map_or(Ok(Vec::new()), |it| it.stored_chains())));
+        Ok(repository)
     }
 
     /// The repository's id.
@@ -372,6 +375,28 @@ impl Repository {
     /// Packs that were asked for and are not in the store, as their objects are named. One that was read since is not among them.
     pub fn missing_packs(&self) -> Vec<String> {
         self.reader.missing_packs().iter().map(names::pack).collect()
+    }
+
+    /// Descriptors of all chains that frames of this volume went through, staged and stored; may ask the store.
+    fn stored_chains(&self) -> Result<Vec<Arc<[u8]>>, String> {
+        self.chains(Io::Allowed).map_err(|error| error.to_string())
+    }
+
+    fn chains(&self, io: Io) -> Result<Vec<Arc<[u8]>>, RepositoryError> {
+        let mut chains = self.index.chains(io)?;
+        chains.extend(self.others.chains());
+        chains.extend(self.packer.iter().flat_map(Packer::chains));
+        chains.sort_unstable_by_key(|chain| chain.id);
+        chains.dedup_by_key(|chain| chain.id);
+        Ok(chains.into_iter().map(|chain| chain.descriptor).collect())
+    }
+
+    /// Plugins that frames of this volume need and that are not here, as far as is known without asking the store. Reads of those frames
+    /// fail, others don't.
+    pub fn missing_plugins(&self) -> Vec<String> {
+        let chains = self.chains(Io::Never).unwrap_or_default();
+        let missing: BTreeSet<String> = chains.iter().filter_map(|chain| self.host.missing_for(chain)).collect();
+        missing.into_iter().collect()
     }
 
     /// Counters and sizes.

@@ -95,7 +95,11 @@ impl Spans {
         }
         let mut bytes = Vec::with_capacity(usize::try_from(end - start).unwrap_or(0));
         for span in plan.parts {
-            let got = span.wait()?;
+            let got = match span.wait() {
+                // It was fetched for somebody else or ahead; what is asked for now is asked for once itself.
+                Err(_) if !plan.own.iter().any(|own| Arc::ptr_eq(own, &span)) => Arc::new(self.get(&span)?),
+                fetched => fetched?,
+            };
             let range = (start.max(span.start) - span.start) as usize..(end.min(span.end) - span.start) as usize;
             let part = got.get(range);
             bytes.extend_from_slice(
@@ -177,15 +181,19 @@ impl Spans {
         taken
     }
 
+    /// Asks the store for a span's bytes.
+    fn get(&self, span: &Span) -> Result<Vec<u8>, RepositoryError> {
+        let key = names::key(&names::pack(&span.pack.id))?;
+        let len = span.end - span.start;
+        Ok(match span.pack.kind {
+            FrameKind::Metadata => self.source.range(&key, span.start, len)?,
+            FrameKind::Data | FrameKind::Clear => self.source.store.get_range(&key, span.start, len)?,
+        })
+    }
+
     fn fetch(&self, span: &Arc<Span>) {
         let mut landing = Landing { span, result: None };
-        let key = names::key(&names::pack(&span.pack.id));
-        let len = span.end - span.start;
-        let read = |key| match span.pack.kind {
-            FrameKind::Metadata => self.source.range(&key, span.start, len),
-            FrameKind::Data | FrameKind::Clear => self.source.store.get_range(&key, span.start, len),
-        };
-        let result: Fetched = key.and_then(|key| Ok(Arc::new(read(key)?)));
+        let result: Fetched = self.get(span).map(Arc::new);
         if result.is_err() {
             // Nobody may find it later: the next read asks again.
             self.lock().keep(|held| !std::ptr::eq(held, Arc::as_ptr(span)));
@@ -376,6 +384,20 @@ mod tests {
         store.set_plan(|_: &Call<'_>| Fault::Refuse(axiomfs_api::StoreErrorKind::Unavailable));
         spans.read(pack, 0, 100).expect_err("refused");
         store.heal();
+        assert!(spans.read(pack, 0, 100).unwrap() == data[..100]);
+    }
+
+    #[test]
+    fn who_waits_for_what_was_fetched_ahead_and_failed_asks_himself() {
+        let (store, pack, data, _) = setup();
+        let late = Arc::new(Late::new(store.clone()));
+        let spans = Spans::new(Source { store: late, near: None }, BUDGET);
+        let calls = AtomicUsize::new(0);
+        store.set_plan(move |_: &Call<'_>| match calls.fetch_add(1, Ordering::SeqCst) {
+            0 => Fault::Refuse(axiomfs_api::StoreErrorKind::Unavailable),
+            _ => Fault::None,
+        });
+        spans.announce(vec![(pack, 0, 100_000)]);
         assert!(spans.read(pack, 0, 100).unwrap() == data[..100]);
     }
 

@@ -82,6 +82,11 @@ impl Staged {
         Some((record, state.chains.get(usize::from(record.chain))?.clone()))
     }
 
+    /// The chains that its frames went through.
+    pub(crate) fn chains(&self) -> Vec<Chain> {
+        self.lock().chains.clone()
+    }
+
     pub(crate) fn finished(&self, info: StagedPack) {
         self.lock().place = Place::Finished { info, uploaded: false };
     }

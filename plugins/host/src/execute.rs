@@ -408,11 +408,15 @@ impl Host {
         if let Some(chain) = user {
             return in_use(format!("chain {} has it", chain.name()));
         }
+        // Asked before the time is taken: the store may have to tell.
+        if let Some(reason) = self.decoder_need(id) {
+            return in_use(reason);
+        }
         let start = Instant::now();
         entry.set_loaded(false);
-        // From here on no new chain or decoder gets it; what began before shows in one of the two checks.
-        let result = if self.is_decoder_needed(id) {
-            in_use("stored frames need it for decoding".into())
+        // From here on no new chain or decoder gets it; what began before shows in one of the checks.
+        let result = if let Some(reason) = self.decoder_need(id) {
+            in_use(reason)
         } else if !self.is_idle(&entry.stats.running) {
             Err(HostError::UnloadTimeout { plugin: id.into(), bound: self.limits().unload_timeout })
         } else {

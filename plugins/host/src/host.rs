@@ -12,7 +12,9 @@ use crate::events::Events;
 use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
 use crate::stats::Histogram;
-use crate::{Chain, ChainName, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, StepSpec, self_test};
+use crate::{
+    Chain, ChainName, ChainRecord, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, StepSpec, self_test,
+};
 
 /// The chain for everything that no route sends elsewhere.
 pub const DEFAULT_CHAIN: &str = "default";
@@ -102,11 +104,15 @@ impl Replaced {
     }
 }
 
+/// Descriptor bytes of all chains that stored frames name, or why that can't be told.
+pub type StoredChains = Arc<dyn Fn() -> Result<Vec<Arc<[u8]>>, String> + Send + Sync>;
+
 /// Keeps the plugins and the current chains.
 pub struct Host {
     pub(crate) registry: Registry,
     pub(crate) state: ArcSwap<State>,
     decoders: ArcSwap<HashMap<Box<[u8]>, Arc<Decoder>>>,
+    stored: Mutex<Option<StoredChains>>,
     pub(crate) permits: Arc<Permits>,
     pub(crate) verified: Arc<AtomicU64>,
     pub(crate) swaps: AtomicU64,
@@ -155,6 +161,7 @@ impl Host {
             registry,
             state: ArcSwap::from_pointee(empty),
             decoders: ArcSwap::default(),
+            stored: Mutex::default(),
             permits: Arc::new(Permits::new(limits.max_in_flight)),
             verified: Arc::default(),
             swaps: AtomicU64::new(0),
@@ -386,9 +393,35 @@ impl Host {
         }
     }
 
-    /// Whether a decoder that is kept needs `plugin`.
-    pub(crate) fn is_decoder_needed(&self, plugin: &str) -> bool {
-        self.decoders.load().values().any(|decoder| decoder.units.iter().any(|(unit, _)| unit.plugin == plugin))
+    /// Names who knows which chains stored frames went through: a plugin that decodes one of them can't be unloaded. The latest counts: a host serves one
+    /// repository at a time.
+    pub fn set_stored_chains(&self, stored: StoredChains) {
+        *lock(&self.stored) = Some(stored);
+    }
+
+    /// Why `plugin` must stay for decoding, if it must. May ask the store.
+    pub(crate) fn decoder_need(&self, plugin: &str) -> Option<String> {
+        let units = |decoder: &Arc<Decoder>| decoder.units.iter().any(|(unit, _)| unit.plugin == plugin);
+        if self.decoders.load().values().any(units) {
+            return Some("stored frames need it for decoding".into());
+        }
+        let names = |descriptor: &Arc<[u8]>| {
+            // What can't be parsed can't be decoded either.
+            ChainRecord::parse(descriptor).is_ok_and(|chain| chain.steps.iter().any(|step| step.plugin == plugin))
+        };
+        let stored = lock(&self.stored).clone()?;
+        match stored() {
+            Ok(chains) => chains.iter().any(names).then(|| "stored frames need it for decoding".into()),
+            Err(error) => Some(format!("it can't be told whether stored frames need it: {error}")),
+        }
+    }
+
+    /// The plugin and format number that the chain of these descriptor bytes can't be decoded without, if one is not here.
+    pub fn missing_for(&self, descriptor: &[u8]) -> Option<String> {
+        match self.decoder(descriptor) {
+            Err(HostError::MissingPlugin { plugin, format }) => Some(format!("{plugin} (format {format})")),
+            _ => None,
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub use error::HostError;
 pub use events::HostEvent;
 pub use execute::{ChainInfo, PluginInfo, Reply, TestReport};
 pub use fault::{Call, Fault, Faulty, Operation};
-pub use host::{Host, Limits, Replaced};
+pub use host::{Host, Limits, Replaced, StoredChains};
 pub use pace::Pressure;
 pub use registry::Registry;
 pub use retry::{Retry, RetryPolicy};

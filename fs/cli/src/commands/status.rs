@@ -52,6 +52,9 @@ fn render(status: &Value) -> String {
     if let Some(packs) = list(&status["missing_packs"]) {
         lines.push(format!("Missing    {packs}: what is in them can't be read"));
     }
+    if let Some(plugins) = list(&status["missing_plugins"]) {
+        lines.push(format!("Missing    plugin {plugins}: what went through it can't be read without it"));
+    }
     if let Some(objects) = list(&status["foreign_objects"]) {
         lines.push(format!("Foreign    {objects}: not ours, passed over"));
     }

@@ -122,6 +122,19 @@ impl Index {
         Ok(())
     }
 
+    /// The chains that frames of the live segments went through. Reads the roots that are not loaded, or, with [`Io::Never`], passes them over.
+    pub(crate) fn chains(&self, io: Io) -> Result<Vec<Chain>, RepositoryError> {
+        let mut chains = Vec::new();
+        for segment in self.segments().iter() {
+            let root = match io {
+                Io::Allowed => Some(segment.root(&self.source)?),
+                Io::Never => segment.root_cached(),
+            };
+            chains.extend(root.into_iter().flat_map(|root| root.chains.iter().cloned()));
+        }
+        Ok(chains)
+    }
+
     pub(crate) fn refs(&self) -> Vec<SegmentRef> {
         self.segments().iter().map(|s| s.reference).collect()
     }

@@ -23,7 +23,7 @@ use crate::frame::FrameKind;
 use crate::ids::ChunkId;
 use crate::keyring::Keyring;
 use crate::labels::{Label, Labels};
-use crate::pack::PackWriter;
+use crate::pack::{Chain, PackWriter};
 use crate::reader::FrameKey;
 use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
@@ -268,6 +268,11 @@ impl Packer {
             keep
         });
         slots.iter().filter(|slot| !kept.contains(slot)).filter_map(|slot| state.packs.remove(slot)).collect()
+    }
+
+    /// The chains that frames of staged packs went through.
+    pub(crate) fn chains(&self) -> Vec<Chain> {
+        self.shared.lock().packs.values().flat_map(|pack| pack.chains()).collect()
     }
 
     /// Bytes in finished and open packs, their number, and chunks staged or pending.

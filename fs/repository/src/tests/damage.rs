@@ -25,7 +25,10 @@ fn sample() -> Sample {
     let root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
     commit(&repository, root);
     repository
-        .put_lease(repository.volume("main").unwrap(), &Lease { host: "here".into(), pid: 1, since_ns: 2, state: None })
+        .put_lease(
+            repository.volume("main").unwrap(),
+            &Lease { host: "here".into(), pid: 1, since_ns: 2, state: None, head: 0 },
+        )
         .unwrap();
     Sample { bed, chunks, root }
 }

@@ -60,6 +60,32 @@ fn the_latest_of_many_is_found_and_old_ones_are_trimmed() {
 }
 
 #[test]
+fn where_nothing_is_listed_the_lease_says_from_where_to_look() {
+    let bed = Bed::new();
+    let writer = bed.open_cold();
+    let v = writer.volume("main").unwrap();
+    let lease = Lease { host: "box".to_owned(), pid: 1, since_ns: 1, state: None, head: 0 };
+    let mut last = None;
+    for number in 1..=200u64 {
+        let head = next_head(last.as_ref(), None, Vec::new());
+        writer.put_head(v, &head).unwrap();
+        last = Some(head);
+        if number == 150 {
+            writer.put_lease(v, &lease).unwrap();
+        }
+    }
+    assert_eq!(bed.open_cold().read_lease(v).unwrap().unwrap().head, 150);
+    writer.trim_heads(v, 64).unwrap();
+    bed.store.lists_no_heads.store(true, Ordering::SeqCst);
+    assert_eq!(bed.open_cold().latest_head(v).unwrap(), last, "from 150 on by number");
+    bed.store.lists_no_heads.store(false, Ordering::SeqCst);
+    writer.trim_heads(v, 10).unwrap();
+    bed.store.lists_no_heads.store(true, Ordering::SeqCst);
+    let error = bed.try_open(OpenOptions::default()).unwrap().latest_head(v).unwrap_err();
+    assert!(matches!(error, RepositoryError::MissingObject { .. }), "a volume with heads never looks empty: {error}");
+}
+
+#[test]
 fn a_head_under_another_number_or_volume_is_refused() {
     let bed = Bed::new();
     let repository = bed.open_cold();
@@ -125,7 +151,7 @@ fn the_lease_names_the_holder() {
     assert_eq!(repository.read_lease(v).unwrap(), None);
     for pid in [1, 2] {
         let state = LeaseState { id: crate::ids::StateId([7; 16]), directory: "/var/state".to_owned() };
-        let lease = Lease { host: "box".to_owned(), pid, since_ns: -5, state: (pid == 2).then_some(state) };
+        let lease = Lease { host: "box".to_owned(), pid, since_ns: -5, state: (pid == 2).then_some(state), head: 0 };
         repository.put_lease(v, &lease).unwrap();
         assert_eq!(bed.open_cold().read_lease(v).unwrap(), Some(lease));
     }

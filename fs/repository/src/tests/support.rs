@@ -22,6 +22,8 @@ pub struct TestStore {
     pub inner: MemoryStore,
     /// Every call fails as if nobody answered.
     pub down: AtomicBool,
+    /// Heads are not listed, as by a server that lags far behind.
+    pub lists_no_heads: AtomicBool,
     /// The next create-only put is carried out, but nobody hears of it.
     pub lose_reply: AtomicBool,
     /// A put takes the file away, as a store on the same filesystem does.
@@ -95,6 +97,9 @@ impl Store for TestStore {
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
         self.answer("list", prefix)?;
+        if prefix.starts_with("heads/") && self.lists_no_heads.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
         self.inner.list(prefix, after, limit)
     }
 }
