@@ -37,7 +37,7 @@ impl Pipeline {
                     ("bytes", text(&format_bytes(policies.rotate.bytes))),
                 ]),
             ),
-            ("verify", map([("builtin", verify(policies.verify_builtin)), ("other", verify(policies.verify_other))])),
+            ("verify", map([("builtin", verify(policies.verify_builtin)), ("other", verify(Verify::Always))])),
         ])
     }
 

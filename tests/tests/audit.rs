@@ -46,6 +46,11 @@ fn commands_snapshots_and_mounts_are_recorded_and_survive() {
     assert_eq!(told_before[4].1, "monday to first");
     let own = u64::from(std::process::id());
     assert!(before[3..].iter().all(|line| line["pid"] == own), "who took the snapshots: {before:?}");
+    assert!(before.iter().all(|line| line["uid"] == 0), "by root: {before:?}");
+    // The mount and the commands of this process are told apart.
+    assert_eq!((&before[0]["pid"], &before[1]["pid"]), (&Value::from(repo.pid()), &Value::from(own)), "{before:?}");
+    let times: Vec<&str> = before.iter().map(|line| line["time"].as_str().expect("a time")).collect();
+    assert!(times.is_sorted() && times[0].starts_with("20") && times[0].ends_with('Z'), "{times:?}");
     let verified = repo.control_ok("audit verify");
     assert_eq!((verified["records"].as_u64(), verified["last"].as_u64()), (Some(6), Some(6)));
 
