@@ -277,7 +277,7 @@ impl Prepared {
 
 /// How this repository's files are cut.
 pub(crate) fn chunker(repository: &Repository) -> Arc<FastCdc> {
-    Arc::new(FastCdc::new(repository.chunker_seed(), wiring::CHUNK_SIZES))
+    Arc::new(FastCdc::new(repository.chunker_seed(), axiomfs_chunker_fastcdc::DEFAULT_SIZES))
 }
 
 /// The root directory of a volume nobody has written to yet is root's. It is given to the user who mounts it first, who

@@ -2,14 +2,9 @@
 
 use std::sync::Arc;
 
-use axiomfs_api::ChunkSizes;
 use axiomfs_config::{ChainSettings, LimitSettings, OnError, Pipeline, RouteSettings, Selector, StepSettings, Verify};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{ChainSpec, Host, HostError, Limits, Matcher, Registry, Route, RouteTable, StepSpec};
-
-/// How files are cut: 64 KiB, 256 KiB, 1 MiB. Larger chunks compress a little better (1 MiB on average: 2 % less stored), but a
-/// read of one page decodes a whole chunk, so that random reads take in proportion to it.
-pub const CHUNK_SIZES: ChunkSizes = ChunkSizes { min: 64 << 10, avg: 256 << 10, max: 1 << 20 };
 
 /// All plugins of this build.
 fn registry() -> Registry {

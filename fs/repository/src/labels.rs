@@ -22,7 +22,7 @@ impl Label {
     pub const NONE: Self = Self(0);
 }
 
-/// What compressing chains made of the chunks of one label. Only of those that had a frame of their own.
+/// What compressing chains made of the chunks of one label. Only of those in frames that hold chunks of no other label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelCount {
     /// The label.

@@ -6,6 +6,8 @@ use axiomfs_chunker_fastcdc::{DEFAULT_SIZES, FastCdc};
 use proptest::prelude::*;
 
 const SEED: u64 = 0x0123_4567_89ab_cdef;
+/// The default of older repositories.
+const LARGE: ChunkSizes = ChunkSizes { min: 64 << 10, avg: 256 << 10, max: 1 << 20 };
 const SMALL: ChunkSizes = ChunkSizes { min: 2 << 10, avg: 8 << 10, max: 32 << 10 };
 
 fn cuts(chunker: &FastCdc, data: &[u8]) -> Vec<usize> {
@@ -30,11 +32,18 @@ fn keeps_the_contract() {
 #[test]
 fn golden_cuts() {
     let data = Noise::new(42).bytes(16 << 20);
-    assert_eq!(cuts(&FastCdc::new(SEED, DEFAULT_SIZES), &data), GOLDEN_DEFAULT);
+    assert_eq!(cuts(&FastCdc::new(SEED, LARGE), &data), GOLDEN_LARGE);
+    assert_eq!(cuts(&FastCdc::new(SEED, DEFAULT_SIZES), &data[..4 << 20]), GOLDEN_DEFAULT);
     assert_eq!(cuts(&FastCdc::new(SEED, SMALL), &data[..200_000]), GOLDEN_SMALL);
 }
 
 const GOLDEN_DEFAULT: &[usize] = &[
+    96915, 123403, 139264, 147269, 105851, 86702, 73875, 79817, 78873, 83477, 92168, 72428, 174751, 104595, 141850,
+    72066, 96842, 106033, 35245, 82564, 70224, 34110, 100392, 48303, 112293, 23638, 82462, 45706, 90935, 86046, 105129,
+    73140, 79323, 20366, 142252, 62244, 49157, 37210, 80951, 106137, 36990, 29450, 83679, 54597, 106791, 121290, 68772,
+    37120, 133157, 78452,
+];
+const GOLDEN_LARGE: &[usize] = &[
     612702, 468769, 273322, 104595, 313599, 294562, 315399, 219103, 364004, 290863, 146941, 77137, 274517, 325512,
     617629, 341587, 233916, 323488, 364927, 267622, 103575, 314346, 251997, 369747, 261435, 197323, 453919, 412080,
     432925, 273734, 154206, 153542, 414404, 142865, 298539, 98991, 310520, 205362, 465998, 279696, 259607, 122930,

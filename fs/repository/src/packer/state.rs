@@ -49,6 +49,8 @@ pub(super) struct State {
 
 pub(super) struct OpenFrame {
     pub(super) number: u64,
+    /// Of all its chunks, if they have the same.
+    pub(super) label: Label,
     pub(super) raw: Vec<u8>,
     pub(super) members: Vec<Member>,
 }
@@ -57,7 +59,7 @@ pub(super) struct OpenFrame {
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) class: FrameClass,
-    /// Of its only chunk.
+    /// Of all its chunks, if they have the same.
     pub(super) label: Label,
     pub(super) raw: Arc<Vec<u8>>,
     pub(super) members: Vec<Member>,
@@ -156,19 +158,22 @@ impl State {
     }
 
     /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
-    pub(super) fn add_small(&mut self, class: &FrameClass, id: ChunkId, data: &[u8]) -> bool {
+    pub(super) fn add_small(&mut self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> bool {
         let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > class.frame_bytes());
         if full {
             self.close(class);
         }
         if !self.open.contains_key(class) {
-            let frame = OpenFrame { number: self.frame_number(), raw: Vec::new(), members: Vec::new() };
+            let frame = OpenFrame { number: self.frame_number(), label, raw: Vec::new(), members: Vec::new() };
             self.open.insert(class.clone(), frame);
         }
         let generation = self.generation;
         let frame = self.open.get_mut(class).expect("inserted above");
         let (offset, len) = (len32(frame.raw.len()), len32(data.len()));
         let pending = Pending { frame: frame.number, class: Some(class.clone()), offset, len, touched: generation };
+        if frame.label != label {
+            frame.label = Label::NONE;
+        }
         frame.raw.extend_from_slice(data);
         frame.members.push((id, len));
         self.pending.insert(id, pending);
@@ -185,12 +190,12 @@ impl State {
 
     /// Sends an open frame to the workers.
     pub(super) fn close(&mut self, class: &FrameClass) {
-        let Some(OpenFrame { number, mut raw, members }) = self.open.remove(class) else { return };
+        let Some(OpenFrame { number, label, mut raw, members }) = self.open.remove(class) else { return };
         self.open_bytes -= raw.len();
         if class.kind == FrameKind::Metadata {
             crate::frame::put_directory(&mut raw, &members);
         }
-        self.submit(number, class.clone(), Label::NONE, raw, members);
+        self.submit(number, class.clone(), label, raw, members);
     }
 
     pub(super) fn submit(&mut self, number: u64, class: FrameClass, label: Label, raw: Vec<u8>, members: Vec<Member>) {

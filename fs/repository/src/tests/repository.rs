@@ -122,7 +122,7 @@ fn owners_and_routes_never_share_a_frame() {
         add(&repository, &data);
     }
     repository.flush().unwrap();
-    assert_eq!(frames(&repository), 3 + 4, "100 chunks of 20,000 bytes fill four frames of 512 KiB");
+    assert_eq!(frames(&repository), 3 + 7, "100 chunks of 20,000 bytes fill seven frames of 320 KiB");
 }
 
 #[test]
