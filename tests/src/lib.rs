@@ -11,6 +11,7 @@ pub mod model;
 pub mod observe;
 pub mod odd_tree;
 pub mod perform;
+pub mod place;
 pub mod powercut;
 pub mod proxy;
 pub mod repo;

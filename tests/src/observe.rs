@@ -217,6 +217,15 @@ pub struct Ignore {
     pub dir_times: bool,
 }
 
+/// Both trees are the same, as [`compare_dirs`] sees them.
+///
+/// # Panics
+/// With the differences, if there are any.
+pub fn same(want: &FsPath, have: &FsPath, when: &str) {
+    let found = compare_dirs(want, have, Ignore::default());
+    assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
+}
+
 /// How directory `b` differs from directory `a` in names, kinds, attributes, times, xattrs, hard links and every byte;
 /// one line each, at most 20; empty when they are the same. Inode numbers themselves may differ.
 pub fn compare_dirs(a: &FsPath, b: &FsPath, ignore: Ignore) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axiomfs_tests::place::{Objects, Place};
 use axiomfs_tests::repo::{TestRepo, beside_others, text};
 use axiomfs_tests::rng::{Rng, noise, run_seed};
 use axiomfs_tests::run::must;
@@ -127,8 +128,8 @@ fn a_flipped_bit_in_the_log_stops_the_mount_and_says_where() {
 }
 
 /// A repository with 12 files of 4 MiB and 100 small ones, unmounted, its local state gone.
-fn stored(name: &str) -> TestRepo {
-    let mut repo = TestRepo::new(name);
+fn stored(place: Place, name: &str) -> TestRepo {
+    let mut repo = place.repo(name);
     repo.mount();
     for i in 0..12 {
         fs::write(repo.live().join(format!("big{i}")), noise(i, 4 * MIB)).expect("written");
@@ -187,7 +188,7 @@ fn a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack() {
     let _slot = beside_others();
     let seed = run_seed("a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack");
     let mut rng = Rng::new(seed);
-    let mut repo = stored("pack-damage");
+    let mut repo = stored(Place::Directory, "pack-damage");
     let big: Vec<PathBuf> =
         objects(&repo, "packs").into_iter().filter(|p| fs::metadata(p).is_ok_and(|m| m.len() > 4 << 20)).collect();
     assert!(!big.is_empty(), "no pack with data");
@@ -214,25 +215,28 @@ fn a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack() {
     assert!(read_all(&repo).is_empty(), "with the bits restored everything must be readable");
 }
 
-#[test]
-fn a_missing_pack_gives_eio_for_its_files_only() {
+axiomfs_tests::on_directory_and_bucket! {
+    a_missing_pack_gives_eio_for_its_files_only,
+}
+
+fn a_missing_pack_gives_eio_for_its_files_only(place: Place) {
     let _slot = beside_others();
-    let mut repo = stored("pack-missing");
-    let pack =
-        objects(&repo, "packs").into_iter().max_by_key(|p| fs::metadata(p).map_or(0, |m| m.len())).expect("a pack");
-    let aside = repo.dir.join("aside");
-    fs::rename(&pack, &aside).expect("taken away");
+    let mut repo = stored(place, "pack-missing");
+    let objects = Objects::of(&repo.store);
+    let pack = objects.largest("packs");
+    let (aside, name) = (objects.read(&pack), pack.rsplit('/').next().expect("a name"));
+    objects.remove(&pack);
     repo.mount();
     let refused = read_all(&repo);
     assert!(!refused.is_empty(), "a missing pack was not noticed");
     assert!(refused.iter().all(|n| n.starts_with("big")), "small files lie in other packs: {refused:?}");
     let told = format!("{}{}", repo.events(), repo.daemon_log());
-    assert!(told.contains(&stem(&pack)[..8]), "nothing names the pack {}: {told}", stem(&pack));
+    assert!(told.contains(&name[..8]), "nothing names the pack {name}: {told}");
     let missing = repo.status()["missing_packs"].to_string();
-    assert!(missing.contains(&stem(&pack)), "the status doesn't name the pack {}: {missing}", stem(&pack));
+    assert!(missing.contains(name), "the status doesn't name the pack {name}: {missing}");
     let shown = repo.axiomfs(&["status", text(&repo.mnt)]).stdout;
-    assert!(shown.contains("Missing") && shown.contains(&stem(&pack)), "{shown}");
-    fs::rename(&aside, &pack).expect("put back");
+    assert!(shown.contains("Missing") && shown.contains(name), "{shown}");
+    objects.write(&pack, &aside);
     assert!(read_all(&repo).is_empty(), "the pack is back, but its files aren't");
     assert_eq!(repo.status()["missing_packs"].as_array().map(Vec::len), Some(0), "it is not missing any more");
 }
@@ -242,7 +246,7 @@ fn damage_everywhere(kind: &str, rounds: u64, must_refuse_mount: bool) {
     let _slot = beside_others();
     let seed = run_seed(kind);
     let mut rng = Rng::new(seed);
-    let mut repo = stored("damage");
+    let mut repo = stored(Place::Directory, "damage");
     let mut noticed = 0;
     for round in 0..rounds {
         let all = if kind == "config" { vec![repo.store.join("config")] } else { objects(&repo, kind) };
@@ -320,7 +324,7 @@ fn a_flipped_bit_in_the_config_refuses_the_mount() {
 #[test]
 fn a_damaged_cache_is_only_a_cache() {
     let _slot = beside_others();
-    let mut repo = stored("cache-damage");
+    let mut repo = stored(Place::Directory, "cache-damage");
     repo.mount();
     assert!(read_all(&repo).is_empty());
     repo.umount();

@@ -1,19 +1,22 @@
 //! A store that shows an older state, another history or other people's objects, or has objects exchanged or missing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use axiomfs_tests::place::{Objects, Place};
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::noise;
-use axiomfs_tests::run::{must, run, wait_for};
+use axiomfs_tests::run::{run, wait_for};
 use axiomfs_tests::source::walk;
 
 const ASKED: &str = "checkpoint: {interval: 200ms}\ncommit: {interval: 1h, bytes: 1GiB}\n";
 
-fn heads(store: &Path) -> Vec<PathBuf> {
-    let mut heads = walk(&store.join("heads"));
-    heads.sort();
-    heads
+axiomfs_tests::on_directory_and_bucket! {
+    an_older_head_put_back_is_refused_until_it_is_accepted,
+    a_head_with_an_older_ones_bytes_is_refused_and_named,
+    another_history_is_refused_and_accepting_it_sets_local_changes_aside,
+    a_new_machine_can_be_told_which_head_to_expect,
+    an_object_exchanged_for_another_is_never_taken_for_it,
 }
 
 /// A file's text.
@@ -29,41 +32,34 @@ fn commit(repo: &TestRepo, content: &str) -> String {
     done.stdout.trim().to_owned()
 }
 
-fn restore(from: &Path, to: &Path) {
-    fs::remove_dir_all(to).expect("removed");
-    must("cp", &["-a", text(from), text(to)], LIMIT);
-}
-
-#[test]
-fn an_older_head_put_back_is_refused_until_it_is_accepted() {
+fn an_older_head_put_back_is_refused_until_it_is_accepted(place: Place) {
     let _slot = beside_others();
-    let mut writer = TestRepo::new("rollback");
+    let mut writer = place.repo("rollback");
     writer.settings(ASKED).mount();
     commit(&writer, "one");
-    let kept = writer.dir.join("kept");
-    must("cp", &["-a", text(&writer.store), text(&kept)], LIMIT);
+    let objects = Objects::of(&writer.store);
+    let kept = objects.keep();
     commit(&writer, "two");
     commit(&writer, "three");
     writer.umount();
-    let newest = writer.dir.join("newest");
-    must("cp", &["-a", text(&writer.store), text(&newest)], LIMIT);
+    let newest = objects.keep();
     let mut reader = writer.elsewhere(&writer.store, "rollback-reader");
     reader.try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(shown(&reader), "three");
     reader.umount();
 
-    restore(&kept, &writer.store);
+    objects.restore(&kept);
     for refused in [writer.try_mount(&[]), writer.try_mount(&["--read-only"]), reader.try_mount(&["--read-only"])] {
         let refused = refused.expect_err("an older state was taken for the newest");
         assert!(refused.contains("newest head is 1") && refused.contains("has seen 3"), "{refused}");
         assert!(refused.contains("--accept-rollback"), "{refused}");
     }
     // What was withheld is back: nothing has happened.
-    restore(&newest, &writer.store);
+    objects.restore(&newest);
     writer.mount();
     assert_eq!(shown(&writer), "three");
     writer.umount();
-    restore(&kept, &writer.store);
+    objects.restore(&kept);
     reader.try_mount(&["--read-only", "--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(shown(&reader), "one");
     reader.umount();
@@ -77,30 +73,29 @@ fn an_older_head_put_back_is_refused_until_it_is_accepted() {
     writer.umount();
 }
 
-#[test]
-fn a_head_with_an_older_ones_bytes_is_refused_and_named() {
+fn a_head_with_an_older_ones_bytes_is_refused_and_named(place: Place) {
     let _slot = beside_others();
-    let mut repo = TestRepo::new("old-bytes");
+    let mut repo = place.repo("old-bytes");
     repo.settings(ASKED).mount();
     for content in ["one", "two", "three"] {
         commit(&repo, content);
     }
     repo.umount();
-    let heads = heads(&repo.store);
-    fs::copy(&heads[0], &heads[2]).expect("replaced");
+    let objects = Objects::of(&repo.store);
+    let heads = objects.list("heads");
+    objects.write(&heads[2].0, &objects.read(&heads[0].0));
     let refused = repo.try_mount(&[]).expect_err("an older head under the newest number");
     assert!(refused.contains("heads/") && refused.contains("0000000000000003"), "{refused}");
 }
 
-#[test]
-fn another_history_is_refused_and_accepting_it_sets_local_changes_aside() {
+fn another_history_is_refused_and_accepting_it_sets_local_changes_aside(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("history");
+    let mut a = place.repo("history");
     a.settings(ASKED).mount();
     commit(&a, "one");
     a.umount();
-    let fork = a.dir.join("fork");
-    must("cp", &["-a", text(&a.store), text(&fork)], LIMIT);
+    let (objects, fork) = (Objects::of(&a.store), place.empty_store(&a, "history-fork"));
+    Objects::of(&fork).restore(&objects.keep());
     let mut b = a.elsewhere(&fork, "history-b");
     b.mount();
     for content in ["b two", "b three", "b four"] {
@@ -111,7 +106,7 @@ fn another_history_is_refused_and_accepting_it_sets_local_changes_aside() {
     commit(&a, "a two");
     fs::write(a.live().join("only here"), "x").expect("written");
     a.kill9();
-    restore(&fork, &a.store);
+    objects.restore(&Objects::of(&fork).keep());
     let refused = a.try_mount(&[]).expect_err("another history");
     assert!(refused.contains("another history") && refused.contains("--accept-rollback"), "{refused}");
     a.try_mount(&["--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
@@ -123,14 +118,13 @@ fn another_history_is_refused_and_accepting_it_sets_local_changes_aside() {
     a.umount();
 }
 
-#[test]
-fn a_new_machine_can_be_told_which_head_to_expect() {
+fn a_new_machine_can_be_told_which_head_to_expect(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("expect");
+    let mut a = place.repo("expect");
     a.settings(ASKED).mount();
     let first = commit(&a, "one");
-    let kept = a.dir.join("kept");
-    must("cp", &["-a", text(&a.store), text(&kept)], LIMIT);
+    let objects = Objects::of(&a.store);
+    let kept = objects.keep();
     commit(&a, "two");
     let newest = commit(&a, "three");
     a.umount();
@@ -153,7 +147,7 @@ fn a_new_machine_can_be_told_which_head_to_expect() {
             assert!(refused.contains(wrong.as_str()) && refused.contains("did not come after it"), "{refused}");
         }
     }
-    restore(&kept, &a.store);
+    objects.restore(&kept);
     let refused = mount(&newest, &["--read-only"]).expect_err("a store that was rolled back");
     assert!(refused.contains(&newest) && refused.contains(&first), "{refused}");
     for wrong in ["7", "x:y", "3:abc"] {
@@ -204,10 +198,9 @@ fn foreign_objects_are_passed_over_and_named() {
 }
 
 /// Each object of a kind takes the place of another: an error or the right bytes, never others.
-#[test]
-fn an_object_exchanged_for_another_is_never_taken_for_it() {
+fn an_object_exchanged_for_another_is_never_taken_for_it(place: Place) {
     let _slot = beside_others();
-    let mut repo = TestRepo::new("exchanged");
+    let mut repo = place.repo("exchanged");
     repo.settings(ASKED).mount();
     for i in 0..4 {
         fs::write(repo.live().join(format!("big{i}")), noise(i, 2 << 20)).expect("written");
@@ -227,16 +220,15 @@ fn an_object_exchanged_for_another_is_never_taken_for_it() {
         }
         refused
     };
+    let objects = Objects::of(&repo.store);
     for kind in ["packs", "index"] {
-        let mut objects = walk(&repo.store.join(kind));
-        objects.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |meta| meta.len())));
-        let (one, other) = (&objects[0], &objects[1]);
+        let mut largest = objects.list(kind);
+        largest.sort_by_key(|(_, len)| std::cmp::Reverse(*len));
+        let (one, other) = (&largest[0].0, &largest[1].0);
         let exchange = || {
-            let (a, b) = (fs::read(one).expect("read"), fs::read(other).expect("read"));
-            for (path, bytes) in [(one, b), (other, a)] {
-                fs::remove_file(path).expect("removed");
-                fs::write(path, bytes).expect("replaced");
-            }
+            let (a, b) = (objects.read(one), objects.read(other));
+            objects.write(one, &b);
+            objects.write(other, &a);
         };
         exchange();
         let mut reader = repo.elsewhere(&repo.store, "exchanged-reader");
@@ -244,10 +236,9 @@ fn an_object_exchanged_for_another_is_never_taken_for_it() {
             Ok(()) => {
                 let refused = check(&reader, kind);
                 assert!(refused > 0 || kind == "index", "exchanged {kind} were not noticed");
-                let name = one.file_name().and_then(|name| name.to_str()).expect("text");
-                let other = other.file_name().and_then(|name| name.to_str()).expect("text");
+                let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
                 let told = reader.events();
-                assert!(refused == 0 || told.contains(name) || told.contains(other), "{kind}: {told}");
+                assert!(refused == 0 || told.contains(&last(one)) || told.contains(&last(other)), "{kind}: {told}");
                 reader.umount();
             }
             Err(said) => assert!(said.contains(kind) && !said.contains("panicked"), "{said}"),

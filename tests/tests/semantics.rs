@@ -19,7 +19,9 @@ fn every_sentence_names_a_test_that_exists() {
         let (file, test) = name.split_once("::").unwrap_or_else(|| panic!("not file::test: {line}"));
         let path = root.join("tests/tests").join(format!("{file}.rs"));
         let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()));
-        assert!(source.contains(&format!("fn {test}()")), "{} has no test {test}: {line}", path.display());
+        let twice = source.split_once("on_directory_and_bucket! {").and_then(|(_, rest)| rest.split_once('}'));
+        let twice = twice.is_some_and(|(tests, _)| tests.split(',').any(|one| one.trim() == test));
+        assert!(twice || source.contains(&format!("fn {test}()")), "{} has no test {test}: {line}", path.display());
     }
     assert!(sentences > 50, "only {sentences} sentences were found: was the form of the document changed?");
 }

@@ -4,17 +4,18 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axiomfs_tests::observe::{Ignore, compare_dirs};
+use axiomfs_tests::observe::same;
+use axiomfs_tests::place::Place;
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::noise;
-use axiomfs_tests::run::{Finished, must, run, wait_for};
+use axiomfs_tests::run::{Finished, must, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use serde_json::Value;
 
@@ -22,6 +23,17 @@ use serde_json::Value;
 const ASKED: &str = "checkpoint: {interval: 200ms, bytes: 1MiB}\ncommit: {interval: 1h, bytes: 1GiB}\ntimeout: 6s\n";
 /// Not even checkpoints.
 const STILL: &str = "checkpoint: {interval: 1h, bytes: 1GiB}\ncommit: {interval: 1h, bytes: 1GiB}\n";
+
+axiomfs_tests::on_directory_and_bucket! {
+    a_takeover_fences_the_first_writer_and_recover_makes_a_snapshot_of_what_it_had,
+    a_machine_that_comes_back_after_ten_commits_replays_nothing_over_them,
+    a_change_before_the_first_checkpoint_is_not_replayed_over_another_writers_commits,
+    a_writer_whose_place_was_trimmed_is_fenced_all_the_same,
+    an_old_state_directory_put_back_is_not_replayed_over_newer_commits,
+    a_state_directory_deleted_while_dirty_needs_a_flag_and_is_told_what_may_be_lost,
+    an_idle_writer_that_was_taken_over_ends_without_a_word,
+    recovering_can_be_killed_and_done_again,
+}
 
 fn soak() -> bool {
     std::env::var_os("AXIOMFS_SOAK").is_some()
@@ -33,11 +45,6 @@ fn write(repo: &TestRepo, name: &str, data: &[u8]) {
 
 fn read(repo: &TestRepo, name: &str) -> io::Result<Vec<u8>> {
     fs::read(repo.live().join(name))
-}
-
-fn same(want: &Path, have: &Path, when: &str) {
-    let found = compare_dirs(want, have, Ignore::default());
-    assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
 }
 
 /// What `live/` shows now, kept outside.
@@ -100,17 +107,19 @@ fn end_fenced(repo: &mut TestRepo) {
     assert!(!repo.wait_daemon().success());
 }
 
-#[test]
-fn a_takeover_fences_the_first_writer_and_recover_makes_a_snapshot_of_what_it_had() {
+fn a_takeover_fences_the_first_writer_and_recover_makes_a_snapshot_of_what_it_had(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("takeover");
+    let mut a = place.repo("takeover");
     a.settings(ASKED).mount();
     write(&a, "kept", b"first");
     write(&a, "removed", b"first");
     a.sync();
     let mut b = a.elsewhere(&a.store, "takeover-b");
     let refused = b.try_mount(&[]).expect_err("a second writer");
-    assert!(refused.contains(&a.pid().to_string()) && refused.contains("since 20"), "{refused}");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("read").trim().to_owned();
+    for said in [a.pid().to_string(), host, "since 20".to_owned()] {
+        assert!(refused.contains(&said), "{said}: {refused}");
+    }
     change_much(&a);
     fs::create_dir(a.snapshot("monday")).expect("taken");
     let monday = keep(&a, "monday");
@@ -159,10 +168,9 @@ fn a_takeover_fences_the_first_writer_and_recover_makes_a_snapshot_of_what_it_ha
     assert!(again.code() == 0 && again.stdout.contains("\"recovered\":[]"), "{}{}", again.stdout, again.stderr);
 }
 
-#[test]
-fn a_machine_that_comes_back_after_ten_commits_replays_nothing_over_them() {
+fn a_machine_that_comes_back_after_ten_commits_replays_nothing_over_them(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("comes-back");
+    let mut a = place.repo("comes-back");
     a.settings(ASKED).mount();
     write(&a, "kept", b"first");
     write(&a, "removed", b"first");
@@ -200,10 +208,9 @@ fn a_machine_that_comes_back_after_ten_commits_replays_nothing_over_them() {
     b.umount();
 }
 
-#[test]
-fn a_change_before_the_first_checkpoint_is_not_replayed_over_another_writers_commits() {
+fn a_change_before_the_first_checkpoint_is_not_replayed_over_another_writers_commits(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("no-checkpoint");
+    let mut a = place.repo("no-checkpoint");
     a.mount();
     write(&a, "file", b"committed");
     a.umount();
@@ -223,10 +230,9 @@ fn a_change_before_the_first_checkpoint_is_not_replayed_over_another_writers_com
 }
 
 /// Old heads are trimmed, so that the number that the first writer expects is free again.
-#[test]
-fn a_writer_whose_place_was_trimmed_is_fenced_all_the_same() {
+fn a_writer_whose_place_was_trimmed_is_fenced_all_the_same(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("trimmed");
+    let mut a = place.repo("trimmed");
     a.settings(ASKED).mount();
     write(&a, "file", b"a");
     a.sync();
@@ -250,10 +256,9 @@ fn a_writer_whose_place_was_trimmed_is_fenced_all_the_same() {
     assert_eq!(fs::read(b.snapshot(&name).join("late")).expect("read"), b"a week later");
 }
 
-#[test]
-fn an_old_state_directory_put_back_is_not_replayed_over_newer_commits() {
+fn an_old_state_directory_put_back_is_not_replayed_over_newer_commits(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("old-state");
+    let mut a = place.repo("old-state");
     a.settings(ASKED).mount();
     write(&a, "kept", b"first");
     write(&a, "removed", b"first");
@@ -281,10 +286,9 @@ fn an_old_state_directory_put_back_is_not_replayed_over_newer_commits() {
     same(&had, &a.snapshot(&name), "the old state");
 }
 
-#[test]
-fn a_state_directory_deleted_while_dirty_needs_a_flag_and_is_told_what_may_be_lost() {
+fn a_state_directory_deleted_while_dirty_needs_a_flag_and_is_told_what_may_be_lost(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("deleted-state");
+    let mut a = place.repo("deleted-state");
     a.settings(ASKED).mount();
     write(&a, "committed", b"1");
     a.sync();
@@ -309,10 +313,9 @@ fn a_state_directory_deleted_while_dirty_needs_a_flag_and_is_told_what_may_be_lo
 }
 
 /// A writer that was taken over and does not know it must not say that nobody writes.
-#[test]
-fn an_idle_writer_that_was_taken_over_ends_without_a_word() {
+fn an_idle_writer_that_was_taken_over_ends_without_a_word(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("idle-writer");
+    let mut a = place.repo("idle-writer");
     a.mount();
     write(&a, "file", b"a");
     a.sync();
@@ -326,10 +329,9 @@ fn an_idle_writer_that_was_taken_over_ends_without_a_word() {
     b.umount();
 }
 
-#[test]
-fn recovering_can_be_killed_and_done_again() {
+fn recovering_can_be_killed_and_done_again(place: Place) {
     let _slot = beside_others();
-    let mut a = TestRepo::new("recover-killed");
+    let mut a = place.repo("recover-killed");
     a.settings(ASKED).mount();
     write(&a, "kept", b"first");
     write(&a, "removed", b"first");
@@ -423,87 +425,4 @@ fn a_commit_whose_answer_was_lost_is_found_again() {
         assert!(read(&other, &format!("more{round}")).expect("read") == noise(round.into(), 2 << 20));
     }
     other.umount();
-}
-
-/// All create the same head at the same moment: the proxy lets none through before all are there.
-#[test]
-fn of_twenty_takeovers_at_once_one_wins() {
-    let _slot = beside_others();
-    const WRITERS: usize = 20;
-    let server = S3Server::shared();
-    let proxy = Proxy::start(server.port);
-    let repo = TestRepo::in_bucket("race", &url_at(proxy.port, "race"));
-    let make = |name: &str, state: &Path| {
-        let mut command = repo.command(&["snapshot", "create", text(&repo.store), name, "--takeover", "--json"]);
-        command.args(["--state", text(&state.join("state")), "--cache", text(&state.join("cache"))]);
-        command
-    };
-    let first = run(&mut make("first", &repo.dir.join("first")), LIMIT);
-    assert_eq!(first.code(), 0, "{}", first.stderr);
-    let mut winners = vec!["first".to_owned()];
-    for round in 0..if soak() { 20 } else { 2 } {
-        let waiting: Arc<Mutex<usize>> = Arc::default();
-        let arrived = waiting.clone();
-        proxy.plan(move |seen| {
-            if seen.method == "PUT" && seen.target.contains("/heads/") {
-                *arrived.lock().expect("no panic") += 1;
-                let begun = Instant::now();
-                while *arrived.lock().expect("no panic") < WRITERS && begun.elapsed() < LIMIT / 2 {
-                    thread::sleep(Duration::from_millis(2));
-                }
-            }
-            Trick::Pass
-        });
-        let names: Vec<String> = (0..WRITERS).map(|i| format!("round-{round}-writer-{i}")).collect();
-        let done: Vec<(String, Finished)> = thread::scope(|scope| {
-            let race = |name: &String| {
-                let (name, mut command) = (name.clone(), make(name, &repo.dir.join(name)));
-                scope.spawn(move || (name, run(&mut command, 2 * LIMIT)))
-            };
-            let threads: Vec<_> = names.iter().map(race).collect();
-            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-        });
-        let won: Vec<&String> = done.iter().filter(|(_, done)| done.code() == 0).map(|(name, _)| name).collect();
-        let said: Vec<&str> = done.iter().map(|(_, done)| done.stderr.as_str()).collect();
-        assert_eq!(won.len(), 1, "round {round}: {won:?}: {said:#?}");
-        for (name, done) in done.iter().filter(|(name, _)| name != won[0]) {
-            assert!(done.stderr.contains("while the volume was being taken over"), "{name}: {}", done.stderr);
-        }
-        winners.push(won[0].clone());
-    }
-    proxy.plan(|_| Trick::Pass);
-    let listed = run(&mut repo.command(&["snapshot", "list", text(&repo.store), "--json"]), LIMIT);
-    let reply: Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let mut have: Vec<&str> =
-        reply["snapshots"].as_array().expect("a list").iter().filter_map(|s| s["name"].as_str()).collect();
-    have.sort_unstable();
-    winners.sort_unstable();
-    assert_eq!(have, winners, "the store has what the winners said, and nothing else");
-}
-
-/// The same without a proxy that holds them back, on a directory: whoever says it is done is done.
-#[test]
-fn of_many_writers_on_a_directory_each_that_succeeds_is_kept() {
-    let _slot = beside_others();
-    let repo = TestRepo::new("race-local");
-    let make = |name: &str| {
-        let state = repo.dir.join(name);
-        let mut command = repo.command(&["snapshot", "create", text(&repo.store), name, "--takeover"]);
-        command.args(["--state", text(&state.join("state")), "--cache", text(&state.join("cache"))]);
-        run(&mut command, 2 * LIMIT)
-    };
-    let names: Vec<String> = (0..if soak() { 60 } else { 12 }).map(|i| format!("writer-{i:02}")).collect();
-    let mut done: Vec<&String> = thread::scope(|scope| {
-        let threads: Vec<_> = names.iter().map(|name| (name, scope.spawn(|| make(name)))).collect();
-        let ended = threads.into_iter().map(|(name, thread)| (name, thread.join().expect("no panic")));
-        ended.filter(|(_, done)| done.code() == 0).map(|(name, _)| name).collect()
-    });
-    done.sort();
-    assert!(!done.is_empty());
-    let listed = repo.axiomfs(&["snapshot", "list", text(&repo.store), "--json"]);
-    let reply: Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let mut have: Vec<&str> =
-        reply["snapshots"].as_array().expect("a list").iter().filter_map(|s| s["name"].as_str()).collect();
-    have.sort_unstable();
-    assert_eq!(have, done.iter().map(|name| name.as_str()).collect::<Vec<_>>());
 }
