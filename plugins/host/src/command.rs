@@ -191,11 +191,11 @@ pub enum RouteCommand {
 /// [`ControlError`] with code `SYNTAX` and errno `EINVAL`, saying what was expected.
 pub fn parse_command(text: &str) -> Result<Command, ControlError> {
     if text.len() > MAX_COMMAND {
-        return Err(syntax(format!("A command has at most {MAX_COMMAND} bytes, not {}", text.len()), ""));
+        return Err(syntax(format!("A command has at most {MAX_COMMAND} bytes, not {}", text.len()), "Write chain.yaml for more"));
     }
     let line = text.trim_matches([' ', '\t', '\r', '\n']);
     if let Some(c) = line.chars().find(|c| c.is_control() && *c != '\t') {
-        let hint = if c == '\n' { "Write one command at a time" } else { "" };
+        let hint = if c == '\n' { "Write one command at a time" } else { "Write plain text" };
         return Err(syntax(format!("A command has no control characters, such as {c:?}"), hint));
     }
     let mut words = Words::new(line)?;
@@ -359,7 +359,7 @@ impl Words {
     }
 
     fn next(&mut self, what: &str) -> Result<String, ControlError> {
-        self.0.next().ok_or_else(|| syntax(format!("Expected {what}"), ""))
+        self.0.next().ok_or_else(|| syntax(format!("Expected {what}"), "Write it behind the rest"))
     }
 
     /// Takes the next word if it is `word`.
@@ -371,13 +371,13 @@ impl Words {
         let list = known.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" or ");
         let word = self.next(&list)?;
         let found = known.iter().find(|(known, _)| *known == word).map(|(_, command)| command.clone());
-        found.ok_or_else(|| syntax(format!("Expected {list}, not {word:?}"), ""))
+        found.ok_or_else(|| syntax(format!("Expected {list}, not {word:?}"), "Use one of these words"))
     }
 
     fn end(mut self) -> Result<(), ControlError> {
         match self.0.next() {
             None => Ok(()),
-            Some(word) => Err(syntax(format!("Nothing may follow, but {word:?} does"), "")),
+            Some(word) => Err(syntax(format!("Nothing may follow, but {word:?} does"), "Leave it out")),
         }
     }
 
@@ -406,7 +406,7 @@ impl Words {
         let mut steps = vec![self.step()?];
         while self.take("|") {
             if steps.len() == MAX_STEPS {
-                return Err(syntax(format!("A chain has at most {MAX_STEPS} steps"), ""));
+                return Err(syntax(format!("A chain has at most {MAX_STEPS} steps"), "Use fewer steps"));
             }
             steps.push(self.step()?);
         }
@@ -446,7 +446,7 @@ pub fn with_params(plugin: &str, params: Vec<(String, String)>) -> Result<StepSp
     let mut step = StepSpec::new(plugin);
     for (i, (key, value)) in params.iter().enumerate() {
         if params[..i].iter().any(|(earlier, _)| earlier == key) {
-            return Err(syntax(format!("Parameter {key} of {plugin} stands there twice"), ""));
+            return Err(syntax(format!("Parameter {key} of {plugin} stands there twice"), "Leave one out"));
         }
         if key == "on_error" {
             step.on_error = strategy(value)?;

@@ -388,6 +388,7 @@ impl Host {
         let limits = self.limits();
         // Who loads a plugin that was put out trusts it again; it still has to start.
         entry.trust.restore();
+        crate::pool::lock(&self.told).retain(|(plugin, _)| *plugin != id);
         if let Err(error) = self.builder(&[], &limits).unit(entry, &StepSpec::new(id)) {
             if distrusted {
                 entry.trust.lose(error.to_string());

@@ -13,7 +13,8 @@ use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
 use crate::stats::Histogram;
 use crate::{
-    Chain, ChainName, ChainRecord, ChainSpec, Decoder, HostError, HostEvent, Registry, RouteTable, StepSpec, self_test,
+    Chain, ChainName, ChainRecord, ChainSpec, Decoder, HostError, HostEvent, PutOut, Registry, RouteTable, StepSpec,
+    self_test,
 };
 
 /// The chain for everything that no route sends elsewhere.
@@ -117,8 +118,12 @@ pub struct Host {
     pub(crate) verified: Arc<AtomicU64>,
     pub(crate) swaps: AtomicU64,
     pub(crate) swap_time: Histogram,
-    /// What getting a chain took while a change was being made.
+    /// What getting a chain, a route or a decoder took while a change was being made, and where one had to be made for it.
     pub(crate) swap_wait: Histogram,
+    /// What was done to plugins that lost their trust, until somebody takes it.
+    pub(crate) put_out: Mutex<Vec<PutOut>>,
+    /// The plugins without trust that stand in it or stood there, and why.
+    pub(crate) told: Mutex<Vec<(&'static str, String)>>,
     /// Whether a change is being made.
     is_changing: AtomicBool,
     /// Held while a change is prepared and made. Frames never take it.
@@ -167,6 +172,8 @@ impl Host {
             swaps: AtomicU64::new(0),
             swap_time: Histogram::default(),
             swap_wait: Histogram::default(),
+            put_out: Mutex::default(),
+            told: Mutex::default(),
             is_changing: AtomicBool::new(false),
             changing: Mutex::default(),
             events: Events::default(),
@@ -181,15 +188,24 @@ impl Host {
     /// # Errors
     /// [`HostError::UnknownChain`].
     pub fn chain(&self, name: &str) -> Result<Arc<Chain>, HostError> {
-        let start = self.is_changing.load(Ordering::Relaxed).then(Instant::now);
-        if self.registry.attention.load(Ordering::Acquire) {
-            self.put_out();
-        }
-        let chain = self.current(name);
+        let attention = self.registry.attention.load(Ordering::Acquire);
+        self.waiting(attention, || {
+            if attention {
+                self.put_out();
+            }
+            self.current(name)
+        })
+    }
+
+    /// Does `work` for a request; where a change is being made, or `changes` says that it has to make one itself, the time
+    /// counts as waiting for a swap.
+    fn waiting<T>(&self, changes: bool, work: impl FnOnce() -> T) -> T {
+        let start = (changes || self.is_changing.load(Ordering::Relaxed)).then(Instant::now);
+        let done = work();
         if let Some(start) = start {
             self.swap_wait.record(start.elapsed());
         }
-        chain
+        done
     }
 
     fn current(&self, name: &str) -> Result<Arc<Chain>, HostError> {
@@ -203,15 +219,17 @@ impl Host {
 
     /// The name of the chain for a file's settled path from the live root.
     pub fn route(&self, path: &[u8]) -> ChainName {
-        self.state.load().routes.route(path)
+        self.waiting(false, || self.state.load().routes.route(path))
     }
 
     /// The same, and whether the file is to be stored in clear: its directory is exempted and its chain has no seal.
     pub fn place(&self, path: &[u8]) -> (ChainName, bool) {
-        let state = self.state.load();
-        let (route, name) = state.routes.explain(path);
-        let is_open = || state.chains.get(name).is_some_and(|chain| chain.seal_id().is_none());
-        (name.clone(), route.is_some_and(|route| route.allow_unencrypted) && is_open())
+        self.waiting(false, || {
+            let state = self.state.load();
+            let (route, name) = state.routes.explain(path);
+            let is_open = || state.chains.get(name).is_some_and(|chain| chain.seal_id().is_none());
+            (name.clone(), route.is_some_and(|route| route.allow_unencrypted) && is_open())
+        })
     }
 
     /// Whether any directory is exempted from encryption.
@@ -224,9 +242,14 @@ impl Host {
     /// # Errors
     /// [`HostError::MissingPlugin`] naming the plugin; [`HostError::BadDescriptor`].
     pub fn decoder(&self, descriptor: &[u8]) -> Result<Arc<Decoder>, HostError> {
-        if let Some(decoder) = self.decoders.load().get(descriptor) {
-            return Ok(decoder.clone());
+        match self.waiting(false, || self.decoders.load().get(descriptor).cloned()) {
+            Some(decoder) => Ok(decoder),
+            // Loading one is waited for as a swap is.
+            None => self.waiting(true, || self.load_decoder(descriptor)),
         }
+    }
+
+    fn load_decoder(&self, descriptor: &[u8]) -> Result<Arc<Decoder>, HostError> {
         let state = self.state.load();
         let decoder = Arc::new(self.builder(&[], &state.limits).decoder(descriptor)?);
         self.decoders.rcu(|known| {

@@ -49,6 +49,7 @@ pub use retry::{Retry, RetryPolicy};
 pub use route::{Matcher, Route, RouteTable, settled};
 pub use spec::{ChainSpec, OnError, StepSpec};
 pub use stats::{HostMetric, MetricKind};
+pub use trust::PutOut;
 pub use wire::{ChainId, ChainRecord, StepRecord};
 
 /// The author's guide, so that its example is compiled and run.

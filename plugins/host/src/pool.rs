@@ -73,34 +73,51 @@ impl Drop for Busy<'_> {
 
 /// Bounds how many frames are encoded or decoded at once. A holder never waits for another permit.
 pub struct Permits {
-    state: Mutex<(usize, usize)>,
+    state: Mutex<Held>,
     freed: Condvar,
+}
+
+struct Held {
+    limit: usize,
+    now: usize,
+    /// Most since the limit was set to another.
+    most: usize,
 }
 
 impl Permits {
     pub fn new(limit: usize) -> Self {
-        Self { state: Mutex::new((limit, 0)), freed: Condvar::new() }
+        Self { state: Mutex::new(Held { limit, now: 0, most: 0 }), freed: Condvar::new() }
     }
 
     /// Changes the bound; those above it finish first.
     pub fn set_limit(&self, limit: usize) {
-        lock(&self.state).0 = limit;
+        let mut state = lock(&self.state);
+        if state.limit != limit {
+            (state.limit, state.most) = (limit, state.now);
+        }
+        drop(state);
         self.freed.notify_all();
     }
 
     /// Waits for a permit.
     pub fn acquire(&self) -> Permit<'_> {
         let mut state = lock(&self.state);
-        while state.1 >= state.0 {
+        while state.now >= state.limit {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.1 += 1;
+        state.now += 1;
+        state.most = state.most.max(state.now);
         Permit(self)
     }
 
     /// Permits held now.
     pub fn held(&self) -> usize {
-        lock(&self.state).1
+        lock(&self.state).now
+    }
+
+    /// Most that were held at once since the bound was set.
+    pub fn most(&self) -> usize {
+        lock(&self.state).most
     }
 }
 
@@ -109,7 +126,7 @@ pub struct Permit<'a>(&'a Permits);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).1 -= 1;
+        lock(&self.0.state).now -= 1;
         self.0.freed.notify_one();
     }
 }

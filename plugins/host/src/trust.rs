@@ -44,7 +44,23 @@ impl Trust {
     }
 }
 
+/// Something that the host did to a plugin on its own, for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutOut {
+    /// The plugin that lost its trust.
+    pub plugin: &'static str,
+    /// Why it did.
+    pub reason: String,
+    /// The generation without it, or why the chains stay as they are.
+    pub result: Result<u64, String>,
+}
+
 impl Host {
+    /// What [`put_out`](Self::put_out) did since the last call, the oldest first.
+    pub fn take_put_out(&self) -> Vec<PutOut> {
+        std::mem::take(&mut *lock(&self.put_out))
+    }
+
     /// Takes plugins that lost their trust out of all chains: a chain whose step falls back to another becomes that one,
     /// any other goes on without the step. Where that breaks a rule the chain stays, and its frames do what its
     /// strategies say.
@@ -52,7 +68,7 @@ impl Host {
         let Ok(_changing) = self.begin() else { return };
         self.registry.attention.store(false, Ordering::Release);
         let state = self.state.load_full();
-        let lost: Vec<(&str, String)> = self.registry.distrusted().collect();
+        let lost: Vec<(&'static str, String)> = self.registry.distrusted().collect();
         let is_lost = |plugin: &str| lost.iter().any(|(id, _)| *id == plugin);
         let mut specs = self.chain_specs();
         for _ in 0..specs.len() {
@@ -73,12 +89,21 @@ impl Host {
             self.events.add("distrusted", format!("Plugin {plugin} is given no more frames: {reason}"));
         }
         let (routes, limits) = (state.routes.clone(), state.limits.clone());
-        match self.change(&specs, routes, limits, state.require.clone()) {
+        let changed = self.change(&specs, routes, limits, state.require.clone());
+        match &changed {
             Ok(done) => {
                 let text = format!("Taken out of the chains, generation {}", done.generation);
                 self.events.add("chain", text);
             }
             Err(error) => self.events.add("refused", format!("Not taken out of the chains: {error}")),
         }
+        // One that stays distrusted, because a chain has to keep it, is told once.
+        let mut told = lock(&self.told);
+        told.retain(|known| lost.contains(known));
+        let new: Vec<_> = lost.into_iter().filter(|one| !told.contains(one)).collect();
+        told.extend(new.iter().cloned());
+        let result = changed.map(|done| done.generation).map_err(|error| error.to_string());
+        lock(&self.put_out)
+            .extend(new.into_iter().map(|(plugin, reason)| PutOut { plugin, reason, result: result.clone() }));
     }
 }

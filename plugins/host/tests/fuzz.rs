@@ -2,8 +2,11 @@
 
 mod plugins;
 
-use axiomfs_host::{Host, Limits, Matcher, Route, RouteTable, parse_command};
-use plugins::{registry, seal, spec, zstd};
+use axiomfs_host::{
+    ChainCommand, ChainSpec, Command, Host, Limits, Matcher, PluginCommand, Reply, Route, RouteCommand, RouteTable,
+    StepSpec, parse_command,
+};
+use plugins::{Standing, registry, seal, spec, zstd};
 use proptest::prelude::*;
 
 fn standard() -> Host {
@@ -21,23 +24,75 @@ fn standard() -> Host {
 /// Runs what is a command; all that must hold holds after it.
 fn run(host: &Host, text: &str) {
     let Ok(command) = parse_command(text) else { return };
-    let (before, generation, loaded) = (host.chain_specs(), host.generation(), loaded(host));
+    let before = Standing::of(host);
+    let generation = host.generation();
     let Some(reply) = host.execute(&command) else { return };
     match reply {
         Err(error) => {
-            assert_eq!((host.chain_specs(), host.generation()), (before, generation), "{text}: refused, and changed");
-            assert_eq!(self::loaded(host), loaded, "{text}: refused, and changed");
+            before.assert_same(host, text);
             assert!(!error.msg.is_empty() && error.errno_name.starts_with('E'), "{text}: {error:?}");
         }
-        Ok(_) => assert!(host.generation() <= generation + 1, "{text}: one command is one change"),
+        Ok(reply) => applied(host, text, &command, &reply, generation, &before),
     }
     for spec in host.chain_specs() {
         assert_eq!(spec.steps.last().map(|step| step.plugin.as_str()), Some("aes-256-gcm"), "{text}: {spec}");
     }
 }
 
-fn loaded(host: &Host) -> Vec<bool> {
-    host.plugins().iter().map(|plugin| plugin.loaded).collect()
+/// One command is one change, whole: what it asked for stands there, and nothing else has moved.
+fn applied(host: &Host, text: &str, command: &Command, reply: &Reply, generation: u64, before: &Standing) {
+    let chain = match (command, reply) {
+        (Command::Chain(_), Reply::Swapped { generation: told, chain, .. }) => {
+            assert_eq!((*told, host.generation()), (generation + 1, generation + 1), "{text}");
+            chain
+        }
+        (Command::Route(RouteCommand::Add { .. } | RouteCommand::Remove { .. }), Reply::Routes(routes)) => {
+            assert_eq!(host.generation(), generation + 1, "{text}");
+            assert!(host.routes().routes().eq(routes), "{text}: the routes that were told are in force");
+            return;
+        }
+        (Command::Plugin(PluginCommand::Load(id) | PluginCommand::Unload(id)), Reply::Plugin { plugin, .. }) => {
+            let load = matches!(command, Command::Plugin(PluginCommand::Load(_)));
+            let stays = plugin.kind == axiomfs_api::Kind::Seal;
+            assert_eq!((plugin.id, plugin.loaded, host.generation()), (id.as_str(), load || stays, generation), "{text}");
+            return;
+        }
+        _ => return before.assert_same(host, text),
+    };
+    let now = host.chain_specs();
+    let spec = now.iter().find(|spec| spec.name == chain.name).expect("the chain that was told");
+    assert_eq!(spec.to_string(), chain.steps, "{text}: the chain that was told is in force");
+    let others = |specs: &[ChainSpec]| specs.iter().filter(|s| s.name != chain.name).cloned().collect::<Vec<_>>();
+    assert_eq!(others(&now), others(&before.chains), "{text}: no other chain has changed");
+    let ids = |steps: &[StepSpec]| steps.iter().map(|step| step.plugin.clone()).collect::<Vec<_>>();
+    let old = before.chains.iter().find(|spec| spec.name == chain.name).map(|spec| ids(&spec.steps)).unwrap_or_default();
+    match command {
+        Command::Chain(ChainCommand::Set { steps, .. } | ChainCommand::New { steps, .. }) => {
+            assert_eq!(ids(&spec.steps), ids(steps), "{text}");
+            for (step, asked) in spec.steps.iter().zip(steps) {
+                assert_eq!(step.on_error, asked.on_error, "{text}");
+                assert!(has_params(step, &asked.params), "{text}: {spec}");
+            }
+        }
+        Command::Chain(ChainCommand::Add { step, .. }) => {
+            let now = ids(&spec.steps);
+            assert!(now.contains(&step.plugin) && now.len() == old.len() + 1, "{text}: {spec}");
+        }
+        Command::Chain(ChainCommand::Remove { plugin, .. }) => {
+            assert_eq!(ids(&spec.steps), old.into_iter().filter(|id| id != plugin).collect::<Vec<_>>(), "{text}");
+        }
+        Command::Chain(ChainCommand::Configure { plugin, params, .. }) => {
+            let step = spec.steps.iter().find(|step| step.plugin == *plugin).expect("its step");
+            let params: Vec<_> = params.iter().filter(|(key, _)| key != "on_error").cloned().collect();
+            assert!(ids(&spec.steps) == old && has_params(step, &params), "{text}: {spec}");
+        }
+        _ => {}
+    }
+}
+
+/// Whether the step has each of `params`; one that is set to what it is without may not be shown.
+fn has_params(step: &StepSpec, params: &[(String, String)]) -> bool {
+    params.iter().all(|(key, value)| value == "off" || step.params.iter().any(|(k, v)| k == key && v == value))
 }
 
 const WORDS: [&str; 41] = [

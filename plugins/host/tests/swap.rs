@@ -13,7 +13,7 @@ use axiomfs_host::{
     ChainSpec, ControlError, Host, HostError, Limits, Matcher, OnError, Pressure, Registry, Reply, Route, RouteTable,
     StepSpec, parse_command,
 };
-use plugins::{Plugin, Trouble, host, registry, seal, spec, zstd};
+use plugins::{Plugin, Standing, Trouble, host, registry, seal, spec, zstd};
 
 fn run(host: &Host, text: &str) -> Result<Reply, ControlError> {
     let command = parse_command(text).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -33,10 +33,10 @@ fn steps(host: &Host, text: &str) -> String {
 
 #[track_caller]
 fn refused(host: &Host, text: &str) -> ControlError {
-    let (before, generation) = (host.chain_specs(), host.generation());
+    let before = Standing::of(host);
     let error = run(host, text).expect_err(text);
-    assert_eq!(host.chain_specs(), before, "{text}: nothing has changed");
-    assert_eq!(host.generation(), generation, "{text}: nothing has changed");
+    before.assert_same(host, text);
+    assert!(!error.msg.is_empty() && !error.hint.is_empty(), "{text}: what is wrong, and what to do: {error:?}");
     error
 }
 
@@ -161,8 +161,9 @@ fn weakening_needs_the_token() {
 
     let host = standard();
     let relax = |confirm: Option<&str>| {
-        host.replace(&host.chain_specs(), RouteTable::default(), host.limits(), vec![], confirm)
-            .map(|done| done.generation)
+        let before = Standing::of(&host);
+        let done = host.replace(&host.chain_specs(), RouteTable::default(), host.limits(), vec![], confirm);
+        done.map(|done| done.generation).inspect_err(|error| before.assert_same(&host, &error.to_string()))
     };
     assert!(matches!(relax(None), Err(HostError::Unconfirmed { .. })));
     assert!(matches!(relax(Some("x")), Err(HostError::Unconfirmed { .. })));
@@ -181,8 +182,9 @@ fn only_whole_directories_may_be_clear() {
     let mut chains = host.chain_specs();
     chains.push(spec("clear", vec![zstd(3)]));
     let replace = |routes: Vec<Route>, confirm| {
-        let routes = RouteTable::new(routes).expect("good routes");
-        host.replace(&chains, routes, host.limits(), host.require(), confirm).map(drop)
+        let (before, routes) = (Standing::of(&host), RouteTable::new(routes).expect("good routes"));
+        let done = host.replace(&chains, routes, host.limits(), host.require(), confirm).map(drop);
+        done.inspect_err(|error| before.assert_same(&host, &error.to_string()))
     };
     let token = Some(host.confirm_token());
     assert!(matches!(replace(vec![], token), Err(HostError::Policy { .. })), "no route leads there");
@@ -212,8 +214,11 @@ fn settings_are_replaced_whole_or_not_at_all() {
     let route =
         |chain: &str| Route { matcher: Matcher::Match("*.log".into()), chain: chain.into(), allow_unencrypted: false };
     let table = |chain: &str| RouteTable::new(vec![route(chain)]).expect("good routes");
-    let replace =
-        |chains: &[ChainSpec], routes, limits| host.replace(chains, routes, limits, host.require(), None).map(drop);
+    let replace = |chains: &[ChainSpec], routes, limits| {
+        let before = Standing::of(&host);
+        let done = host.replace(chains, routes, limits, host.require(), None).map(drop);
+        done.inspect_err(|error| before.assert_same(&host, &error.to_string()))
+    };
     let specs = host.chain_specs();
     let error = replace(&specs, table("nowhere"), host.limits()).expect_err("no such chain");
     assert!(error.to_string().contains("archive, default, media"), "{error}");

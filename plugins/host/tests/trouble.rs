@@ -8,7 +8,7 @@ use axiomfs_api::Hint;
 use axiomfs_api::conformance::Noise;
 use axiomfs_host::{ChainSpec, Host, HostError, Limits, OnError, Registry, RouteTable, StepSpec, parse_command};
 use axiomfs_meter::Metered;
-use plugins::{Plugin, Trouble, is_chosen, registry, seal, spec, zstd};
+use plugins::{Plugin, Standing, Trouble, is_chosen, registry, seal, spec, zstd};
 
 #[global_allocator]
 static ALLOCATOR: Metered<std::alloc::System> = Metered(std::alloc::System);
@@ -74,6 +74,16 @@ fn a_plugin_that_is_wrong_once_in_10_000_inputs_is_caught_and_put_out() {
     assert!(events.iter().any(|text| text.contains("odd") && text.contains("does not decode")), "{events:?}");
     let info = host.plugins().into_iter().find(|plugin| plugin.id == "odd").expect("a plugin");
     assert!(info.distrusted.is_some_and(|reason| reason.contains("does not decode")));
+    // Who keeps the audit log is told of it once, with its reason; and who made the change for its frame has waited for it.
+    let put_out = host.take_put_out();
+    assert_eq!(put_out.len(), 1, "{put_out:?}");
+    assert_eq!((put_out[0].plugin, &put_out[0].result), ("odd", &Ok(2)), "{put_out:?}");
+    assert!(put_out[0].reason.contains("does not decode"), "{put_out:?}");
+    assert_eq!(host.take_put_out(), []);
+    let waited = host.metrics();
+    let waited = |series| waited.iter().find(|m| m.name == "axiomfs_swap_wait_seconds" && m.series == series);
+    assert!(waited("_count").is_some_and(|m| m.value >= 2.0), "a decoder was loaded, and a chain was replaced");
+    assert!(waited("_sum").is_some_and(|m| m.value > 0.0), "that took time");
 
     let error = execute(&host, "chain add default odd").expect_err("not trusted");
     assert_eq!(
@@ -84,6 +94,11 @@ fn a_plugin_that_is_wrong_once_in_10_000_inputs_is_caught_and_put_out() {
     execute(&host, "plugin load odd").expect("trusted again");
     execute(&host, "chain set default odd|aes-256-gcm").expect("in use again");
     assert_eq!(stored(&host, "default", &frame(wrong)).expect("stored"), 0b01);
+    // It may be put out again.
+    trouble.corrupt_one_in(10_000);
+    assert!(stored(&host, "default", &frame(wrong)).is_err(), "there is no other way in that chain");
+    assert_eq!(stored(&host, "default", &frame(wrong)).expect("stored"), 0);
+    assert_eq!(host.take_put_out().len(), 1, "and is told again");
 }
 
 #[test]
@@ -130,11 +145,11 @@ fn one_failure_in_100_ends_as_the_strategy_says() {
 fn a_plugin_that_asks_for_too_much_is_refused_and_one_that_takes_it_is_stopped() {
     let asking = odd(&Trouble::default()).transform(Plugin::new("asking").with(|d| d.memory = 11 << 20));
     let host_with = host(asking, Limits::default());
-    let before = host_with.generation();
+    let before = Standing::of(&host_with);
     let error = execute(&host_with, "chain add default asking").expect_err("too much");
     assert_eq!((error.errno_name, error.code), ("ENOMEM", "MEMORY"));
     assert!(error.msg.contains("asking") && error.hint.contains("plugin_memory"), "{error:?}");
-    assert_eq!(host_with.generation(), before);
+    before.assert_same(&host_with, "asks for too much");
 
     for proven in [false, true] {
         let trouble = Trouble::default();
@@ -194,12 +209,15 @@ fn a_plugin_that_starts_slowly_is_refused_and_the_chain_is_as_before() {
         let registry = if proven { registry.transform(plugin) } else { registry.unproven_transform(plugin) };
         let host = host(registry, Limits::default());
         trouble.slow_init(Duration::from_millis(300));
-        let (before, generation) = (host.chain_specs(), host.generation());
+        let before = Standing::of(&host);
         for command in ["chain add skip tardy", "chain set default tardy|aes-256-gcm"] {
+            let start = Instant::now();
             let error = execute(&host, command).expect_err("too slow");
+            // Nobody can stop code that runs in the caller's thread; it is given a second try and then refused.
+            assert!(proven || start.elapsed() < Duration::from_millis(250), "refused after {:?}", start.elapsed());
             assert_eq!((error.errno_name, error.code), ("ETIMEDOUT", "TIMEOUT"), "{command}");
             assert!(error.msg.contains("tardy") && !error.hint.is_empty(), "{error:?}");
-            assert_eq!((host.chain_specs(), host.generation()), (before.clone(), generation), "{command}");
+            before.assert_same(&host, command);
         }
         trouble.slow_init(Duration::ZERO);
         execute(&host, "chain add skip tardy").expect("in time");
@@ -208,23 +226,28 @@ fn a_plugin_that_starts_slowly_is_refused_and_the_chain_is_as_before() {
 
 #[test]
 fn plugins_start_within_100_ms_and_unload_within_50_ms_a_thousand_times() {
+    const BUILT_IN: [&str; 3] = ["zstd", "lz4", "padme"];
     let registry =
-        odd(&Trouble::default()).transform(axiomfs_compression_lz4::Factory).transform(axiomfs_padding_padme::Factory);
-    let host = host(registry, Limits::default());
+        registry().transform(axiomfs_compression_lz4::Factory).transform(axiomfs_padding_padme::Factory);
+    // Only a plugin that no chain has can be unloaded.
+    let chains = vec![spec("default", vec![seal()])];
+    let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");
     let mut longest = [Duration::ZERO; 2];
-    for round in 0..1000 {
-        let id = ["lz4", "padme", "xor", "pad"][round % 4];
+    for round in 0..3000 {
         for (i, command) in ["plugin unload", "plugin load"].iter().enumerate() {
             let start = Instant::now();
-            execute(&host, &format!("{command} {id}")).expect(command);
+            execute(&host, &format!("{command} {}", BUILT_IN[round % 3])).expect(command);
             longest[i] = longest[i].max(start.elapsed());
         }
     }
-    eprintln!("1,000 times: longest unload {:?}, longest load {:?}", longest[0], longest[1]);
-    let count = |name| {
-        let sum = |m: &&axiomfs_host::HostMetric| m.name == name && m.series == "_count";
-        host.metrics().iter().filter(sum).map(|m| m.value).sum::<f64>()
-    };
-    assert!(count("axiomfs_plugin_unload_seconds") >= 1000.0 && count("axiomfs_plugin_init_seconds") >= 1000.0);
+    eprintln!("1,000 times each of {BUILT_IN:?}: longest unload {:?}, longest load {:?}", longest[0], longest[1]);
+    let metrics = host.metrics();
+    for id in BUILT_IN {
+        for (name, bound) in [("axiomfs_plugin_unload_seconds", "0.05"), ("axiomfs_plugin_init_seconds", "0.1")] {
+            let of = |m: &&axiomfs_host::HostMetric| m.name == name && m.labels.iter().any(|(_, value)| value == id);
+            let count = metrics.iter().filter(of).find(|m| m.series == "_count").expect(name).value;
+            assert_eq!(count, 1000.0, "{name} of {id}, under {bound} s");
+        }
+    }
     assert!(longest[0] < Duration::from_millis(50) && longest[1] < Duration::from_millis(100), "{longest:?}");
 }

@@ -32,6 +32,52 @@ pub fn seal() -> StepSpec {
     StepSpec::new("aes-256-gcm")
 }
 
+/// All that a refused change must leave as it was.
+#[derive(Debug, PartialEq)]
+pub struct Standing {
+    generation: u64,
+    pub chains: Vec<ChainSpec>,
+    routes: Vec<String>,
+    limits: Limits,
+    require: Vec<String>,
+    loaded: Vec<(&'static str, bool, Option<String>)>,
+    /// What each chain makes of the same frame, by hint.
+    data: Vec<(String, Vec<u8>, Result<(u32, Vec<u8>), String>)>,
+}
+
+impl Standing {
+    pub fn of(host: &Host) -> Self {
+        let frame: Vec<u8> = (0..9000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+        let made = |spec: &ChainSpec, hint| {
+            let chain = host.chain(&spec.name).expect("a chain that is listed");
+            let made = chain.encode(hint, &frame).map(|encoded| (encoded.applied, encoded.bytes));
+            (spec.name.clone(), chain.descriptor_bytes().to_vec(), made.map_err(|error| error.to_string()))
+        };
+        let data = |spec| [Hint::Data, Hint::Metadata].map(|hint| made(spec, hint));
+        Self {
+            generation: host.generation(),
+            chains: host.chain_specs(),
+            routes: host.routes().routes().map(ToString::to_string).collect(),
+            limits: host.limits(),
+            require: host.require(),
+            loaded: host.plugins().into_iter().map(|plugin| (plugin.id, plugin.loaded, plugin.distrusted)).collect(),
+            data: host.chain_specs().iter().flat_map(data).collect(),
+        }
+    }
+
+    #[track_caller]
+    pub fn assert_same(&self, host: &Host, what: &str) {
+        let now = Self::of(host);
+        assert!(*self == now, "{what}: refused, and changed:\n{:?}\n{:?}", self.told(), now.told());
+    }
+
+    /// Without the bytes, which nobody reads.
+    fn told(&self) -> impl std::fmt::Debug {
+        let data: Vec<_> = self.data.iter().map(|(name, _, made)| (name, made.as_ref().map(|m| m.1.len()))).collect();
+        format!("{} {:?} {:?} {:?} {:?} {data:?}", self.generation, self.chains, self.routes, self.require, self.loaded)
+    }
+}
+
 /// What goes wrong, changed while the plugin runs.
 #[derive(Default, Clone)]
 pub struct Trouble(Arc<Switches>);
