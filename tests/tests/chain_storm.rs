@@ -114,15 +114,20 @@ fn a_swap_every_50_ms_under_32_writers_and_8_readers_harms_nobody() {
     let (p99, longest) =
         (metrics.quantile("axiomfs_swap_wait_seconds", 0.99), metrics.value("axiomfs_swap_wait_max_seconds"));
     eprintln!(
-        "{} changes, median {:?}, longest {:?}; {} files; {} frames came during a change and waited: p99 under {p99} s, longest {longest} s",
+        "{} changes, median {:?}, longest {:?}; {} files; {} requests came during a change and waited: p99 under {p99} s, longest {longest} s",
         took.len(),
         took[took.len() / 2],
         took[took.len() - 1],
         written.load(Ordering::SeqCst),
         metrics.sum("axiomfs_swap_wait_seconds_count"),
     );
-    assert!(took.len() as u128 > lasts.as_millis() / 200, "only {} changes", took.len());
-    assert!(p99 <= 0.01 && longest < 0.01, "frames waited for a swap");
+    // Two cores are shared by 40 others, so that a change takes longer than it does alone; each kind comes many times.
+    let kinds = COMMANDS.len() + tables().len();
+    assert!(took.len() as u128 > lasts.as_millis() / 100, "only {} changes", took.len());
+    assert!(took.len() >= 10 * kinds, "only {} changes of {kinds} kinds", took.len());
+    let generation = repo.control_ok("chain show")["generation"].as_u64().expect("a number");
+    assert!(generation as usize >= took.len(), "{} changes, and generation {generation}", took.len());
+    assert!(p99 <= 0.01 && longest < 0.01, "requests waited for a swap");
     check_sums(&source, &repo, "while mounted");
     repo.umount();
     fs::remove_dir_all(&repo.state).expect("the state can be deleted");
@@ -144,7 +149,12 @@ impl Drop for Ends<'_> {
 fn change(repo: &TestRepo, number: usize, tables: &[String; 2]) {
     let round = number % (COMMANDS.len() + 2);
     match round.checked_sub(COMMANDS.len()) {
-        Some(table) => fs::write(repo.mnt.join(".axiomfs/chain.yaml"), &tables[table]).expect("a right chain file"),
+        Some(table) => {
+            // That it is refused only closing it would tell.
+            fs::write(repo.mnt.join(".axiomfs/chain.yaml"), &tables[table]).expect("a right chain file");
+            let routes = repo.control_ok("route list")["routes"].as_array().map(Vec::len);
+            assert_eq!(routes, Some([0, 2][table]), "the table is in force");
+        }
         None => {
             // The chain `plain` comes with the tables: before their first round it isn't there.
             let reply = repo.control(COMMANDS[round]);

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::{noise, prose};
-use axiomfs_tests::run::wait_for;
+use axiomfs_tests::run::{must, wait_for};
 use serde_json::Value;
 
 #[test]
@@ -33,13 +34,14 @@ fn passphrases_come_and_go_and_a_new_epoch_seals_what_follows() {
         assert_eq!(done.code(), 1, "{args:?}: {}{}", done.stdout, done.stderr);
         done.stderr
     };
+    let started = now();
     let listed = || run(&["list", &store])["keys"].as_array().expect("a list").len();
     let first = run(&["list", &store])["keys"][0]["id"].as_str().expect("an id").to_owned();
-    run(&["add", &store, "--new-passphrase-file", text(&second)]);
+    let added = run(&["add", &store, "--new-passphrase-file", text(&second)])["id"].clone();
     assert_eq!(listed(), 2);
     assert!(refused(&["remove", &store, &first]).contains("this passphrase opens"));
     assert!(refused(&["rotate", &store, "--passphrase-file", text(&third)]).contains("wrong passphrase"));
-    run(&["passwd", &store, "--passphrase-file", text(&second), "--new-passphrase-file", text(&third)]);
+    let changed = run(&["passwd", &store, "--passphrase-file", text(&second), "--new-passphrase-file", text(&third)]);
     assert_eq!(listed(), 2);
     assert!(refused(&["rotate", &store, "--passphrase-file", text(&second)]).contains("wrong passphrase"));
     assert_eq!(run(&["rotate", &store, "--passphrase-file", text(&third)])["epoch"], 2);
@@ -57,7 +59,57 @@ fn passphrases_come_and_go_and_a_new_epoch_seals_what_follows() {
         serde_json::from_str::<Value>(&done.stdout).expect("JSON")["frames"][0]["epoch"].clone()
     };
     assert_eq!((epoch("before"), epoch("after")), (Value::from(1), Value::from(2)));
+    let added = added.as_str().expect("an id");
+    let expected = [
+        ("passphrase added".to_owned(), "begun"),
+        (format!("passphrase added, key {added}"), "ok"),
+        (format!("passphrase of key {first} removed"), "begun"),
+        (format!("passphrase of key {first} removed"), "Could not remove the key: "),
+        (format!("passphrase of key {added} changed"), "begun"),
+        (
+            format!("passphrase of key {added} changed, key {} took its place", changed["id"].as_str().expect("an id")),
+            "ok",
+        ),
+        ("sealing epoch 2 made".to_owned(), "ok"),
+        (format!("passphrase of key {first} removed"), "begun"),
+        (format!("passphrase of key {first} removed"), "ok"),
+    ];
+    check_changes(&repo, &started, &expected);
+    repo.control_ok("audit verify");
     repo.umount();
+    // The next mount knows that they are in the log, and so does one of another machine.
+    fs::remove_dir_all(&repo.state).expect("removed");
+    repo.try_mount(&["--passphrase-file", text(&third)]).unwrap_or_else(|e| panic!("{e}"));
+    std::thread::sleep(Duration::from_secs(3));
+    check_changes(&repo, &started, &expected);
+    repo.umount();
+}
+
+fn now() -> String {
+    must("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"], LIMIT).trim().to_owned()
+}
+
+/// The log of the mount has these changes of keys: numbered from 1, by us, in the time since `started`.
+fn check_changes(repo: &TestRepo, started: &str, expected: &[(String, &str)]) {
+    let carried = || -> Vec<Value> {
+        let lines = audit(repo).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>();
+        lines.into_iter().filter(|line| line["action"] == "key change").collect()
+    };
+    wait_for("the log has them", LIMIT, || carried().len() >= expected.len());
+    let carried = carried();
+    assert_eq!(carried.len(), expected.len(), "{carried:?}");
+    let mut since = started.replace('T', " ");
+    for (i, (line, (what, result))) in carried.iter().zip(expected).enumerate() {
+        assert_eq!(line["subject"], format!("{}: {what}", i + 1), "{carried:?}");
+        assert!(line["result"].as_str().is_some_and(|text| text.starts_with(result)), "{line}");
+        assert!(
+            line["uid"] == 0 && line["pid"].as_u64().is_some_and(|pid| pid > 1 && pid != u64::from(repo.pid())),
+            "{line}"
+        );
+        let time = line["time"].as_str().expect("a time").replace('T', " ");
+        assert!(since <= time && time <= now().replace('T', " "), "{since} {line}");
+        since = time;
+    }
 }
 
 /// The epoch that sealed the file's first frame.
@@ -94,7 +146,13 @@ fn a_mount_takes_a_new_key_into_use_and_a_reader_follows() {
     // It was mounted when the key was not made yet.
     wait_for("the reader follows", LIMIT, || reads("second", 2));
 
-    // Somebody rotates beside the mount: it takes the key up with a commit, after a minute at most.
+    // Somebody gives a second passphrase and rotates beside the mount: it takes the key up with a commit, after a minute at most.
+    let second = repo.dir.join("second");
+    fs::write(&second, "battery staple\n").expect("written");
+    fs::set_permissions(&second, fs::Permissions::from_mode(0o600)).expect("for the owner only");
+    let started = now();
+    let done = repo.axiomfs(&["key", "add", text(&repo.store), "--new-passphrase-file", text(&second), "--json"]);
+    let added = serde_json::from_str::<Value>(&done.stdout).expect("JSON")["id"].as_str().expect("an id").to_owned();
     let done = repo.axiomfs(&["key", "rotate", text(&repo.store), "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&done.stdout).expect("JSON")["epoch"], 3, "{}", done.stderr);
     let mut n = 10;
@@ -110,6 +168,12 @@ fn a_mount_takes_a_new_key_into_use_and_a_reader_follows() {
     wait_for("the reader follows", LIMIT, || reads("third", 3));
     wait_for("it is recorded", LIMIT, || audit(&repo).contains("epoch 3 is in use"));
     assert!(audit(&repo).contains("\"key rotate\""));
+    let expected = [
+        ("passphrase added".to_owned(), "begun"),
+        (format!("passphrase added, key {added}"), "ok"),
+        ("sealing epoch 3 made".to_owned(), "ok"),
+    ];
+    check_changes(&repo, &started, &expected);
     reader.umount();
     repo.umount();
 }

@@ -1,13 +1,15 @@
 //! The chain is changed through the control file while data goes through it.
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use axiomfs_tests::metrics::Metrics;
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, beside_others, scratch, text};
-use axiomfs_tests::rng::prose;
-use axiomfs_tests::run::{must, run};
+use axiomfs_tests::rng::{noise, prose};
+use axiomfs_tests::run::{must, run, wait_for};
 use axiomfs_tests::s3::S3Server;
 use axiomfs_tests::source::copy_real_files;
 
@@ -207,14 +209,161 @@ fn the_chain_file_is_read_and_applied_on_close() {
     assert!(text.contains('7'), "the level isn't in the file read back: {text}");
     assert!(repo.status_number("generation") > generation, "the generation didn't grow");
     let wrong = "version: 1\nchains:\n  default: [{plugin: zstd, level: seven}, {plugin: aes-256-gcm}]\n";
-    let done =
-        run(std::process::Command::new("cp").args([&wrong_file(&repo, wrong), &format!("{}", path.display())]), LIMIT);
-    assert!(!done.status.success(), "a wrong chain file was taken");
-    assert!(fs::read_to_string(&path).expect("read").contains('7'), "a wrong chain file changed the chain");
+    let shown = (repo.control_ok("chain show"), fs::read_to_string(&path).expect("read"));
+    assert!(!takes(&repo, wrong), "a wrong chain file was taken");
+    assert_eq!(
+        (repo.control_ok("chain show"), fs::read_to_string(&path).expect("read")),
+        shown,
+        "it changed something"
+    );
+    repo.umount();
 }
 
-fn wrong_file(repo: &TestRepo, text: &str) -> String {
-    let path = repo.dir.join("wrong.yaml");
-    fs::write(&path, text).expect("written");
-    format!("{}", path.display())
+/// Whether the mount takes `yaml` as its chain file. Closing it tells, which `fs::write` passes over.
+fn takes(repo: &TestRepo, yaml: &str) -> bool {
+    let file = repo.dir.join("chain-file.yaml");
+    fs::write(&file, yaml).expect("written");
+    let target = repo.mnt.join(".axiomfs/chain.yaml");
+    run(std::process::Command::new("cp").args([text(&file), text(&target)]), LIMIT).status.success()
+}
+
+#[test]
+fn a_tighter_requirement_is_answered_once_what_weaker_chains_staged_is_in_the_store() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("swap-tighter");
+    repo.settings("checkpoint: {interval: 200ms}\ncommit: {interval: 1h, bytes: 1GiB}\n").mount();
+    repo.control_ok("chain set default aes-256-gcm");
+    fs::write(repo.live().join("before"), prose(1, 2 << 20)).expect("written");
+    wait_for("it is staged", LIMIT, || repo.status_number("staging/packs") > 0);
+    let yaml = |default: &str, require: &str| {
+        format!("version: 1\nrequire: [{require}]\nchains:\n  default: [{default}{{plugin: aes-256-gcm}}]\n")
+    };
+    let stand = || {
+        let yaml = fs::read_to_string(repo.mnt.join(".axiomfs/chain.yaml")).expect("read");
+        (repo.control_ok("chain show"), repo.control_ok("route list"), yaml)
+    };
+    // A chain that does not satisfy it: refused, and nothing is sent for it.
+    let (before, head) = (stand(), repo.status()["head"]["sequence"].clone());
+    assert!(!takes(&repo, &yaml("", "encryption, compression")), "the chain does not compress");
+    assert_eq!((stand(), &repo.status()["head"]["sequence"]), (before, &head), "refused, and changed");
+    assert!(takes(&repo, &yaml("{plugin: zstd, level: 3}, ", "encryption, compression")), "{}", repo.events());
+    let status = repo.status();
+    assert_ne!(status["head"]["sequence"], head, "a head has what was staged: {status}");
+    assert_eq!(status["staging"]["packs"], 0, "{status}");
+    // From then on nothing weaker is stored, and nobody can make such a chain.
+    assert_eq!(repo.control("chain set default aes-256-gcm")["errno"], "EPERM");
+    let grown = axiomfs_tests::source::tree_bytes(&repo.store);
+    fs::write(repo.live().join("after"), prose(2, 4 << 20)).expect("written");
+    repo.settle();
+    let grown = axiomfs_tests::source::tree_bytes(&repo.store) - grown;
+    assert!(grown < 3 << 20, "4 MiB of text took {grown} bytes");
+    assert!(fs::read(repo.live().join("before")).expect("read") == prose(1, 2 << 20));
+    repo.umount();
+}
+
+#[test]
+fn a_mount_that_was_taken_over_changes_no_chain() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("swap-fenced");
+    repo.settings("checkpoint: {interval: 200ms}\ncommit: {interval: 1h}\n").mount();
+    fs::write(repo.live().join("first"), b"first").expect("written");
+    repo.sync();
+    let mut other = repo.elsewhere(&repo.store, "swap-fencing");
+    other.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
+    fs::write(repo.live().join("more"), b"more").expect("nobody told it yet");
+    assert_eq!(repo.control("sync")["errno"], "EROFS");
+    assert_eq!(repo.status()["state"], "fenced");
+    let yaml = || fs::read_to_string(repo.mnt.join(".axiomfs/chain.yaml")).expect("read");
+    let (shown, before) = (repo.control_ok("chain show"), yaml());
+    for command in [
+        "set zstd level=9",
+        "chain set default lz4|aes-256-gcm",
+        "chain add default padme",
+        "chain remove default zstd",
+        "chain new more aes-256-gcm",
+        "route add match *.x default",
+        "plugin unload lz4",
+        "key rotate",
+    ] {
+        let reply = repo.control(command);
+        assert_eq!((&reply["errno"], &reply["code"]), (&"EROFS".into(), &"FENCED".into()), "{command}: {reply}");
+        assert!(reply["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{command}: {reply}");
+    }
+    assert!(!takes(&repo, &before.replace("level: 3", "level: 4")), "a fenced mount took a chain file");
+    assert_eq!((repo.control_ok("chain show"), yaml()), (shown, before), "refused, and changed");
+    assert_eq!(repo.control_ok("key status")["epoch"], 1);
+    // Whoever asks is answered.
+    for asks in ["plugin list", "route list", "chain test default"] {
+        repo.control_ok(asks);
+    }
+    other.umount();
+    run(std::process::Command::new("fusermount3").args(["-u", text(&repo.mnt)]), LIMIT);
+    repo.wait_daemon();
+}
+
+/// Files whose chunks have frames of their own.
+fn write_frames(repo: &TestRepo, round: u64, count: u64) {
+    for i in 0..count {
+        fs::write(repo.live().join(format!("{round}-{i}")), noise(1000 * round + i, 200_000)).expect("written");
+    }
+    repo.settle();
+}
+
+#[test]
+fn as_many_frames_are_in_flight_as_max_in_flight_says_and_never_more() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("swap-in-flight");
+    let wish = repo.dir.join("wish");
+    tell(&wish, "slow 300");
+    let yaml = |limit: u32| {
+        format!(
+            "version: 1\nrequire: [encryption]\nlimits: {{max_in_flight: {limit}}}\nchains:\n  \
+             default: [{{plugin: troubled, on_error: {{fallback: plain}}}}, {{plugin: aes-256-gcm}}]\n  \
+             plain: [{{plugin: aes-256-gcm}}]\n"
+        )
+    };
+    repo.environment("AXIOMFS_FAULT_PLUGIN", text(&wish)).mount();
+    for (round, (limit, count)) in [(32, 200), (1, 8), (5, 60)].into_iter().enumerate() {
+        assert!(takes(&repo, &yaml(limit)), "{}", repo.events());
+        let start = Instant::now();
+        write_frames(&repo, round as u64, count);
+        let metrics = Metrics::of(&repo);
+        let most = metrics.value("axiomfs_frames_in_flight_max");
+        eprintln!("max_in_flight {limit}: {count} frames of 300 ms in {:?}, at most {most} at once", start.elapsed());
+        assert_eq!(most, f64::from(limit), "with max_in_flight {limit}");
+        assert_eq!(metrics.value("axiomfs_frames_in_flight"), 0.0);
+    }
+    // A plugin that is wrong is put out by the host itself: the log tells that, and what it did is undone by nothing.
+    tell(&wish, "wrong");
+    write_frames(&repo, 7, 2);
+    let log = fs::read_to_string(repo.mnt.join(".axiomfs/audit.log")).expect("read");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<_> = lines.iter().filter(|line| line["action"] == "plugin put out").collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert!(told[0]["subject"].as_str().is_some_and(|s| s.starts_with("troubled ") && s.contains("does not decode")));
+    let generation = repo.control_ok("chain show")["generation"].clone();
+    assert_eq!(told[0]["result"], format!("ok, generation {generation}"), "{log}");
+    assert_eq!((&told[0]["uid"], &told[0]["pid"]), (&0.into(), &repo.pid().into()), "{log}");
+    assert!(!repo.control_ok("chain show")["chains"].to_string().contains("troubled"));
+    repo.control_ok("audit verify");
+    let sum = |repo: &TestRepo, when: &str| {
+        for (round, count) in [(0, 200), (1, 8), (2, 60), (7, 2)] {
+            for i in 0..count {
+                let data = fs::read(repo.live().join(format!("{round}-{i}"))).expect("read");
+                assert!(data == noise(1000 * round + i, 200_000), "{when}: {round}-{i}");
+            }
+        }
+    };
+    repo.umount();
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    repo.mount();
+    sum(&repo, "from the store");
+    repo.umount();
+}
+
+/// How the plugin misbehaves from now on; never half written.
+fn tell(file: &Path, wish: &str) {
+    let new = file.with_extension("new");
+    fs::write(&new, wish).expect("written");
+    fs::rename(new, file).expect("in place");
 }

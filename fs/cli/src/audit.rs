@@ -1,7 +1,7 @@
 //! What the audit log of a mount takes in, and how it is shown.
 
-use axiomfs_host::{ControlError, parse_command};
-use axiomfs_live::{AuditLine, Deed, Who};
+use axiomfs_host::{ControlError, Host, PutOut, parse_command};
+use axiomfs_live::{AuditLine, Deed, Volume, Who};
 use axiomfs_repository::AuditReport;
 use serde_json::{Value, json};
 
@@ -10,6 +10,18 @@ use crate::{output, system};
 /// This process and its user.
 pub fn us() -> Who {
     Who { uid: system::user().0, pid: std::process::id() }
+}
+
+/// Records what the host did to plugins on its own since the last call.
+pub fn record_put_out(host: &Host, volume: &Volume) {
+    for PutOut { plugin, reason, result } in host.take_put_out() {
+        let subject = format!("{plugin} is given no more frames: {reason}");
+        let result = match result {
+            Ok(generation) => format!("ok, generation {generation}"),
+            Err(error) => format!("the chains stay, and their frames do what their strategies say: {error}"),
+        };
+        volume.audit_noted(&Deed::ended(us(), "plugin put out", subject, result));
+    }
 }
 
 /// The record of a command; none for one that only asks, or that is none.
@@ -23,7 +35,7 @@ pub fn command(who: Who, line: &str, result: &Result<Value, ControlError>) -> Op
     // A token confirms one mount's commands; it has no place in what is kept for ever.
     let words: Vec<&str> =
         words.into_iter().map(|word| if word.starts_with("confirm=") { "confirm=…" } else { word }).collect();
-    (!asks).then(|| Deed { who, action: "command", subject: words.join(" "), result: outcome(result) })
+    (!asks).then(|| Deed::ended(who, "command", words.join(" "), outcome(result)))
 }
 
 /// How a change ended, in one line.

@@ -78,6 +78,9 @@ impl Panel {
             return file_report::stat(&self.volume, &self.repository, &self.host, path.trim());
         }
         let command = parse_command(line)?;
+        if !command.only_asks() {
+            self.check_not_fenced()?;
+        }
         if let Some(reply) = self.host.execute(&command) {
             return reply.map(|reply| replies::to_json(&reply));
         }
@@ -97,6 +100,14 @@ impl Panel {
             Command::AuditVerify => audit::verified(&self.volume.audit_verify().map_err(|error| fs_error(&error))?),
             // The host has answered these above.
             Command::Chain(_) | Command::Plugin(_) | Command::Route(_) => Err(not_built("This command")),
+        }
+    }
+
+    /// A mount that another machine has taken over from changes nothing any more: what it showed as done would be in no log.
+    fn check_not_fenced(&self) -> Result<(), ControlError> {
+        match self.volume.status().refused {
+            Some(FsError::Fenced) => Err(fs_error(&FsError::Fenced)),
+            _ => Ok(()),
         }
     }
 
@@ -147,6 +158,18 @@ impl Panel {
         self.apply(&new.pipeline, confirm)
     }
 
+    /// Sends what is staged to the store, within the time that an operation may wait for it; whether all came there.
+    fn drain(&self) -> bool {
+        match self.volume.sync(self.settings.timeout, &|_| {}) {
+            Ok(_) => true,
+            Err(error) => {
+                let text = "Frames from before the new requirement are still on their way to the store";
+                self.volume.note("warning", format!("{text}: {error}"));
+                false
+            }
+        }
+    }
+
     fn advice_now(&self) -> Vec<Advice> {
         let pipeline = lock(&self.pipeline).clone();
         self.advisor.advice(&pipeline)
@@ -164,6 +187,16 @@ impl Panel {
             self.volume.note("key", format!("{}: {}", deed.subject, deed.result));
             self.volume.audit_noted(&deed);
         }
+    }
+
+    /// Records what the host did to plugins that lost their trust.
+    pub fn record_put_out(&self) {
+        audit::record_put_out(&self.host, &self.volume);
+    }
+
+    /// Takes into the audit log what was done to keys beside mounts.
+    pub fn carry_key_changes(&self, watched: &mut rotation::Watched) {
+        watched.carry(&self.repository, &self.volume);
     }
 
     /// The repository.
@@ -206,12 +239,12 @@ impl Panel {
     }
 
     fn record_settings(&self, who: Who, subject: &str, result: &Result<Value, ControlError>) {
-        let (subject, result) = (subject.to_owned(), audit::outcome(result));
-        self.volume.audit_noted(&Deed { who, action: "settings", subject, result });
+        self.volume.audit_noted(&Deed::ended(who, "settings", subject, audit::outcome(result)));
     }
 
     /// Replaces chains, routes, limits and requirements at once, or nothing.
     fn apply(&self, pipeline: &Pipeline, confirm: Option<&str>) -> Result<Value, ControlError> {
+        self.check_not_fenced()?;
         if pipeline.store.on_error != self.settings.pipeline.store.on_error {
             return Err(fixed("store.on_error"));
         }
@@ -225,8 +258,8 @@ impl Panel {
         current.clone_from(pipeline);
         self.uploads.set(pipeline.store.uploads);
         drop(current);
-        // A new requirement holds once no frame is under way that began before it.
-        let drained = replaced.tightened.is_empty() || replaced.drained(wait);
+        // A new requirement holds once no frame is under way that began before it, and what weaker chains staged is drained.
+        let drained = replaced.tightened.is_empty() || replaced.drained(wait) && self.drain();
         Ok(json!({
             "ok": true,
             "generation": replaced.generation,
@@ -280,6 +313,7 @@ impl Control for Panel {
     }
 
     fn audit_log(&self) -> Option<String> {
+        self.record_put_out();
         match self.volume.audit_log() {
             Ok(lines) => Some(audit::to_text(&lines)),
             Err(error) => {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axiomfs_config::Rotate;
 use axiomfs_host::ControlError;
-use axiomfs_live::Deed;
-use axiomfs_repository::{KeyEpoch, Repository, RepositoryError};
+use axiomfs_live::{AuditLine, Deed, Time, Volume, Who};
+use axiomfs_repository::{KeyChange, KeyEpoch, Repository, RepositoryError};
 use serde_json::{Value, json};
 
 use crate::control::Panel;
@@ -27,6 +27,8 @@ pub fn start(panel: &Arc<Panel>) {
             thread::sleep(LOOK);
             let Some(panel) = panel.upgrade() else { return };
             panel.rotate_if_due(&mut watched);
+            panel.record_put_out();
+            panel.carry_key_changes(&mut watched);
         }
     });
 }
@@ -82,12 +84,54 @@ pub struct Watched {
     /// Sealed bytes of this mount before that key.
     before: u64,
     not_before: Option<Instant>,
+    /// Number of the last change of the keyring that the audit log has; none as long as nobody looked.
+    carried: Option<u32>,
+    /// When to look again after that failed.
+    carry_after: Option<Instant>,
 }
 
 impl Watched {
     /// Of the key that seals now.
     pub fn new(repository: &Repository) -> Self {
-        Self { epoch: repository.sealing_epoch().number, before: sealed(repository), not_before: None }
+        Self {
+            epoch: repository.sealing_epoch().number,
+            before: sealed(repository),
+            not_before: None,
+            carried: None,
+            carry_after: None,
+        }
+    }
+
+    /// Takes into the audit log what the keyring tells of passphrases and keys that somebody changed beside mounts, with
+    /// the user, process, time and result of then. What can't be recorded now is recorded later: the keyring keeps it.
+    pub fn carry(&mut self, repository: &Repository, volume: &Volume) {
+        let changes = repository.key_changes();
+        let Some(newest) = changes.last() else { return };
+        let waits = self.carry_after.is_some_and(|time| Instant::now() < time);
+        if self.carried.is_some_and(|carried| carried >= newest.number) || waits {
+            return;
+        }
+        let status = volume.status();
+        if status.read_only || status.refused.is_some() {
+            return;
+        }
+        let carried = match self.carried {
+            Some(carried) => Ok(carried),
+            None => volume.audit_log().map(|lines| last_carried(&lines)),
+        };
+        let taken = carried.and_then(|carried| {
+            self.carried = Some(carried);
+            for change in changes.into_iter().filter(|change| change.number > carried) {
+                let number = change.number;
+                volume.audit(&carried_deed(change))?;
+                self.carried = Some(number);
+            }
+            Ok(())
+        });
+        if let Err(error) = taken {
+            tracing::warn!(%error, "could not take changes of keys into the audit log yet");
+            self.carry_after = Some(Instant::now() + RETRY);
+        }
     }
 
     /// Takes the next key into use if that is due. What is to be recorded: that it was, could not be, or that another key is in use.
@@ -111,6 +155,23 @@ impl Watched {
             Err(error) => Some(Deed { result: failure::chain(&error), ..Deed::done(audit::us(), "key", subject) }),
         }
     }
+}
+
+/// Action of the records that come from the keyring; their subjects begin with the change's number.
+const CARRIED: &str = "key change";
+
+fn carried_deed(change: KeyChange) -> Deed {
+    let who = Who { uid: change.uid, pid: change.pid };
+    let nanos = u32::try_from(change.time_ns.rem_euclid(1_000_000_000)).unwrap_or(0);
+    let time = Time { secs: change.time_ns.div_euclid(1_000_000_000), nanos };
+    let subject = format!("{}: {}", change.number, change.what);
+    Deed { time: Some(time), ..Deed::ended(who, CARRIED, subject, change.result) }
+}
+
+/// Number of the last change that the log has; 0 if it has none.
+fn last_carried(lines: &[AuditLine]) -> u32 {
+    let number = |line: &AuditLine| line.record.subject.split_once(':').and_then(|(number, _)| number.parse().ok());
+    lines.iter().filter(|line| line.record.action == CARRIED).filter_map(number).max().unwrap_or(0)
 }
 
 fn sealed(repository: &Repository) -> u64 {

@@ -495,6 +495,7 @@ impl Session {
             return Err(not_drained(&FsError::Fenced));
         }
         if let Some(mountpoint) = self.prepared.purpose.mountpoint() {
+            audit::record_put_out(&self.host, &self.volume);
             let subject = mountpoint.display().to_string();
             self.volume.audit_noted(&Deed::done(audit::us(), "unmount", subject));
         }

@@ -6,9 +6,16 @@ use axiomfs_config::{ChainSettings, LimitSettings, OnError, Pipeline, RouteSetti
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{ChainSpec, Host, HostError, Limits, Matcher, Registry, Route, RouteTable, StepSpec};
 
+use crate::faults;
+
 /// All plugins of this build.
 fn registry() -> Registry {
-    Registry::new()
+    let registry = Registry::new();
+    let registry = match faults::plugin() {
+        Some(plugin) => registry.unproven_transform(plugin),
+        None => registry,
+    };
+    registry
         .transform(axiomfs_compression_zstd::Factory)
         .transform(axiomfs_compression_lz4::Factory)
         .transform(axiomfs_padding_padme::Factory)

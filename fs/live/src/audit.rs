@@ -14,7 +14,7 @@ use crate::change::Need;
 use crate::edit::Edit;
 use crate::events::Events;
 use crate::layer::Layer;
-use crate::types::{Access, FsError, FsResult};
+use crate::types::{Access, FsError, FsResult, Time};
 use crate::view::{LookError, Nodes};
 use crate::volume::{HeadSeen, Shared, Volume, lock, now};
 
@@ -38,12 +38,19 @@ pub struct Deed {
     pub subject: String,
     /// How it ended.
     pub result: String,
+    /// When, where that was before it is recorded.
+    pub time: Option<Time>,
 }
 
 impl Deed {
-    /// One that succeeded.
+    /// One that succeeds now.
     pub fn done(who: Who, action: &'static str, subject: impl Into<String>) -> Self {
-        Self { who, action, subject: subject.into(), result: "ok".to_owned() }
+        Self::ended(who, action, subject, "ok")
+    }
+
+    /// One that ends now, as `result` says.
+    pub fn ended(who: Who, action: &'static str, subject: impl Into<String>, result: impl Into<String>) -> Self {
+        Self { who, action, subject: subject.into(), result: result.into(), time: None }
     }
 }
 
@@ -95,7 +102,7 @@ impl AuditTail {
     pub fn edit(&self, deed: &Deed) -> Edit {
         let record = AuditRecord {
             previous: self.hash,
-            time: now(),
+            time: deed.time.unwrap_or_else(now),
             uid: deed.who.uid,
             pid: deed.who.pid,
             action: deed.action.to_owned(),

@@ -6,6 +6,7 @@ use crate::crypto::Secret;
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{RepositoryId, hex};
+use crate::key_changes::NewKeyChange;
 use crate::keyring::Keyring;
 use crate::keys::{self, KdfParams};
 use crate::repository::now_ns;
@@ -147,7 +148,29 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// [`RepositoryError::KeySlot`] if somebody else did so at this moment; or what the store met.
     pub fn rotate(&self, compromised: bool) -> Result<u32, RepositoryError> {
+        self.create_epoch(self.keyring()?.with_new_epoch(now_ns(), compromised)?)
+    }
+
+    /// As [`rotate`](Self::rotate), and tells in the same object who did it, for the audit logs of mounts.
+    ///
+    /// # Errors
+    /// As [`rotate`](Self::rotate).
+    pub fn rotate_noted(&self, compromised: bool, uid: u32, pid: u32) -> Result<u32, RepositoryError> {
         let next = self.keyring()?.with_new_epoch(now_ns(), compromised)?;
+        let why = if compromised { ", the keys before are compromised" } else { "" };
+        let what = format!("sealing epoch {} made{why}", next.current_epoch().number);
+        self.create_epoch(next.noting(NewKeyChange { uid, pid, what: &what, result: "ok" }, now_ns()))
+    }
+
+    /// Tells in the keyring what is done to passphrases, for the audit logs of mounts.
+    ///
+    /// # Errors
+    /// What the store met.
+    pub fn note(&self, change: NewKeyChange<'_>) -> Result<(), RepositoryError> {
+        self.create_next(|keyring| Ok(keyring.with_change(change, now_ns())))
+    }
+
+    fn create_epoch(&self, next: Keyring) -> Result<u32, RepositoryError> {
         match next.create(self.store, self.seal, &self.master) {
             Ok(()) => Ok(next.current_epoch().number),
             Err(RepositoryError::Store { source, .. }) if source.kind == StoreErrorKind::AlreadyExists => {
@@ -189,10 +212,14 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// [`RepositoryError::BadName`] if there is one of that name or it can't be one; or what the store met.
     pub fn add_volume(&self, name: &str) -> Result<(), RepositoryError> {
+        self.create_next(|keyring| keyring.with_new_volume(name))
+    }
+
+    /// Makes the next generation of the newest one, also where others make some at this moment.
+    fn create_next(&self, next: impl Fn(Keyring) -> Result<Keyring, RepositoryError>) -> Result<(), RepositoryError> {
         let mut tries = 0;
         loop {
-            let next = self.keyring()?.with_new_volume(name)?;
-            match next.create(self.store, self.seal, &self.master) {
+            match next(self.keyring()?)?.create(self.store, self.seal, &self.master) {
                 // Somebody else made the next generation at this moment.
                 Err(RepositoryError::Store { source, .. })
                     if source.kind == StoreErrorKind::AlreadyExists && tries < RACES =>

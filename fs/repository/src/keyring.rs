@@ -12,6 +12,7 @@ use crate::crypto::{Envelope, Secret, random, random_secret};
 use crate::error::{InObject, RepositoryError};
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, VolumeId};
+use crate::key_changes::{KEY_CHANGES_KEPT, KeyChange, NewKeyChange};
 use crate::keys::MOST_LISTED;
 use crate::locked::keep_out_of_swap;
 use crate::repository::lock;
@@ -40,9 +41,18 @@ pub(crate) struct EpochKey {
 struct Epochs {
     generation: u32,
     keys: Vec<Arc<EpochKey>>,
+    /// What was done to passphrases and keys, the oldest first.
+    changes: Vec<KeyChange>,
 }
 
 impl Epochs {
+    fn note(&mut self, change: NewKeyChange<'_>, now_ns: i64) {
+        let number = self.changes.last().map_or(0, |last| last.number) + 1;
+        self.changes.push(change.numbered(number, now_ns));
+        let old = self.changes.len().saturating_sub(KEY_CHANGES_KEPT);
+        self.changes.drain(..old);
+    }
+
     fn keep_out_of_swap(&self) {
         self.keys.iter().for_each(|key| keep_out_of_swap(key.as_ref()));
     }
@@ -93,6 +103,7 @@ impl Keyring {
                     created_ns: now_ns,
                     compromised: false,
                 })],
+                changes: Vec::new(),
             }),
             volumes: vec![(VolumeId(random()?), volume.to_owned())],
             source: OnceLock::new(),
@@ -182,6 +193,25 @@ impl Keyring {
         epochs.generation += 1;
         epochs.keys.push(Arc::new(EpochKey { number, key: random_secret()?, created_ns: now_ns, compromised: false }));
         Ok(self)
+    }
+
+    /// The next generation: the same keys, and told in it what was done.
+    pub(crate) fn with_change(mut self, change: NewKeyChange<'_>, now_ns: i64) -> Self {
+        let epochs = self.epochs.get_mut().unwrap_or_else(PoisonError::into_inner);
+        epochs.generation += 1;
+        epochs.note(change, now_ns);
+        self
+    }
+
+    /// Tells in a generation that is made for something else what was done.
+    pub(crate) fn noting(mut self, change: NewKeyChange<'_>, now_ns: i64) -> Self {
+        self.epochs.get_mut().unwrap_or_else(PoisonError::into_inner).note(change, now_ns);
+        self
+    }
+
+    /// What was done to passphrases and keys, the oldest first.
+    pub(crate) fn changes(&self) -> Vec<KeyChange> {
+        self.read().changes.clone()
     }
 
     /// The next generation: the same keys, and one more volume.
@@ -319,6 +349,7 @@ impl Keyring {
         // One allocation, so that no freed copy keeps a secret.
         let epochs = self.read();
         let size = 4 + 6 * 32 + 4 + epochs.keys.len() * 45 + self.volumes.iter().map(|v| 18 + v.1.len()).sum::<usize>();
+        let size = size + KeyChange::encoded_len(&epochs.changes);
         let mut out = Zeroizing::new(Vec::with_capacity(size));
         out.put_u32(epochs.generation);
         for key in [&self.data_id, &self.node_id, &self.clear_id, &self.chunker, &self.records, &self.log] {
@@ -336,6 +367,7 @@ impl Keyring {
             out.put(&id.0);
             out.put_bytes16(name.as_bytes());
         }
+        KeyChange::encode_all(&epochs.changes, &mut *out);
         debug_assert_eq!(out.len(), size);
         out
     }
@@ -368,8 +400,9 @@ impl Keyring {
             check_volume_name(name).map_err(|_| Malformed("a volume's name is not possible"))?;
             volumes.push((id, name.to_owned()));
         }
+        let changes = KeyChange::decode_all(&mut r)?;
         r.end()?;
-        let (epochs, source) = (RwLock::new(Epochs { generation, keys: epochs }), OnceLock::new());
+        let (epochs, source) = (RwLock::new(Epochs { generation, keys: epochs, changes }), OnceLock::new());
         let missed = Mutex::default();
         Ok(Self { repository, data_id, node_id, clear_id, chunker, records, log, epochs, volumes, source, missed })
     }

@@ -7,6 +7,7 @@ use axiomfs_api::{Seal, Store};
 
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
+use crate::key_changes::KeyChange;
 use crate::key_slots::{KeyEpoch, Keys};
 use crate::keyring::Keyring;
 use crate::keys::Unlocked;
@@ -38,6 +39,11 @@ impl Repository {
     /// All epochs, the oldest first.
     pub fn epochs(&self) -> Vec<KeyEpoch> {
         self.keyring.epochs()
+    }
+
+    /// What was done to passphrases and keys beside mounts, the oldest first, as far as the keyring in use tells.
+    pub fn key_changes(&self) -> Vec<KeyChange> {
+        self.keyring.changes()
     }
 
     /// Ids of the key slots there were when the repository was opened, the one that opened it first.

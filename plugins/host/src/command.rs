@@ -84,6 +84,23 @@ pub enum Command {
     AuditVerify,
 }
 
+impl Command {
+    /// Whether it changes nothing.
+    pub fn only_asks(&self) -> bool {
+        match self {
+            Self::Chain(ChainCommand::Show { .. } | ChainCommand::Test { .. })
+            | Self::Plugin(PluginCommand::List)
+            | Self::Route(RouteCommand::List | RouteCommand::Explain(_))
+            | Self::KeyStatus
+            | Self::StoreStatus
+            | Self::Sync
+            | Self::Advise
+            | Self::AuditVerify => true,
+            Self::Chain(_) | Self::Plugin(_) | Self::Route(_) | Self::KeyRotate { .. } | Self::Reload { .. } => false,
+        }
+    }
+}
+
 /// A command about chains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainCommand {
@@ -191,7 +208,10 @@ pub enum RouteCommand {
 /// [`ControlError`] with code `SYNTAX` and errno `EINVAL`, saying what was expected.
 pub fn parse_command(text: &str) -> Result<Command, ControlError> {
     if text.len() > MAX_COMMAND {
-        return Err(syntax(format!("A command has at most {MAX_COMMAND} bytes, not {}", text.len()), "Write chain.yaml for more"));
+        return Err(syntax(
+            format!("A command has at most {MAX_COMMAND} bytes, not {}", text.len()),
+            "Write chain.yaml for more",
+        ));
     }
     let line = text.trim_matches([' ', '\t', '\r', '\n']);
     if let Some(c) = line.chars().find(|c| c.is_control() && *c != '\t') {

@@ -284,7 +284,9 @@ impl HostError {
             Self::BadRoute { .. } => "Correct the route; nothing was changed".into(),
             Self::BadLimit { expected, .. } => format!("Use {expected}"),
             Self::Memory { .. } => "Raise limits.plugin_memory".into(),
-            Self::Encode { .. } | Self::Verify { .. } => "Use on_error=skip or fallback:CHAIN, or leave the step out".into(),
+            Self::Encode { .. } | Self::Verify { .. } => {
+                "Use on_error=skip or fallback:CHAIN, or leave the step out".into()
+            }
             Self::BadDescriptor { .. } | Self::BadSteps { .. } | Self::FrameTooLarge { .. } | Self::Decode { .. } => {
                 String::new()
             }

@@ -103,7 +103,10 @@ impl Host {
         let new: Vec<_> = lost.into_iter().filter(|one| !told.contains(one)).collect();
         told.extend(new.iter().cloned());
         let result = changed.map(|done| done.generation).map_err(|error| error.to_string());
-        lock(&self.put_out)
-            .extend(new.into_iter().map(|(plugin, reason)| PutOut { plugin, reason, result: result.clone() }));
+        lock(&self.put_out).extend(new.into_iter().map(|(plugin, reason)| PutOut {
+            plugin,
+            reason,
+            result: result.clone(),
+        }));
     }
 }

@@ -54,7 +54,11 @@ fn applied(host: &Host, text: &str, command: &Command, reply: &Reply, generation
         (Command::Plugin(PluginCommand::Load(id) | PluginCommand::Unload(id)), Reply::Plugin { plugin, .. }) => {
             let load = matches!(command, Command::Plugin(PluginCommand::Load(_)));
             let stays = plugin.kind == axiomfs_api::Kind::Seal;
-            assert_eq!((plugin.id, plugin.loaded, host.generation()), (id.as_str(), load || stays, generation), "{text}");
+            assert_eq!(
+                (plugin.id, plugin.loaded, host.generation()),
+                (id.as_str(), load || stays, generation),
+                "{text}"
+            );
             return;
         }
         _ => return before.assert_same(host, text),
@@ -65,7 +69,8 @@ fn applied(host: &Host, text: &str, command: &Command, reply: &Reply, generation
     let others = |specs: &[ChainSpec]| specs.iter().filter(|s| s.name != chain.name).cloned().collect::<Vec<_>>();
     assert_eq!(others(&now), others(&before.chains), "{text}: no other chain has changed");
     let ids = |steps: &[StepSpec]| steps.iter().map(|step| step.plugin.clone()).collect::<Vec<_>>();
-    let old = before.chains.iter().find(|spec| spec.name == chain.name).map(|spec| ids(&spec.steps)).unwrap_or_default();
+    let old =
+        before.chains.iter().find(|spec| spec.name == chain.name).map(|spec| ids(&spec.steps)).unwrap_or_default();
     match command {
         Command::Chain(ChainCommand::Set { steps, .. } | ChainCommand::New { steps, .. }) => {
             assert_eq!(ids(&spec.steps), ids(steps), "{text}");

@@ -227,8 +227,7 @@ fn a_plugin_that_starts_slowly_is_refused_and_the_chain_is_as_before() {
 #[test]
 fn plugins_start_within_100_ms_and_unload_within_50_ms_a_thousand_times() {
     const BUILT_IN: [&str; 3] = ["zstd", "lz4", "padme"];
-    let registry =
-        registry().transform(axiomfs_compression_lz4::Factory).transform(axiomfs_padding_padme::Factory);
+    let registry = registry().transform(axiomfs_compression_lz4::Factory).transform(axiomfs_padding_padme::Factory);
     // Only a plugin that no chain has can be unloaded.
     let chains = vec![spec("default", vec![seal()])];
     let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");

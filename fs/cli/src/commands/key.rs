@@ -2,14 +2,15 @@
 
 use axiomfs_config::Settings;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
-use axiomfs_repository::{KdfParams, Keys, RepositoryError, key_slots};
+use axiomfs_live::Who;
+use axiomfs_repository::{KdfParams, Keys, NewKeyChange, RepositoryError, key_slots};
 use serde_json::{Value, json};
 
 use crate::args::{KeyArgs, KeyVerb, PassphraseArgs};
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::stores::{self, OpenStore, StoreOptions};
-use crate::{key_file, output, progress};
+use crate::{audit, key_file, output, progress};
 
 /// Runs the verb.
 ///
@@ -21,7 +22,11 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
         KeyVerb::Add { key, new } => {
             let target = open(&key.store)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
-            let id = add(&keys, &new_passphrase(&new.source())?, json)?;
+            let secret = new_passphrase(&new.source())?;
+            let id = noted(&keys, "passphrase added", || {
+                let id = add(&keys, &secret, json)?;
+                Ok((format!("passphrase added, key {id}"), id))
+            })?;
             let text = format!("Added key {id}: the new passphrase opens the repository too");
             (json!({ "ok": true, "id": id }), text)
         }
@@ -29,24 +34,34 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             let target = open(&key.store)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let secret = new_passphrase(&new.source())?;
-            let id = add(&keys, &secret, json)?;
-            // The old one goes only by the word of the new one: so that is known to open the repository.
-            let renewed = unlock(&target, &secret, json)?;
-            renewed.remove(keys.opened()).map_err(|error| failed("Could not remove the old passphrase", &error))?;
+            let begun = format!("passphrase of key {} changed", keys.opened());
+            let id = noted(&keys, &begun, || {
+                let id = add(&keys, &secret, json)?;
+                // The old one goes only by the word of the new one: so that is known to open the repository.
+                let renewed = unlock(&target, &secret, json)?;
+                renewed.remove(keys.opened()).map_err(|error| failed("Could not remove the old passphrase", &error))?;
+                Ok((format!("{begun}, key {id} took its place"), id))
+            })?;
             let text = format!("Changed: key {id} took the place of {}", keys.opened());
             (json!({ "ok": true, "id": id, "removed": keys.opened() }), text)
         }
         KeyVerb::Remove { key, id } => {
             let target = open(&key.store)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
-            keys.remove(id).map_err(|error| failed("Could not remove the key", &error))?;
+            let begun = format!("passphrase of key {id} removed");
+            noted(&keys, &begun, || {
+                keys.remove(id).map_err(|error| failed("Could not remove the key", &error))?;
+                Ok((begun.clone(), ()))
+            })?;
             let text = format!("Removed key {id}; what was stored stays sealed as it was");
             (json!({ "ok": true, "removed": id }), text)
         }
         KeyVerb::Rotate { key, compromised } => {
             let target = open(&key.store)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
-            let epoch = keys.rotate(*compromised).map_err(|error| failed("Could not rotate", &error))?;
+            let Who { uid, pid } = audit::us();
+            let epoch =
+                keys.rotate_noted(*compromised, uid, pid).map_err(|error| failed("Could not rotate", &error))?;
             let text = format!(
                 "Epoch {epoch} seals what is written from now on; mounts that write take it up within about a minute, \
                  with a commit (at once: axiomfs ctl MOUNTPOINT key rotate)"
@@ -135,6 +150,24 @@ fn add(keys: &Keys<'_>, secret: &Secret, quiet: bool) -> Result<String, Failure>
     let make = || keys.add(secret, KdfParams::default());
     progress::watch("Deriving the new key", quiet, make, || (0, None))
         .map_err(|error| failed("Could not add the passphrase", &error))
+}
+
+/// Does what changes passphrases, told in the keyring before anything is done and with its result after it: so no change is
+/// without its record, whatever happens to this process. `change` gives what was done in words, and its value.
+fn noted<T>(keys: &Keys<'_>, begun: &str, change: impl FnOnce() -> Result<(String, T), Failure>) -> Result<T, Failure> {
+    let Who { uid, pid } = audit::us();
+    let note = |what: &str, result: &str| keys.note(NewKeyChange { uid, pid, what, result });
+    note(begun, "begun").map_err(|error| {
+        failed("Could not record the change", &error).hint("nothing was changed; what is not recorded is not done")
+    })?;
+    let (told, done) = match change() {
+        Ok((what, value)) => (note(&what, "ok"), Ok(value)),
+        Err(failure) => (note(begun, &failure.to_string()), Err(failure)),
+    };
+    if let Err(error) = told {
+        eprintln!("axiomfs: warning: {}", failed("The record of the change says only that it begun", &error));
+    }
+    done
 }
 
 pub(crate) fn failed(context: &str, error: &RepositoryError) -> Failure {

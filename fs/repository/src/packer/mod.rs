@@ -97,6 +97,10 @@ pub(crate) struct Shared {
     progress: Condvar,
     /// The pack that takes frames, by kind. Locked while a pack's file is created; before `state` in lock order.
     current: [Mutex<Option<Arc<OpenPack>>>; FrameKind::COUNT],
+    /// Encoders that stay.
+    encoders: usize,
+    /// Threads of encoders that only help for a while. Locked alone.
+    extras: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// A pack that takes frames, while anybody uses it.
@@ -123,6 +127,8 @@ impl Packer {
             to_finish: Condvar::new(),
             progress: Condvar::new(),
             current: Default::default(),
+            encoders: workers.max(1),
+            extras: Mutex::default(),
         });
         let mut packer = Self { shared, threads: Vec::new() };
         for number in 0..workers.max(1) {
@@ -312,11 +318,16 @@ impl Drop for Packer {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.wake_all();
-        for thread in self.threads.drain(..) {
+        let join = |thread: JoinHandle<()>| {
             if thread.join().is_err() {
                 tracing::error!("a packer thread panicked");
             }
-        }
+        };
+        self.threads.drain(..).for_each(join);
+        // Once `stop` is set no more are counted, and who started one has ended by now or ends like these.
+        std::mem::take(&mut *self.shared.extras.lock().unwrap_or_else(PoisonError::into_inner))
+            .into_iter()
+            .for_each(join);
     }
 }
 

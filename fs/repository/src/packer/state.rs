@@ -45,6 +45,8 @@ pub(super) struct State {
     /// A failed fsync is never retried into success.
     pub(super) fatal: Option<RepositoryError>,
     pub(super) stop: bool,
+    /// Encoders that only help.
+    pub(super) extra: usize,
 }
 
 pub(super) struct OpenFrame {

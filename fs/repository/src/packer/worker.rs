@@ -1,9 +1,11 @@
 //! The packer's threads: encoding frames and finishing packs.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axiomfs_api::{Hint, Seal};
 use axiomfs_host::{ChainName, ChainRecord, Host};
@@ -20,33 +22,61 @@ use crate::yielding::BEFORE_FRAME;
 
 /// Encoding yields to whoever waits for an answer.
 const NICENESS: i32 = 5;
+/// How long one that only helps waits for a frame before it ends.
+const EXTRA_IDLE: Duration = Duration::from_secs(1);
+/// Shorter waits are no reason for more encoders.
+const LEAST_WAIT: Duration = Duration::from_millis(20);
 
-pub(super) fn encode_loop(shared: &Shared) {
+/// Encodes until the packer stops: there are as many of these as processors.
+pub(super) fn encode_loop(shared: &Arc<Shared>) {
     be_nice();
-    loop {
-        let Some(job) = shared.next(&shared.work, |state| state.queue.pop_front()) else { return };
-        // Not where writers wait for the queue: who reads then shares with them.
-        if shared.lock().queued_bytes < shared.setup.queue_bytes / 2 {
-            shared.setup.reads.give_way(BEFORE_FRAME);
-        }
-        // A plugin that panics must not leave everybody waiting for its frame.
-        let result = catch_unwind(AssertUnwindSafe(|| encode(shared, &job)));
-        let mut state = shared.lock();
-        match result {
-            Err(_) => state.fatal = Some(RepositoryError::Stopped { reason: "encoding a frame panicked" }),
-            Ok(Ok((pack, record))) => {
-                state.encoded(&job, pack.slot, &record);
-                shared.setup.counters.frame(record.raw, record.stored);
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "could not stage a frame");
-                state.error = Some((error, Instant::now()));
-                state.failed.push(job);
-            }
-        }
-        drop(state);
-        shared.progress.notify_all();
+    let clock = ThreadClock::open();
+    while let Some(job) = shared.next(&shared.work, |state| state.queue.pop_front()) {
+        encode_job(shared, &clock, &job);
     }
+}
+
+/// Helps while frames wait for something else than a processor, and ends when there are none or they do no more.
+fn extra_loop(shared: &Arc<Shared>) {
+    be_nice();
+    let clock = ThreadClock::open();
+    while let Some(job) = shared.next_extra() {
+        if !encode_job(shared, &clock, &job) {
+            break;
+        }
+    }
+    shared.lock().extra -= 1;
+}
+
+/// Encodes one frame; whether its plugins waited for something else than a processor most of the time.
+fn encode_job(shared: &Arc<Shared>, clock: &ThreadClock, job: &Arc<Job>) -> bool {
+    // Not where writers wait for the queue: who reads then shares with them.
+    if shared.lock().queued_bytes < shared.setup.queue_bytes / 2 {
+        shared.setup.reads.give_way(BEFORE_FRAME);
+    }
+    let mut waited = false;
+    // A plugin that panics must not leave everybody waiting for its frame.
+    let result = catch_unwind(AssertUnwindSafe(|| encode(shared, clock, job, &mut waited)));
+    let mut state = shared.lock();
+    match result {
+        Err(_) => state.fatal = Some(RepositoryError::Stopped { reason: "encoding a frame panicked" }),
+        Ok(Ok((pack, record))) => {
+            state.encoded(job, pack.slot, &record);
+            shared.setup.counters.frame(record.raw, record.stored);
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "could not stage a frame");
+            state.error = Some((error, Instant::now()));
+            state.failed.push(job.clone());
+        }
+    }
+    let more = waited && !state.stop && shared.may_add_extra(&mut state);
+    drop(state);
+    shared.progress.notify_all();
+    if more {
+        shared.start_extra();
+    }
+    waited
 }
 
 pub(super) fn finish_loop(shared: &Shared) {
@@ -86,6 +116,35 @@ pub(super) fn finish_loop(shared: &Shared) {
     }
 }
 
+/// Tells time that a thread slept from time that it ran or stood in line for a processor.
+struct ThreadClock(Option<File>);
+
+impl ThreadClock {
+    /// For the calling thread. Where the kernel doesn't tell, nothing ever waits.
+    fn open() -> Self {
+        Self(File::open("/proc/thread-self/schedstat").ok())
+    }
+
+    /// Time for which the thread has run or was ready to.
+    fn ready(&self) -> Option<Duration> {
+        let mut text = [0; 96];
+        let len = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        let mut numbers = std::str::from_utf8(&text[..len]).ok()?.split_ascii_whitespace();
+        let mut next = || numbers.next()?.parse::<u64>().ok();
+        Some(Duration::from_nanos(next()?.saturating_add(next()?)))
+    }
+
+    /// Whether it slept for most of `took`, which began when [`ready`](Self::ready) was `before`.
+    fn waited(&self, before: Option<Duration>, took: Duration) -> bool {
+        if took < LEAST_WAIT {
+            return false;
+        }
+        let (Some(before), Some(now)) = (before, self.ready()) else { return false };
+        let slept = took.saturating_sub(now.saturating_sub(before));
+        slept >= LEAST_WAIT && slept > took / 2
+    }
+}
+
 fn be_nice() {
     if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::debug!(%error, "could not lower a thread's priority");
@@ -93,10 +152,17 @@ fn be_nice() {
 }
 
 /// Transforms, pads, seals and writes one frame.
-fn encode(shared: &Shared, job: &Job) -> Result<(Arc<Staged>, FrameRecord), RepositoryError> {
+fn encode(
+    shared: &Shared,
+    clock: &ThreadClock,
+    job: &Job,
+    waited: &mut bool,
+) -> Result<(Arc<Staged>, FrameRecord), RepositoryError> {
     let setup = &shared.setup;
-    let begun = Instant::now();
-    let frame = encode_frame(&setup.host, setup.seal.as_ref(), &job.class.route, job.class.kind, &job.raw)?;
+    let (begun, ready) = (Instant::now(), clock.ready());
+    let frame = encode_frame(&setup.host, setup.seal.as_ref(), &job.class.route, job.class.kind, &job.raw);
+    *waited = clock.waited(ready, begun.elapsed());
+    let frame = frame?;
     if frame.is_compressed {
         setup.labels.add(job.label, frame.lengths.raw, frame.lengths.encoded, begun.elapsed());
     }
@@ -176,6 +242,45 @@ impl Shared {
                 return Some(work);
             }
             state = waiting.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next frame for one that only helps.
+    fn next_extra(&self) -> Option<Arc<Job>> {
+        let (mut state, end) = (self.lock(), Instant::now() + EXTRA_IDLE);
+        loop {
+            if state.stop {
+                return None;
+            }
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            state = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether one more may encode: frames are waiting, and the host allows more in flight than there are encoders. Counts it.
+    fn may_add_extra(&self, state: &mut State) -> bool {
+        let limit = self.setup.host.limits().max_in_flight;
+        let more = !state.queue.is_empty() && self.encoders + state.extra < limit;
+        state.extra += usize::from(more);
+        more
+    }
+
+    fn start_extra(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new().name("encode-extra".to_owned()).spawn(move || extra_loop(&shared));
+        match started {
+            Ok(thread) => {
+                let mut extras = self.extras.lock().unwrap_or_else(PoisonError::into_inner);
+                extras.retain(|thread| !thread.is_finished());
+                extras.push(thread);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "could not start one more encoder");
+                self.lock().extra -= 1;
+            }
         }
     }
 
