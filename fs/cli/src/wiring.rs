@@ -176,7 +176,13 @@ mod tests {
                 host.replace(&chains(&parsed), routes, limits(&parsed), parsed.require.clone(), None)
             });
             match replaced {
-                Ok(_) => taken += 1,
+                Ok(replaced) => {
+                    taken += 1;
+                    assert_eq!(replaced.generation, before.1 + 1);
+                    // All of it is in force: what a mount that begins with it would have.
+                    let fresh = self::host(&parsed).unwrap();
+                    assert_eq!(pipeline_of(&host, &parsed), pipeline_of(&fresh, &parsed));
+                }
                 Err(error) => {
                     let now = (host.chain_specs(), host.generation(), host.require(), host.limits());
                     assert_eq!(now, before, "refused ({error}), and changed");

@@ -125,7 +125,7 @@ impl ControlFiles {
         }
         let answer = match std::str::from_utf8(text) {
             Ok(text) => self.control.set_chain_yaml(text, who),
-            Err(_) => refusal("The settings aren't UTF-8"),
+            Err(_) => refusal("The settings aren't UTF-8", "Nothing was changed; write plain text"),
         };
         *lock(&self.last_reply) = answer.json;
         result_of(answer.errno)
@@ -177,12 +177,17 @@ impl ControlFiles {
 
     fn run(&self, data: &[u8], who: Who) -> ControlReply {
         if data.len() > MAX_COMMAND {
-            return refusal(&format!("A command has {} bytes, {MAX_COMMAND} are allowed", data.len()));
+            return refusal(
+                &format!("A command has {} bytes, {MAX_COMMAND} are allowed", data.len()),
+                "Write chain.yaml for more",
+            );
         }
-        let Ok(text) = std::str::from_utf8(data) else { return refusal("The command isn't UTF-8") };
+        let Ok(text) = std::str::from_utf8(data) else { return refusal("The command isn't UTF-8", "Write plain text") };
         match text.trim() {
-            "" => refusal("The command is empty"),
-            line if line.contains(['\n', '\0']) => refusal("One write is one command: it holds a line end or a NUL"),
+            "" => refusal("The command is empty", "`axiomfs ctl --help` shows what can be said"),
+            line if line.contains(['\n', '\0']) => {
+                refusal("One write is one command: it holds a line end or a NUL", "Write one command at a time")
+            }
             line => self.control.execute(line, who),
         }
     }
@@ -193,8 +198,8 @@ impl ControlFiles {
 }
 
 /// A refusal by the files themselves, in the form commands are refused in.
-fn refusal(message: &str) -> ControlReply {
-    let json = json!({ "ok": false, "code": "SYNTAX", "errno": "EINVAL", "msg": message });
+fn refusal(message: &str, hint: &str) -> ControlReply {
+    let json = json!({ "ok": false, "code": "SYNTAX", "errno": "EINVAL", "msg": message, "hint": hint });
     ControlReply { json: json.to_string(), errno: libc::EINVAL }
 }
 

@@ -1,6 +1,7 @@
 //! What was done to the passphrases and sealing keys of a repository, told in its keyring (format.md §4): so that it comes
 //! into the audit logs of all volumes, whether a mount runs then or not.
 
+use crate::audit::cut;
 use crate::codec::{Malformed, Put, Reader};
 
 /// Most changes that a keyring tells of; with each one more the oldest goes.
@@ -42,13 +43,9 @@ pub struct NewKeyChange<'a> {
 
 impl NewKeyChange<'_> {
     pub(crate) fn numbered(self, number: u32, time_ns: i64) -> KeyChange {
-        let (what, result) = (shortened(self.what), shortened(self.result));
+        let (what, result) = (cut(self.what, TEXT_MAX).to_owned(), cut(self.result, TEXT_MAX).to_owned());
         KeyChange { number, time_ns, uid: self.uid, pid: self.pid, what, result }
     }
-}
-
-fn shortened(text: &str) -> String {
-    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
 }
 
 impl KeyChange {

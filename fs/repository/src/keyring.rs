@@ -367,7 +367,7 @@ impl Keyring {
             out.put(&id.0);
             out.put_bytes16(name.as_bytes());
         }
-        KeyChange::encode_all(&epochs.changes, &mut *out);
+        KeyChange::encode_all(&epochs.changes, &mut out);
         debug_assert_eq!(out.len(), size);
         out
     }

@@ -187,3 +187,45 @@ fn exported_keys_open_a_store_that_has_lost_them() {
     }
     assert!(before.contains_key("keyring/0000000001"));
 }
+
+/// What was done to passphrases is told to whoever opens the repository next, and to who has it open once he looks; not without
+/// the master key, and never all at once lost.
+#[test]
+fn changes_of_keys_are_told_in_the_keyring_and_kept_in_order() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    assert_eq!(repository.key_changes(), []);
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    keys.note(NewKeyChange { uid: 1000, pid: 7, what: "passphrase added", result: "begun" }).unwrap();
+    assert_eq!(keys.rotate_noted(true, 0, 8).unwrap(), 2);
+    assert!(repository.keyring.refresh().unwrap());
+    let told = repository.key_changes();
+    let short: Vec<_> = told.iter().map(|c| (c.number, c.uid, c.pid, c.what.as_str(), c.result.as_str())).collect();
+    assert_eq!(
+        short,
+        [
+            (1, 1000, 7, "passphrase added", "begun"),
+            (2, 0, 8, "sealing epoch 2 made, the keys before are compromised", "ok")
+        ]
+    );
+    assert!(told[0].time_ns > 0 && told[0].time_ns <= told[1].time_ns);
+    assert_eq!(bed.open_cold().key_changes(), told, "also later");
+    // The keys are as they were, and what was told goes on into each later generation.
+    keys.add_volume("more").unwrap();
+    keys.rotate(false).unwrap();
+    let later = bed.open_cold();
+    assert_eq!((later.key_changes(), later.sealing_epoch().number), (told, 3));
+    // Two at once: one is made on top of the other.
+    std::thread::scope(|scope| {
+        for pid in 0..3 {
+            let keys = &keys;
+            scope.spawn(move || keys.note(NewKeyChange { uid: 0, pid, what: "at once", result: "ok" }).unwrap());
+        }
+    });
+    let numbers = |repository: &Repository| repository.key_changes().iter().map(|c| c.number).collect::<Vec<_>>();
+    assert_eq!(numbers(&bed.open_cold()), [1, 2, 3, 4, 5]);
+    for _ in 0..510 {
+        keys.note(NewKeyChange { uid: 0, pid: 1, what: "many", result: "ok" }).unwrap();
+    }
+    assert_eq!(numbers(&bed.open_cold()), (4..=515).collect::<Vec<_>>(), "the newest 512");
+}

@@ -32,6 +32,9 @@ pub fn seal() -> StepSpec {
     StepSpec::new("aes-256-gcm")
 }
 
+/// A chain's name, its descriptor, and what it made of a frame, or why it made nothing.
+type Made = (String, Vec<u8>, Result<(u32, Vec<u8>), String>);
+
 /// All that a refused change must leave as it was.
 #[derive(Debug, PartialEq)]
 pub struct Standing {
@@ -42,7 +45,7 @@ pub struct Standing {
     require: Vec<String>,
     loaded: Vec<(&'static str, bool, Option<String>)>,
     /// What each chain makes of the same frame, by hint.
-    data: Vec<(String, Vec<u8>, Result<(u32, Vec<u8>), String>)>,
+    data: Vec<Made>,
 }
 
 impl Standing {
