@@ -23,8 +23,7 @@ impl Pipeline {
             ("policies", self.policies()),
             ("store", self.store()),
         ]);
-        // A tree of texts and numbers always has a YAML form.
-        serde_yaml::to_string(&top).unwrap_or_default()
+        serde_yaml::to_string(&top).expect("a tree of texts and numbers has a YAML form")
     }
 
     fn policies(&self) -> Value {

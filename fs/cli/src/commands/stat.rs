@@ -8,6 +8,7 @@ use crate::args::StatArgs;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, bytes};
+use crate::places;
 
 /// Runs the verb.
 ///
@@ -17,7 +18,7 @@ pub fn run(args: &StatArgs, json: bool) -> Result<(), Failure> {
     let shown = args.path.display();
     let path =
         std::path::absolute(&args.path).map_err(|error| Failure::caused(format!("Could not find {shown}"), &error))?;
-    let (client, inside) = mount_of(&path).ok_or_else(|| {
+    let (client, inside) = mount_of(&path)?.ok_or_else(|| {
         Failure::new(format!("{shown} is in no mounted axiomfs"))
             .hint("give a file below live/ or snapshots/ of a mount")
     })?;
@@ -26,9 +27,18 @@ pub fn run(args: &StatArgs, json: bool) -> Result<(), Failure> {
     output::show(json, &reply, &render(&reply))
 }
 
-/// The mount that `path` is in, and the path from its root.
-fn mount_of(path: &Path) -> Option<(Client, &Path)> {
-    path.ancestors().skip(1).find_map(|above| Some((Client::connect(above).ok()?, path.strip_prefix(above).ok()?)))
+/// The mount that `path` is in, and the path from its root. One that does not answer, or not to us, is an error.
+fn mount_of(path: &Path) -> Result<Option<(Client, &Path)>, Failure> {
+    for above in path.ancestors().skip(1) {
+        let is_mount = match std::fs::symlink_metadata(above.join(".axiomfs")) {
+            Ok(_) => true,
+            Err(error) => places::is_stale(&error),
+        };
+        if let (true, Ok(inside)) = (is_mount, path.strip_prefix(above)) {
+            return Ok(Some((Client::connect(above)?, inside)));
+        }
+    }
+    Ok(None)
 }
 
 fn render(reply: &Value) -> String {
