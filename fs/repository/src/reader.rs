@@ -355,11 +355,12 @@ impl Reader {
         let sealed = sealed.ok_or_else(|| RepositoryError::corrupt(place.name(), "it ends too early"))?;
         self.open_frame(place, sealed)?;
         let failed = |e| RepositoryError::host(place.name(), e);
-        let decoder = self.host.decoder(&place.chain.descriptor).map_err(failed)?;
+        let applied = place.record.applied;
+        let (decoder, applied) = self.host.decoder_for(&place.chain.descriptor, applied).map_err(failed)?;
         if decoder.seal_id() != place.record.kind.is_sealed().then_some(self.seal.descriptor().id) {
             return Err(RepositoryError::corrupt(place.name(), "its chain names another seal than it has"));
         }
-        let (applied, raw_len) = (place.record.applied, place.record.raw as usize);
+        let raw_len = place.record.raw as usize;
         let encoded = start..start + place.record.encoded as usize;
         let raw = if applied == 0 {
             bytes.truncate(encoded.end);

@@ -262,6 +262,30 @@ impl Host {
         Ok(decoder)
     }
 
+    /// What undoes the steps of `applied` of such a chain, and the bits for it: a plugin whose step was passed over need not be here.
+    ///
+    /// # Errors
+    /// As [`decoder`](Self::decoder); [`HostError::BadSteps`].
+    pub fn decoder_for(&self, descriptor: &[u8], applied: u32) -> Result<(Arc<Decoder>, u32), HostError> {
+        let missing = match self.decoder(descriptor) {
+            Ok(decoder) => return Ok((decoder, applied)),
+            Err(missing @ HostError::MissingPlugin { .. }) => missing,
+            Err(error) => return Err(error),
+        };
+        let mut record = ChainRecord::parse(descriptor)?;
+        let steps = record.steps.len();
+        if u64::from(applied) >> steps != 0 {
+            return Err(HostError::BadSteps { applied, steps });
+        }
+        let mut slots = 0..;
+        record.steps.retain(|_| slots.next().is_some_and(|slot| applied >> slot & 1 == 1));
+        if record.steps.len() == steps {
+            return Err(missing);
+        }
+        // All steps that are left were applied; fewer than there were, so fewer than 32.
+        Ok((self.decoder(&record.encode())?, (1 << record.steps.len()) - 1))
+    }
+
     /// The seal of that id.
     pub fn seal(&self, id: &str) -> Option<Arc<dyn Seal>> {
         match self.registry.loaded(id) {

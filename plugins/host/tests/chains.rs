@@ -70,12 +70,42 @@ fn a_missing_plugin_is_named() {
     let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");
     let error = host.decoder(&descriptor).expect_err("xor is not here");
     assert!(matches!(&error, HostError::MissingPlugin { plugin, format: 1 } if plugin == "xor"), "{error}");
+    let error = host.decoder_for(&descriptor, 1).expect_err("it was applied");
+    assert!(matches!(&error, HostError::MissingPlugin { plugin, format: 1 } if plugin == "xor"), "{error}");
+    assert!(matches!(host.decoder_for(&descriptor, 2), Err(HostError::BadSteps { applied: 2, steps: 1 })));
     let mut newer = descriptor.clone();
     let at = newer.windows(3).position(|w| w == b"xor").expect("its id") + 3;
     newer[at] = 9;
     let full = plugins::host(vec![spec("default", vec![zstd(3), seal()])]);
     let error = full.decoder(&newer).expect_err("format 9 is not here");
     assert!(matches!(&error, HostError::MissingPlugin { plugin, format: 9 } if plugin == "xor"), "{error}");
+}
+
+/// A frame that passed a step over, or was made by a fallback, does not need that step's plugin.
+#[test]
+fn frames_are_read_without_the_plugins_that_were_not_applied_to_them() {
+    let raw = b"some text, some text, some text, some text".repeat(20);
+    let full = plugins::host(vec![
+        spec("default", vec![zstd(3), StepSpec::new("xor"), seal()]),
+        spec("plain", vec![zstd(3), seal()]),
+    ]);
+    let descriptor = full.chain("default").expect("a chain").descriptor_bytes().to_vec();
+    let (both, compressed) = (full.chain("default").expect("a chain"), full.chain("plain").expect("a chain"));
+    let compressed = compressed.encode(Hint::Data, &raw).expect("encodes");
+    assert_eq!(compressed.applied, 0b01);
+    let registry = axiomfs_host::Registry::new()
+        .transform(axiomfs_compression_zstd::Factory)
+        .seal(axiomfs_encryption_aes_gcm::Aes256Gcm);
+    let chains = vec![ChainSpec::new("default", vec![zstd(3), seal()])];
+    let host = Host::new(registry, chains, RouteTable::default(), Limits::default(), vec![]).expect("a host");
+    for (applied, encoded, len) in [(0b01, &compressed.bytes, raw.len()), (0, &raw, raw.len())] {
+        let (decoder, applied) = host.decoder_for(&descriptor, applied).expect("xor was not applied");
+        assert_eq!(decoder.seal_id(), Some("aes-256-gcm"));
+        assert!(decoder.decode(applied, encoded, len).expect("decodes") == raw);
+    }
+    let encoded = both.encode(Hint::Data, &raw).expect("encodes");
+    let error = host.decoder_for(&descriptor, encoded.applied).expect_err("xor was applied");
+    assert!(matches!(&error, HostError::MissingPlugin { plugin, .. } if plugin == "xor"), "{error}");
 }
 
 #[test]
