@@ -63,20 +63,41 @@ fn metrics_are_clean_for_promtool_and_count_what_happened() {
             .map(|(_, v)| v)
             .sum::<f64>()
     };
-    for id in ["zstd", "lz4", "padme"] {
+    for id in ["zstd", "lz4", "padme", "aes-256-gcm", "fastcdc"] {
         assert!(plugin("axiomfs_plugin_encode_seconds_count", id) > 0.0, "{id} has encoded nothing");
         assert!(plugin("axiomfs_plugin_encode_output_bytes_total", id) > 0.0, "{id}");
         assert_eq!(plugin("axiomfs_plugin_encode_errors_total", id), 0.0, "{id}");
     }
+    // What was cut: three files and a part of each that came twice. What was sealed: all that was written, log and packs.
+    let cut = plugin("axiomfs_plugin_encode_input_bytes_total", "fastcdc");
+    assert!((f64::from(10 << 20)..f64::from(13 << 20)).contains(&cut), "{cut} bytes were cut");
+    assert!(plugin("axiomfs_plugin_memory_max_bytes", "fastcdc") >= 4096.0, "its tables");
+    let sealed = |name: &str| plugin(&format!("axiomfs_plugin_encode_{name}"), "aes-256-gcm");
+    let (plain, out) = (sealed("input_bytes_total"), sealed("output_bytes_total"));
+    assert!(plain > f64::from(10 << 20), "{plain} bytes were sealed");
+    assert_eq!(out - plain, 16.0 * sealed("seconds_count"), "a tag each");
+    assert!(plugin("axiomfs_plugin_memory_max_bytes", "aes-256-gcm") > 0.0);
     let puts = metrics.series("axiomfs_store_request_seconds_count").into_iter().find(|(l, _)| l.contains("put_new"));
     assert!(puts.is_some_and(|(_, count)| count >= 4.0), "packs, index and head were put");
     assert!(metrics.sum("axiomfs_store_bytes_total") > f64::from(2 << 20));
     assert_eq!(metrics.sum("axiomfs_store_errors_total"), 0.0);
     // The plugins' own files say the same.
+    let own = |id: &str, file: &str| -> serde_json::Value {
+        let path = repo.mnt.join(".axiomfs/plugins").join(id).join(file);
+        serde_json::from_str(&fs::read_to_string(&path).expect("readable")).expect("JSON")
+    };
+    for (id, key, series) in [
+        ("fastcdc", "encoded_frames", "axiomfs_plugin_encode_seconds_count"),
+        ("fastcdc", "encoded_from_bytes", "axiomfs_plugin_encode_input_bytes_total"),
+        ("fastcdc", "memory_max", "axiomfs_plugin_memory_max_bytes"),
+        ("lz4", "encoded_to_bytes", "axiomfs_plugin_encode_output_bytes_total"),
+        ("aes-256-gcm", "errors", "axiomfs_plugin_decode_errors_total"),
+    ] {
+        assert_eq!(own(id, "stats")[key].as_f64(), Some(plugin(series, id)), "{key} of {id}");
+    }
+    assert!(own("aes-256-gcm", "stats")["encoded_from_bytes"].as_f64() >= Some(plain));
     for file in ["descriptor", "config", "stats"] {
-        let path = repo.mnt.join(".axiomfs/plugins/lz4").join(file);
-        let value: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(&path).expect("readable")).expect("JSON");
+        let value = own("lz4", file);
         match file {
             "descriptor" => {
                 assert_eq!((value["id"].as_str(), value["kind"].as_str()), (Some("lz4"), Some("transform")))

@@ -353,7 +353,7 @@ fn plugin_files(plugin: &PluginInfo) -> PluginFiles {
             "proven",
         ]),
         config: pick(&["loaded", "distrusted", "chains", "params"]),
-        stats: pick(&["encoded_frames", "decoded_frames", "errors"]),
+        stats: pick(&replies::PLUGIN_COUNTERS),
     }
 }
 

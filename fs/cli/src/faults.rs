@@ -3,19 +3,16 @@
 //! goes on, so that a test can do the harm itself; with `panic` only the thread that came there panics.
 //!
 //! `AXIOMFS_FAULT_STORE_DELAY=FILE` makes each pack take longer on its way to the store, by the milliseconds in FILE, which
-//! is read each time.
+//! is read each time; `fail` in it makes the store refuse them for now.
 //!
-//! `AXIOMFS_FAULT_PLUGIN=FILE` adds the plugin `troubled`, which misbehaves as FILE says, read at each frame: `slow MS` makes it
-//! wait so many milliseconds, `wrong` makes frames that don't decode to what went in.
+//! `AXIOMFS_FAULT_PLUGINS=1` adds the plugins `faulty` and `faulty-large`, which misbehave as their parameters say.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axiomfs_api::{
-    Applied, BoundedBuf, Descriptor, Hint, Kind, PluginError, Store, Transform, TransformFactory, Worker,
-};
+use axiomfs_api::{Store, StoreErrorKind};
 use axiomfs_host::{Fault, Faulty, Operation};
 
 use crate::failure::Failure;
@@ -53,95 +50,21 @@ pub fn slowed(store: Arc<dyn Store>) -> Arc<dyn Store> {
     let Some(file) = std::env::var_os("AXIOMFS_FAULT_STORE_DELAY").map(PathBuf::from) else { return store };
     let slow = Faulty::new(store);
     slow.set_plan(move |call| {
-        let delay = || std::fs::read_to_string(&file).ok()?.trim().parse().ok().map(Duration::from_millis);
+        let fault = || match std::fs::read_to_string(&file).ok()?.trim() {
+            "fail" => Some(Fault::Refuse(StoreErrorKind::Unavailable)),
+            delay => delay.parse().ok().map(|ms| Fault::Delay(Duration::from_millis(ms))),
+        };
         match (call.operation, call.object.starts_with("packs/")) {
-            (Operation::PutNew, true) => delay().map_or(Fault::None, Fault::Delay),
+            (Operation::PutNew, true) => fault().unwrap_or_default(),
             _ => Fault::None,
         }
     });
     Arc::new(slow)
 }
 
-/// The plugin that misbehaves, if the environment asks for it.
-pub fn plugin() -> Option<Troubled> {
-    std::env::var_os("AXIOMFS_FAULT_PLUGIN").map(|file| Troubled(file.into()))
-}
-
-/// XORs every byte with 0x55, and misbehaves as its file says.
-#[derive(Debug, Clone)]
-pub struct Troubled(PathBuf);
-
-const TROUBLED: Descriptor = Descriptor {
-    id: "troubled",
-    kind: Kind::Transform,
-    version: "0",
-    summary: "Misbehaves on command, for tests",
-    writes: 1,
-    reads: &[1],
-    provides: &[],
-    requires: &[],
-    before: &[],
-    after: &[],
-    memory: 4096,
-    skippable: true,
-};
-
-impl TransformFactory for Troubled {
-    fn descriptor(&self) -> &'static Descriptor {
-        &TROUBLED
-    }
-
-    fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
-        match params.first() {
-            None => Ok(Arc::new(self.clone())),
-            Some((key, _)) => {
-                Err(PluginError::UnknownParameter { plugin: TROUBLED.id, key: key.clone(), known: "none" })
-            }
-        }
-    }
-
-    fn decoder(&self, _: u16, _: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
-        Ok(Arc::new(self.clone()))
-    }
-}
-
-impl Transform for Troubled {
-    fn descriptor(&self) -> &'static Descriptor {
-        &TROUBLED
-    }
-
-    fn decode_params(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn params(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-
-    fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl Worker for Troubled {
-    fn encode(&mut self, _: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
-        let wish = std::fs::read_to_string(&self.0).unwrap_or_default();
-        let pause = wish.trim().strip_prefix("slow ").and_then(|millis| millis.parse().ok());
-        std::thread::sleep(pause.map_or(Duration::ZERO, Duration::from_millis));
-        let wrong = u8::from(wish.trim() == "wrong");
-        let bytes: Vec<u8> = src.iter().map(|byte| byte ^ 0x55 ^ wrong).collect();
-        out.extend(&bytes)?;
-        Ok(Applied::Yes)
-    }
-
-    fn decode(&mut self, _: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
-        if src.len() != raw_len {
-            let (plugin, actual) = (TROUBLED.id, src.len());
-            return Err(PluginError::Failed { plugin, reason: format!("{actual} bytes can't be {raw_len}") });
-        }
-        let bytes: Vec<u8> = src.iter().map(|byte| byte ^ 0x55).collect();
-        out.extend(&bytes)
-    }
+/// Whether the environment asks for the plugins that misbehave.
+pub fn wants_plugins() -> bool {
+    std::env::var_os("AXIOMFS_FAULT_PLUGINS").is_some_and(|wish| wish == "1")
 }
 
 fn parse(wish: &str) -> Result<(String, u64), Failure> {

@@ -67,7 +67,7 @@ impl Prepared {
     ) -> Result<Recovered, Failure> {
         let place = options.state_dir.clone();
         let repository = self.unlock(store, host, Some(place.join("staging")), passphrase, quiet)?;
-        let chunker = chunker(&repository);
+        let chunker = chunker(host, &repository);
         axiomfs_live::recover(&repository, Arc::clone(host), chunker, options, &name(&place)).map_err(|error| {
             Failure::caused(format!("Could not recover {}", place.display()), &error)
                 .hint("it stays where it is; try again")

@@ -6,6 +6,18 @@ use axiomfs_host::{ChainInfo, Matcher, PluginInfo, Reply, Route};
 use axiomfs_live::SnapshotInfo;
 use serde_json::{Value, json};
 
+/// What [`plugin`] tells that is counted.
+pub const PLUGIN_COUNTERS: [&str; 8] = [
+    "encoded_frames",
+    "encoded_from_bytes",
+    "encoded_to_bytes",
+    "decoded_frames",
+    "decoded_from_bytes",
+    "decoded_to_bytes",
+    "errors",
+    "memory_max",
+];
+
 /// One answer.
 pub fn to_json(reply: &Reply) -> Value {
     match reply {
@@ -75,8 +87,13 @@ pub fn plugin(plugin: &PluginInfo) -> Value {
         "chains": plugin.chains,
         "params": params,
         "encoded_frames": plugin.encoded_frames,
+        "encoded_from_bytes": plugin.encoded_from_bytes,
+        "encoded_to_bytes": plugin.encoded_to_bytes,
         "decoded_frames": plugin.decoded_frames,
+        "decoded_from_bytes": plugin.decoded_from_bytes,
+        "decoded_to_bytes": plugin.decoded_to_bytes,
         "errors": plugin.errors,
+        "memory_max": plugin.memory_max,
     })
 }
 

@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axiomfs_chunker_fastcdc::FastCdc;
+use axiomfs_api::Chunker;
+use axiomfs_chunker_fastcdc::{DEFAULT_SIZES, DESCRIPTOR, FastCdc};
 use axiomfs_config::{Durability, Settings};
-use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{Counted, Host};
 use axiomfs_live::{
     Access, Caller, Deed, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume,
@@ -214,7 +214,7 @@ impl Prepared {
             true => None,
             false => Some(self.lease(&repository, id)?),
         };
-        let chunker = chunker(&repository);
+        let chunker = chunker(host, &repository);
         let options = self.volume_options(id, faults);
         let volume = Volume::start(Arc::clone(&repository), Arc::clone(host), chunker, options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
@@ -276,8 +276,8 @@ impl Prepared {
 }
 
 /// How this repository's files are cut.
-pub(crate) fn chunker(repository: &Repository) -> Arc<FastCdc> {
-    Arc::new(FastCdc::new(repository.chunker_seed(), axiomfs_chunker_fastcdc::DEFAULT_SIZES))
+pub(crate) fn chunker(host: &Host, repository: &Repository) -> Arc<dyn Chunker> {
+    host.chunker(DESCRIPTOR.id, || FastCdc::new(repository.chunker_seed(), DEFAULT_SIZES))
 }
 
 /// The root directory of a volume nobody has written to yet is root's. It is given to the user who mounts it first, who
@@ -332,7 +332,7 @@ fn unlock(
         ..options
     };
     let insistent = Arc::clone(&store.store);
-    let open = || Repository::open(insistent, Arc::clone(host), Arc::new(Aes256Gcm), passphrase, options);
+    let open = || Repository::open(insistent, Arc::clone(host), wiring::seal(host), passphrase, options);
     progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
         .map_err(|error| could_not_open(store, &error))
 }

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axiomfs_api::{Descriptor, Kind};
@@ -7,6 +7,7 @@ use axiomfs_api::{Descriptor, Kind};
 use crate::command::with_params;
 use crate::host::{DEFAULT_CHAIN, unknown};
 use crate::registry::{StepEntry, TransformEntry};
+use crate::stats::PluginStats;
 use crate::{
     Chain, ChainCommand, ChainSpec, Command, ControlError, Host, HostError, PluginCommand, Position, Replaced, Route,
     RouteCommand, RouteTable, StepSpec, resolve, self_test,
@@ -73,12 +74,22 @@ pub struct PluginInfo {
     pub chains: Vec<String>,
     /// Its parameters in the first of them.
     pub params: Vec<(String, String)>,
-    /// Frames it was asked to encode.
+    /// Frames it was asked to encode; of a seal all that it sealed, of a chunker its chunks.
     pub encoded_frames: u64,
+    /// Bytes of them before.
+    pub encoded_from_bytes: u64,
+    /// Bytes that it made of them.
+    pub encoded_to_bytes: u64,
     /// Frames it was asked to decode.
     pub decoded_frames: u64,
+    /// Bytes of them before.
+    pub decoded_from_bytes: u64,
+    /// Bytes that it made of them.
+    pub decoded_to_bytes: u64,
     /// Frames it failed on.
     pub errors: u64,
+    /// Most bytes that one worker held.
+    pub memory_max: u64,
 }
 
 /// What a self-test measured.
@@ -162,7 +173,7 @@ impl Host {
     /// All plugins of this build, by id.
     pub fn plugins(&self) -> Vec<PluginInfo> {
         let steps = self.registry.steps().map(|step| self.plugin_info(step));
-        let others = self.registry.others().iter().map(|descriptor| self.info(descriptor, None));
+        let others = self.registry.others().iter().map(|entry| self.info(entry.descriptor, None, &entry.stats));
         let mut all: Vec<_> = steps.chain(others).collect();
         all.sort_by_key(|plugin| plugin.id);
         all
@@ -444,20 +455,23 @@ impl Host {
 
     fn plugin_info(&self, step: &StepEntry) -> PluginInfo {
         match step {
-            StepEntry::Transform(entry) => self.info(step.descriptor(), Some(entry)),
-            StepEntry::Seal(_) => self.info(step.descriptor(), None),
+            StepEntry::Transform(entry) => self.info(step.descriptor(), Some(entry), &entry.stats),
+            StepEntry::Seal(entry) => self.info(step.descriptor(), None, &entry.stats),
         }
     }
 
-    fn info(&self, d: &'static Descriptor, entry: Option<&Arc<TransformEntry>>) -> PluginInfo {
+    fn info(
+        &self,
+        d: &'static Descriptor,
+        entry: Option<&Arc<TransformEntry>>,
+        stats: &Arc<PluginStats>,
+    ) -> PluginInfo {
         let (loaded, proven) = entry.map_or((true, true), |entry| (entry.is_loaded(), entry.proven));
-        let (distrusted, stats) = (entry.and_then(|entry| entry.trust.reason()), entry.map(|entry| &entry.stats));
+        let distrusted = entry.and_then(|entry| entry.trust.reason());
         let specs = self.chain_specs();
         let has = |spec: &&ChainSpec| spec.steps.iter().any(|s| s.plugin == d.id);
         let first = specs.iter().find(has).and_then(|spec| spec.steps.iter().find(|s| s.plugin == d.id));
-        let errors = |s: &crate::stats::PluginStats| {
-            s.encode_errors.load(Ordering::Relaxed) + s.decode_errors.load(Ordering::Relaxed)
-        };
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         PluginInfo {
             id: d.id,
             kind: d.kind,
@@ -476,9 +490,14 @@ impl Host {
             memory: d.memory,
             params: first.map(|step| step.params.clone()).unwrap_or_default(),
             chains: specs.iter().filter(has).map(|spec| spec.name.clone()).collect(),
-            encoded_frames: stats.map_or(0, |s| s.encode_time.count()),
-            decoded_frames: stats.map_or(0, |s| s.decode_time.count()),
-            errors: stats.map_or(0, |s| errors(s)),
+            encoded_frames: stats.encode_time.count(),
+            encoded_from_bytes: count(&stats.encode_in),
+            encoded_to_bytes: count(&stats.encode_out),
+            decoded_frames: stats.decode_time.count(),
+            decoded_from_bytes: count(&stats.decode_in),
+            decoded_to_bytes: count(&stats.decode_out),
+            errors: count(&stats.encode_errors) + count(&stats.decode_errors),
+            memory_max: count(&stats.memory_max),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use axiomfs_api::{Hint, Seal};
+use axiomfs_api::{Chunker, Hint, Seal};
 
 use crate::build::Builder;
 use crate::chain::RunLimits;
@@ -12,6 +12,7 @@ use crate::events::Events;
 use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
 use crate::stats::Histogram;
+use crate::tally::TallyChunker;
 use crate::{
     Chain, ChainName, ChainRecord, ChainSpec, Decoder, HostError, HostEvent, PutOut, Registry, RouteTable, StepSpec,
     self_test,
@@ -286,12 +287,19 @@ impl Host {
         Ok((self.decoder(&record.encode())?, (1 << record.steps.len()) - 1))
     }
 
-    /// The seal of that id.
+    /// The seal of that id; what it seals and opens is counted.
     pub fn seal(&self, id: &str) -> Option<Arc<dyn Seal>> {
         match self.registry.loaded(id) {
-            Ok(StepEntry::Seal(seal)) => Some(seal.clone()),
+            Ok(StepEntry::Seal(entry)) => Some(entry.seal.clone()),
             _ => None,
         }
+    }
+
+    /// What `make` makes, with its cuts counted as those of the plugin `id`; one that is not listed is counted nowhere.
+    pub fn chunker<C: Chunker + 'static>(&self, id: &str, make: impl FnOnce() -> C) -> Arc<dyn Chunker> {
+        let listed = self.registry.others().iter().find(|entry| entry.descriptor.id == id);
+        let stats = listed.map(|entry| entry.stats.clone()).unwrap_or_default();
+        Arc::new(TallyChunker::new(make, stats))
     }
 
     /// Counts up with every change of chains, routes, limits or requirements.

@@ -27,6 +27,7 @@ mod seat;
 mod self_test;
 mod spec;
 mod stats;
+mod tally;
 mod trust;
 mod unit;
 mod wire;

@@ -1,7 +1,8 @@
 use std::sync::atomic::Ordering;
 
+use axiomfs_api::Kind;
+
 use crate::Host;
-use crate::registry::StepEntry;
 use crate::stats::{HostMetric, MetricKind};
 
 impl Host {
@@ -46,9 +47,11 @@ impl Host {
         self.swap_time.metrics("axiomfs_swap_seconds", "Time a change took, its self-tests included", None, &mut out);
         out.extend(self.efforts());
         for step in self.registry.steps() {
-            if let StepEntry::Transform(entry) = step {
-                entry.stats.metrics(entry.factory.descriptor().id, &mut out);
-            }
+            step.stats().metrics(step.descriptor().id, &mut out);
+        }
+        // Stores count their requests by themselves.
+        for entry in self.registry.others().iter().filter(|entry| entry.descriptor.kind == Kind::Chunker) {
+            entry.stats.metrics(entry.descriptor.id, &mut out);
         }
         out
     }

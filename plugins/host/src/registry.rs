@@ -6,6 +6,7 @@ use axiomfs_api::{Descriptor, Seal, TransformFactory};
 
 use crate::HostError;
 use crate::stats::PluginStats;
+use crate::tally::TallySeal;
 use crate::trust::Trust;
 
 /// A transform there is.
@@ -32,14 +33,34 @@ impl TransformEntry {
 #[derive(Clone)]
 pub enum StepEntry {
     Transform(Arc<TransformEntry>),
-    Seal(Arc<dyn Seal>),
+    Seal(SealEntry),
+}
+
+/// A seal there is, and what is counted of it.
+#[derive(Clone)]
+pub struct SealEntry {
+    pub seal: Arc<dyn Seal>,
+    pub stats: Arc<PluginStats>,
+}
+
+/// A plugin that is no step: a chunker or a store.
+pub struct OtherEntry {
+    pub descriptor: &'static Descriptor,
+    pub stats: Arc<PluginStats>,
 }
 
 impl StepEntry {
     pub fn descriptor(&self) -> &'static Descriptor {
         match self {
             Self::Transform(entry) => entry.factory.descriptor(),
-            Self::Seal(seal) => seal.descriptor(),
+            Self::Seal(entry) => entry.seal.descriptor(),
+        }
+    }
+
+    pub fn stats(&self) -> &Arc<PluginStats> {
+        match self {
+            Self::Transform(entry) => &entry.stats,
+            Self::Seal(entry) => &entry.stats,
         }
     }
 }
@@ -49,7 +70,7 @@ impl StepEntry {
 pub struct Registry {
     steps: BTreeMap<&'static str, StepEntry>,
     /// Plugins that are no steps: chunkers and stores, for lists.
-    others: Vec<&'static Descriptor>,
+    others: Vec<OtherEntry>,
     /// Set when a plugin lost its trust and may still stand in chains.
     pub(crate) attention: Arc<AtomicBool>,
 }
@@ -72,17 +93,19 @@ impl Registry {
 
     /// Adds a seal.
     pub fn seal(mut self, seal: impl Seal + 'static) -> Self {
-        self.steps.insert(seal.descriptor().id, StepEntry::Seal(Arc::new(seal)));
+        let stats = Arc::<PluginStats>::default();
+        let seal = Arc::new(TallySeal { inner: Arc::new(seal), stats: stats.clone() });
+        self.steps.insert(seal.descriptor().id, StepEntry::Seal(SealEntry { seal, stats }));
         self
     }
 
     /// Lists a chunker or a store, which chains don't have.
     pub fn other(mut self, descriptor: &'static Descriptor) -> Self {
-        self.others.push(descriptor);
+        self.others.push(OtherEntry { descriptor, stats: Arc::default() });
         self
     }
 
-    pub(crate) fn others(&self) -> &[&'static Descriptor] {
+    pub(crate) fn others(&self) -> &[OtherEntry] {
         &self.others
     }
 

@@ -110,9 +110,17 @@ impl PluginStats {
             out.push(HostMetric { name, series: "", help, kind: MetricKind::Gauge, labels, value });
         }
         for (name, help, histogram) in [
-            ("axiomfs_plugin_encode_seconds", "Time to encode a frame", &self.encode_time),
-            ("axiomfs_plugin_decode_seconds", "Time to decode a frame", &self.decode_time),
-            ("axiomfs_plugin_init_seconds", "Time to set the plugin up", &self.init_time),
+            (
+                "axiomfs_plugin_encode_seconds",
+                "Time to encode a frame; of a seal, to seal one or a record; of a chunker, to find a cut",
+                &self.encode_time,
+            ),
+            (
+                "axiomfs_plugin_decode_seconds",
+                "Time to decode a frame; of a seal, to open one or a record",
+                &self.decode_time,
+            ),
+            ("axiomfs_plugin_init_seconds", "Time to set the plugin up; of a seal, to expand a key", &self.init_time),
             ("axiomfs_plugin_unload_seconds", "Time to unload the plugin", &self.unload_time),
         ] {
             histogram.metrics(name, help, Some(("plugin", plugin)), out);
