@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axiomfs_tests::metrics::Metrics;
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, text};
-use axiomfs_tests::rng::prose;
+use axiomfs_tests::rng::{noise, prose};
 use axiomfs_tests::run::{must, wait_for};
 
 /// Bytes of each file that the copy writes.
@@ -83,6 +83,110 @@ fn the_level_rises_while_the_store_is_slow_and_falls_when_it_is_fast_again() {
     );
     assert!(most < Duration::from_secs(1), "a file took {most:?} with the slow store");
     assert!(events.contains("goes from 3 to 4: the store takes less"), "{events}");
+    repo.umount();
+}
+
+/// What is written, and the most of it that may wait to be committed.
+type Load = (fn(u64, usize) -> Vec<u8>, u64);
+/// For the encoders: little, since what waits at a hard level keeps what follows waiting long.
+const TEXT: Load = (prose, 32 << 20);
+/// For the store.
+const NOISE: Load = (noise, 256 << 20);
+
+/// Writes files of 4 MiB until `done`.
+fn write_until(repo: &TestRepo, (make, most): Load, done: &AtomicBool) {
+    for i in 0.. {
+        if done.load(Ordering::SeqCst) {
+            return;
+        }
+        if repo.status_number("pending_bytes") < most {
+            fs::write(repo.live().join(format!("w{}", i % 20)), make(i, 2 * FILE)).expect("the log has room");
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Writes until `events` has a line that `wanted` takes.
+#[track_caller]
+fn written_until(repo: &TestRepo, load: Load, what: &str, wanted: impl Fn(&str) -> bool) {
+    let done = AtomicBool::new(false);
+    let seen = thread::scope(|s| {
+        s.spawn(|| write_until(repo, load, &done));
+        let start = Instant::now();
+        let mut seen = false;
+        while !seen && start.elapsed() < Duration::from_secs(30) {
+            seen = repo.events().lines().any(&wanted);
+            thread::sleep(Duration::from_millis(50));
+        }
+        done.store(true, Ordering::SeqCst);
+        seen
+    });
+    assert!(seen, "{what}: {}", repo.events());
+}
+
+/// From and to which number uploads went, if a line says that they did because of `why`.
+fn uploads(line: &str, why: &str) -> Option<(u64, u64)> {
+    let (numbers, said) = line.split_once("uploads in flight go from ")?.1.split_once(": ")?;
+    let (from, to) = numbers.split_once(" to ")?;
+    said.starts_with(why).then(|| (from.parse().expect("a number"), to.parse().expect("a number")))
+}
+
+#[test]
+fn events_say_when_and_why_levels_uploads_and_background_work_give_way() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("adapt-events");
+    repo.settings(
+        "memory: 64MiB\ncheckpoint: {interval: 300ms, bytes: 8MiB}\ncommit: {interval: 300ms, bytes: 1MiB}\n\
+         chains: {default: [{plugin: zstd, level: 15, adapt: [1, 15]}, {plugin: aes-256-gcm}]}\n\
+         store: {uploads: {adapt: [1, 4]}}\n",
+    );
+    let delay = repo.dir.join("delay");
+    let now = || must("date", &["-u", "+%F %T"], Duration::from_secs(10)).trim().to_owned();
+    let begun = now();
+    fs::write(&delay, "0").expect("written");
+    repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
+    fs::write(repo.live().join("old"), noise(7, 24 << 20)).expect("written");
+    repo.settle();
+    repo.umount();
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    repo.mount();
+
+    // A hard level on a fast store: frames wait for the encoders, so it gets lighter. Who reads meanwhile goes first.
+    let reading = AtomicBool::new(true);
+    thread::scope(|s| {
+        s.spawn(|| {
+            while reading.load(Ordering::SeqCst) {
+                let from = format!("if={}", text(&repo.live().join("old")));
+                must("dd", &[&from, "of=/dev/null", "bs=1M", "iflag=direct", "status=none"], Duration::from_secs(60));
+            }
+        });
+        let lighter =
+            |line: &str| line.contains("zstd of chain default goes from 15 to 14: frames wait for the encoders");
+        let yields = |line: &str| line.contains("encoders and uploads gave way to reads ");
+        written_until(&repo, TEXT, "the level gets lighter", lighter);
+        written_until(&repo, TEXT, "background work gives way", yields);
+        reading.store(false, Ordering::SeqCst);
+    });
+    assert!(level(&repo) < 15.0);
+    assert!(Metrics::of(&repo).value("axiomfs_background_yields_total") > 0.0);
+
+    // A store that takes its time: one upload more for each second in which all are busy, up to the bound.
+    fs::write(&delay, "1500").expect("written");
+    written_until(&repo, NOISE, "uploads rise", |line| uploads(line, "all of them are busy") == Some((3, 4)));
+    for step in [(1, 2), (2, 3)] {
+        assert!(repo.events().lines().any(|line| uploads(line, "all of them are busy") == Some(step)), "{step:?}");
+    }
+    assert_eq!(Metrics::of(&repo).value("axiomfs_uploads_limit"), 4.0);
+    // A store that refuses some: half as many.
+    fs::write(&delay, "fail").expect("written");
+    written_until(&repo, NOISE, "uploads fall", |line| uploads(line, "one failed") == Some((4, 2)));
+    fs::write(&delay, "0").expect("written");
+    repo.settle();
+    // When: in order, each at its time.
+    let events = repo.events();
+    let times: Vec<&str> = events.lines().map(|line| &line[..begun.len()]).collect();
+    assert!(times.is_sorted() && times.iter().all(|at| **at >= *begun && **at <= *now()), "since {begun}: {events}");
+    assert!(fs::read(repo.live().join("old")).expect("read") == noise(7, 24 << 20));
     repo.umount();
 }
 

@@ -20,12 +20,14 @@ fn advice(repo: &TestRepo, kind: &str) -> Option<Value> {
 }
 
 /// Runs the advised commands as they stand, but for the program's path.
-fn follow(advice: &Value) {
+fn follow(repo: &TestRepo, advice: &Value) {
     for command in advice["commands"].as_array().expect("a list") {
         let command = command.as_str().expect("text");
         let ours = command.strip_prefix("axiomfs ").map(|rest| format!("{} {rest}", text(&binary())));
         let line = ours.unwrap_or_else(|| command.to_owned());
-        let done = run(Command::new("sh").args(["-c", &line]), LIMIT);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]).envs(repo.command(&[]).get_envs().filter_map(|(key, value)| Some((key, value?))));
+        let done = run(&mut shell, LIMIT);
         assert!(done.status.success(), "{line}: {}{}", done.stdout, done.stderr);
     }
 }
@@ -57,7 +59,7 @@ fn each_advice_is_gone_once_its_commands_were_run() {
     let route = advice(&repo, "route").expect("18 MiB that did not compress");
     assert!(route["evidence"].as_str().is_some_and(|words| words.contains("MiB of *.mp4 in ")), "{route}");
     assert!(shown(&repo).contains("Don't compress *.mp4"), "{}", shown(&repo));
-    follow(&route);
+    follow(&repo, &route);
     assert!(advice(&repo, "route").is_none(), "{}", shown(&repo));
     assert!(!shown(&repo).contains("mp4"));
     let new = repo.live().join("new.mp4");
@@ -72,7 +74,7 @@ fn each_advice_is_gone_once_its_commands_were_run() {
     let archive = advice(&repo, "archive").expect("cold text");
     let evidence = archive["evidence"].as_str().expect("text");
     assert!(evidence.contains("*.log") && evidence.contains("6 of 6 files"), "{evidence}");
-    follow(&archive);
+    follow(&repo, &archive);
     assert!(advice(&repo, "archive").is_none(), "{}", shown(&repo));
     assert!(repo.control_ok("route explain /some/day.log")["chain"] == "archive");
     assert!(repo.control_ok("route explain /some/day.txt")["chain"] == "default");
@@ -101,15 +103,14 @@ fn a_read_set_that_does_not_fit_asks_for_memory() {
     let memory = advice(&repo, "memory").unwrap_or_else(|| panic!("{}", shown(&repo)));
     let commands = memory["commands"].as_array().expect("a list");
     assert!(commands.last().is_some_and(|c| c.as_str().is_some_and(|c| c.contains("axiomfs mount"))), "{memory}");
-    // The settings are changed as advised; the harness mounts, since it has the passphrase.
-    let mut change = memory.clone();
-    change["commands"] = Value::Array(commands[..1].to_vec());
-    repo.umount();
-    follow(&change);
-    repo.mount();
+    assert_eq!(commands.len(), 3, "change the settings, unmount, mount: {memory}");
+    follow(&repo, &memory);
+    assert!(repo.wait_daemon().success(), "the first daemon was unmounted");
     assert!(repo.status()["memory"]["limit"].as_u64() > Some(64 << 20), "{}", repo.status());
     read(&repo);
     assert!(advice(&repo, "memory").is_none(), "{}", shown(&repo));
+    let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
+    assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
 }
 
 #[test]
@@ -119,12 +120,32 @@ fn a_rotation_that_is_due_is_advised_until_it_is_done() {
     // The first mount seals a root directory, the next nothing: so it does not rotate by itself. The age is the least there is.
     repo.settings("policies: {rotate: {age: 1m}}\n").mount().umount().mount();
     assert!(advice(&repo, "rotate").is_none(), "{}", shown(&repo));
+    // A mount that has sealed something needs no advice: it rotates by itself.
+    let mut busy = TestRepo::new("rotate-age");
+    busy.settings("policies: {rotate: {age: 1m}}\n").mount();
+    fs::write(busy.live().join("file"), noise(1, 1 << 20)).expect("written");
+    busy.settle();
+    let epoch = |repo: &TestRepo| repo.control_ok("key status")["epoch"].clone();
+    assert_eq!(epoch(&busy), 1, "a key of some seconds");
     wait_for("the key is a minute old", LIMIT, || advice(&repo, "rotate").is_some());
     let rotate = advice(&repo, "rotate").expect("still");
     let evidence = rotate["evidence"].as_str().expect("text");
     assert!(evidence.contains("Epoch 1") && evidence.contains("policies.rotate.age"), "{evidence}");
-    follow(&rotate);
+    follow(&repo, &rotate);
     assert!(advice(&repo, "rotate").is_none(), "{}", shown(&repo));
-    assert_eq!(repo.control_ok("key status")["epoch"], 2);
+    assert_eq!(epoch(&repo), 2);
     repo.umount();
+
+    wait_for("the busy mount's key is replaced", LIMIT, || epoch(&busy) == 2);
+    let recorded = || fs::read_to_string(busy.mnt.join(".axiomfs/audit.log")).expect("readable");
+    wait_for("it is recorded", LIMIT, || recorded().contains("epoch 2 is in use, by policies.rotate (age)"));
+    fs::write(busy.live().join("later"), noise(2, 1 << 20)).expect("written");
+    busy.settle();
+    assert!(advice(&busy, "rotate").is_none(), "{}", shown(&busy));
+    for (name, sealed_by) in [("file", 1), ("later", 2)] {
+        let done = busy.axiomfs(&["stat", text(&busy.live().join(name)), "--json"]);
+        let stat: Value = serde_json::from_str(&done.stdout).expect("JSON");
+        assert_eq!(stat["frames"][0]["epoch"], sealed_by, "{name}: {stat}");
+    }
+    busy.umount();
 }
