@@ -8,7 +8,7 @@ use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::FrameKind;
 use crate::ids::ChunkId;
-use crate::index::Io;
+use crate::index::{Io, Located};
 use crate::labels::{Label, LabelCount};
 use crate::limits;
 use crate::packer::{Added, Found, FrameClass};
@@ -176,7 +176,12 @@ impl Repository {
         Ok(added)
     }
 
-    /// Whether the index locates the chunk in a frame that is not known to be bad, nor sealed with a key that others may know. If that can't be told it counts as absent:
+    /// Whether the plugins are here that the frame went through.
+    pub(crate) fn can_decode(&self, place: &Located) -> bool {
+        self.host.decoder_for(&place.chain.descriptor, place.frame.applied).is_ok()
+    }
+
+    /// Whether the index locates the chunk in a frame that can be decoded, is not known to be bad, nor sealed with a key that others may know. If that can't be told it counts as absent:
     /// storing a chunk twice is harmless.
     fn is_indexed(&self, id: &ChunkId, kind: FrameKind) -> bool {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -186,6 +191,7 @@ impl Repository {
             let mut places = places.into_iter().flatten();
             places.any(|place| {
                 !self.keyring.is_compromised(place.pack.epoch)
+                    && self.can_decode(&place)
                     && !self.reader.is_quarantined(&ChunkPlace::stored(place).key())
             })
         });

@@ -76,14 +76,16 @@ impl Others {
 }
 
 impl Repository {
-    /// Whether another volume has the chunk of sealed data, in a frame that is not known to be bad. Then it is borrowed.
+    /// Whether another volume has the chunk of sealed data, in a frame that can be decoded and is not known to be bad. Then it is borrowed.
     /// What is wrong with another volume is no reason to fail: then the chunk counts as absent.
     pub(crate) fn borrow_chunk(&self, id: &ChunkId, io: Io) -> Result<bool, RepositoryError> {
         if self.others.volumes.is_empty() {
             return Ok(false);
         }
         let good = |place: &Located| {
-            place.frame.kind == FrameKind::Data && !self.reader.is_quarantined(&ChunkPlace::stored(place.clone()).key())
+            place.frame.kind == FrameKind::Data
+                && self.can_decode(place)
+                && !self.reader.is_quarantined(&ChunkPlace::stored(place.clone()).key())
         };
         if self.others.borrowed(id).as_ref().is_some_and(good) {
             return Ok(true);
