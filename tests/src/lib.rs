@@ -2,6 +2,7 @@
 //! model of a filesystem, random workloads, and comparisons that don't trust the filesystem under test.
 
 pub mod compare;
+pub mod credentials;
 pub mod crowd;
 pub mod ext4;
 pub mod generate;
@@ -19,5 +20,6 @@ pub mod rng;
 pub mod run;
 pub mod s3;
 pub mod search;
+pub mod sigv4;
 pub mod source;
 pub mod tools;

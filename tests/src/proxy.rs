@@ -34,10 +34,15 @@ impl Seen {
     pub fn is_list(&self) -> bool {
         self.target.contains("list-type=2")
     }
+
+    /// What it is counted as: its method, `LIST` for a listing.
+    pub fn kind(&self) -> &str {
+        if self.is_list() { "LIST" } else { &self.method }
+    }
 }
 
 /// What happens to a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trick {
     /// It passes.
     Pass,
@@ -47,7 +52,7 @@ pub enum Trick {
     Refuse(u16, &'static str),
     /// The connection breaks in the middle of its body, or before its answer if it has none.
     Reset,
-    /// It is carried out, and its answer ends half-way.
+    /// It is carried out, and its answer ends half-way: in its body, in its head if it has none.
     CutShort,
     /// Nothing is said for this long, then the connection ends.
     Silence(Duration),
@@ -72,16 +77,39 @@ pub struct Upload {
     pub ended: Instant,
 }
 
+/// What went over the wire for one request: as the program sent it and as it was answered.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// The request's head.
+    pub request: Seen,
+    /// Its body.
+    pub sent: Vec<u8>,
+    /// Head and body of the answer, empty if there was none.
+    pub answered: Vec<u8>,
+}
+
+/// Requests of one kind.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    so_far: u64,
+    now: u64,
+    most: u64,
+}
+
+type Rewrite = dyn Fn(&str) -> Option<String> + Send + Sync;
 type Plan = dyn Fn(&Seen) -> Trick + Send + Sync;
 
 struct Shared {
     upstream: u16,
     plan: RwLock<Arc<Plan>>,
+    rewrite: RwLock<Option<Arc<Rewrite>>>,
     down: AtomicBool,
     stopped: AtomicBool,
     seen: AtomicU64,
-    tricks: AtomicU64,
-    by_method: Mutex<HashMap<String, u64>>,
+    tricks: Mutex<HashMap<(String, Trick), u64>>,
+    counts: Mutex<HashMap<String, Count>>,
+    /// While somebody wants them.
+    exchanges: Mutex<Option<Vec<Exchange>>>,
     lists: Mutex<HashMap<String, Answer>>,
     uploads: Mutex<Vec<Upload>>,
 }
@@ -93,10 +121,11 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
-struct Request {
+struct Request<'a> {
     seen: Seen,
     head: Vec<u8>,
     body: Vec<u8>,
+    under_way: Option<UnderWay<'a>>,
 }
 
 #[derive(Clone)]
@@ -116,11 +145,13 @@ impl Proxy {
         let shared = Arc::new(Shared {
             upstream,
             plan: RwLock::new(Arc::new(|_| Trick::Pass)),
+            rewrite: RwLock::default(),
             down: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             seen: AtomicU64::new(0),
-            tricks: AtomicU64::new(0),
-            by_method: Mutex::default(),
+            tricks: Mutex::default(),
+            counts: Mutex::default(),
+            exchanges: Mutex::default(),
             lists: Mutex::default(),
             uploads: Mutex::default(),
         });
@@ -145,6 +176,11 @@ impl Proxy {
         *self.shared.plan.write().expect("no plan panics") = Arc::new(plan);
     }
 
+    /// From now on the server gets what `rewrite` makes of a request's head; the head itself where it makes nothing.
+    pub fn rewrite(&self, rewrite: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
+        *self.shared.rewrite.write().expect("no panic") = Some(Arc::new(rewrite));
+    }
+
     /// The store goes, or comes back: connections end and none is answered.
     pub fn down(&self, down: bool) {
         self.shared.down.store(down, Ordering::SeqCst);
@@ -157,7 +193,22 @@ impl Proxy {
 
     /// Requests that did not simply pass.
     pub fn tricks(&self) -> u64 {
-        self.shared.tricks.load(Ordering::SeqCst)
+        self.shared.tricks.lock().expect("no panic").values().sum()
+    }
+
+    /// Requests of a kind that met this trick.
+    pub fn tricked(&self, kind: &str, trick: Trick) -> u64 {
+        self.shared.tricks.lock().expect("no panic").get(&(kind.to_owned(), trick)).copied().unwrap_or(0)
+    }
+
+    /// From now on all that passes is kept.
+    pub fn record(&self) {
+        *self.shared.exchanges.lock().expect("no panic") = Some(Vec::new());
+    }
+
+    /// What passed since [`Proxy::record`]; nothing is kept any more.
+    pub fn recorded(&self) -> Vec<Exchange> {
+        self.shared.exchanges.lock().expect("no panic").take().unwrap_or_default()
     }
 
     /// Bodies that came from the program.
@@ -167,7 +218,14 @@ impl Proxy {
 
     /// Requests so far with this method, `LIST` for listings.
     pub fn count(&self, method: &str) -> u64 {
-        self.shared.by_method.lock().expect("no panic").get(method).copied().unwrap_or(0)
+        self.shared.count(method).so_far
+    }
+
+    /// The most requests of this kind that were under way at the same moment, since the proxy began or was last asked.
+    pub fn most_at_once(&self, kind: &str) -> u64 {
+        let mut counts = self.shared.counts.lock().expect("no panic");
+        let count = counts.entry(kind.to_owned()).or_default();
+        std::mem::replace(&mut count.most, count.now)
     }
 }
 
@@ -187,6 +245,7 @@ impl Shared {
         while !self.down.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst) {
             let Some((head, len)) = read_head(&mut reader)? else { break };
             let seen = self.note(&head);
+            let under_way = Some(UnderWay::begin(self, &seen));
             let trick = if self.down.load(Ordering::SeqCst) { Trick::Reset } else { self.trick(&seen) };
             if trick == Trick::Reset {
                 // Bytes that nobody reads turn the end of the connection into a reset.
@@ -197,6 +256,8 @@ impl Shared {
             if find(&head, "expect").is_some() {
                 (&*client).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             }
+            let rewrite = self.rewrite.read().expect("no panic").clone();
+            let head = rewrite.and_then(|rewrite| rewrite(&seen.headers)).map_or(head, String::into_bytes);
             let begun = Instant::now();
             let mut body = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
             reader.read_exact(&mut body)?;
@@ -204,7 +265,8 @@ impl Shared {
                 let upload = Upload { bytes: len, begun, ended: Instant::now() };
                 self.uploads.lock().expect("no panic").push(upload);
             }
-            if !self.answer(client, &mut behind, Request { seen, head, body }, trick)? {
+            self.keep(&seen, &body);
+            if !self.answer(client, &mut behind, Request { seen, head, body, under_way }, trick)? {
                 break;
             }
         }
@@ -216,16 +278,37 @@ impl Shared {
         let mut words = text.split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         let number = self.seen.fetch_add(1, Ordering::SeqCst);
-        let seen = Seen { method: word(), target: word(), headers: text.to_string(), number };
-        let kind = if seen.is_list() { "LIST" } else { &seen.method };
-        *self.by_method.lock().expect("no panic").entry(kind.to_owned()).or_default() += 1;
-        seen
+        Seen { method: word(), target: word(), headers: text.to_string(), number }
+    }
+
+    fn keep(&self, seen: &Seen, body: &[u8]) {
+        if let Some(exchanges) = &mut *self.exchanges.lock().expect("no panic") {
+            exchanges.push(Exchange { request: seen.clone(), sent: body.to_vec(), answered: Vec::new() });
+        }
+    }
+
+    fn keep_answer(&self, seen: &Seen, answer: &Answer) {
+        let mut exchanges = self.exchanges.lock().expect("no panic");
+        let all = exchanges.iter_mut().flatten();
+        if let Some(exchange) = all.rev().find(|exchange| exchange.request.number == seen.number) {
+            exchange.answered = [&answer.head[..], &answer.body].concat();
+        }
+    }
+
+    fn is_recording(&self) -> bool {
+        self.exchanges.lock().expect("no panic").is_some()
+    }
+
+    fn count(&self, kind: &str) -> Count {
+        self.counts.lock().expect("no panic").get(kind).copied().unwrap_or_default()
     }
 
     fn trick(&self, seen: &Seen) -> Trick {
         let plan = self.plan.read().expect("no plan panics").clone();
         let trick = plan(seen);
-        self.tricks.fetch_add(u64::from(trick != Trick::Pass), Ordering::SeqCst);
+        if trick != Trick::Pass {
+            *self.tricks.lock().expect("no panic").entry((seen.kind().to_owned(), trick)).or_default() += 1;
+        }
         trick
     }
 
@@ -234,7 +317,7 @@ impl Shared {
         &self,
         mut client: &TcpStream,
         behind: &mut Option<BufReader<TcpStream>>,
-        mut request: Request,
+        mut request: Request<'_>,
         trick: Trick,
     ) -> io::Result<bool> {
         match trick {
@@ -244,6 +327,7 @@ impl Shared {
                 return Ok(false);
             }
             Trick::Refuse(status, code) => {
+                drop(request.under_way.take());
                 let body = format!("<Error><Code>{code}</Code><Message>A trick of the proxy</Message></Error>");
                 let body = if request.seen.method == "HEAD" { String::new() } else { body };
                 let len = body.len();
@@ -263,13 +347,18 @@ impl Shared {
         let Some(connection) = behind else { return Err(io::ErrorKind::NotConnected.into()) };
         if matches!(trick, Trick::Pass | Trick::Late(_))
             && !request.seen.is_list()
+            && !self.is_recording()
             && has_body(&head, &request)
             && !is_chunked(&head)
         {
+            drop(request.under_way.take());
             client.write_all(&head)?;
             return Ok(io::copy(&mut connection.take(len), &mut client)? == len);
         }
         let mut answer = whole(connection, &request, head, len)?;
+        self.keep_answer(&request.seen, &answer);
+        // Before the program can know: what it begins then is not beside this one.
+        drop(request.under_way.take());
         if request.seen.is_list() {
             let first = self
                 .lists
@@ -284,6 +373,10 @@ impl Shared {
         }
         match trick {
             Trick::LoseReply => return Ok(false),
+            Trick::CutShort if answer.body.is_empty() => {
+                client.write_all(&answer.head[..answer.head.len() / 2])?;
+                return Ok(false);
+            }
             Trick::CutShort => {
                 client.write_all(&answer.head)?;
                 client.write_all(&answer.body[..answer.body.len() / 2])?;
@@ -305,7 +398,7 @@ impl Shared {
     }
 
     /// The head of the server's answer and the length of its body, over a connection that is kept.
-    fn forward(&self, behind: &mut Option<BufReader<TcpStream>>, request: &Request) -> io::Result<(Vec<u8>, u64)> {
+    fn forward(&self, behind: &mut Option<BufReader<TcpStream>>, request: &Request<'_>) -> io::Result<(Vec<u8>, u64)> {
         if let Some(mut connection) = behind.take()
             && let Ok(head) = ask(&mut connection, request)
         {
@@ -322,7 +415,31 @@ impl Shared {
     }
 }
 
-fn ask(connection: &mut BufReader<TcpStream>, request: &Request) -> io::Result<(Vec<u8>, u64)> {
+/// A request from its head to its answer, among those of its kind.
+struct UnderWay<'a> {
+    shared: &'a Shared,
+    kind: String,
+}
+
+impl UnderWay<'_> {
+    fn begin<'a>(shared: &'a Shared, seen: &Seen) -> UnderWay<'a> {
+        let kind = seen.kind().to_owned();
+        let mut counts = shared.counts.lock().expect("no panic");
+        let count = counts.entry(kind.clone()).or_default();
+        (count.so_far, count.now) = (count.so_far + 1, count.now + 1);
+        count.most = count.most.max(count.now);
+        drop(counts);
+        UnderWay { shared, kind }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.shared.counts.lock().expect("no panic").entry(self.kind.clone()).or_default().now -= 1;
+    }
+}
+
+fn ask(connection: &mut BufReader<TcpStream>, request: &Request<'_>) -> io::Result<(Vec<u8>, u64)> {
     connection.get_mut().write_all(&request.head)?;
     connection.get_mut().write_all(&request.body)?;
     loop {
@@ -334,7 +451,7 @@ fn ask(connection: &mut BufReader<TcpStream>, request: &Request) -> io::Result<(
 }
 
 /// Whether a body follows the head of an answer.
-fn has_body(head: &[u8], request: &Request) -> bool {
+fn has_body(head: &[u8], request: &Request<'_>) -> bool {
     request.seen.method != "HEAD" && !matches!(head.get(9..12), Some(b"204" | b"304"))
 }
 
@@ -343,7 +460,12 @@ fn is_chunked(head: &[u8]) -> bool {
 }
 
 /// All of an answer whose head has come.
-fn whole(connection: &mut BufReader<TcpStream>, request: &Request, mut head: Vec<u8>, len: u64) -> io::Result<Answer> {
+fn whole(
+    connection: &mut BufReader<TcpStream>,
+    request: &Request<'_>,
+    mut head: Vec<u8>,
+    len: u64,
+) -> io::Result<Answer> {
     let mut body = Vec::new();
     if !has_body(&head, request) {
         return Ok(Answer { head, body });
