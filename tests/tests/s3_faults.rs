@@ -5,8 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::proxy::{Proxy, Seen, Trick};
@@ -47,51 +46,123 @@ fn forget_local_state(repo: &TestRepo) {
     fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
 }
 
-/// A tenth of all requests meets one of the faults in turn.
+/// What may happen to any request.
+const ANY: [Trick; 8] = [
+    Trick::Refuse(503, "SlowDown"),
+    Trick::Refuse(500, "InternalError"),
+    Trick::Reset,
+    Trick::CutShort,
+    Trick::Flip,
+    Trick::LoseReply,
+    Trick::Late(Duration::from_millis(200)),
+    // Longer than any request may be silent.
+    Trick::Silence(Duration::from_secs(TIMEOUT.as_secs() / 2)),
+];
+/// What may happen to a listing. A changed byte in it is not among these: nothing but TLS can tell it.
+const LISTS: [Trick; 5] = [
+    Trick::OldList,
+    Trick::Refuse(503, "SlowDown"),
+    Trick::Reset,
+    Trick::CutShort,
+    Trick::Silence(Duration::from_secs(3)),
+];
+
+/// Each puts a pack of data, one of nodes, an index segment and a head.
+const COMMITS: u64 = 22;
+
+/// Of each kind of request one in ten, of the rare listings every second one, meets one of the faults in turn.
 fn one_in_ten() -> impl Fn(&Seen) -> Trick {
-    let tricks = [
-        Trick::Refuse(503, "SlowDown"),
-        Trick::Refuse(500, "InternalError"),
-        Trick::Reset,
-        Trick::CutShort,
-        Trick::Flip,
-        Trick::LoseReply,
-        Trick::Late(Duration::from_millis(200)),
-        Trick::OldList,
-        // Longer than any request may be silent.
-        Trick::Silence(TIMEOUT / 2),
-    ];
-    let next = AtomicU64::new(0);
-    move |seen| match seen.number % 10 {
-        3 => tricks[next.fetch_add(1, Ordering::SeqCst) as usize % tricks.len()],
-        _ => Trick::Pass,
+    let seen: Mutex<HashMap<String, usize>> = Mutex::default();
+    move |request| {
+        let mut seen = seen.lock().expect("no panic");
+        let number = seen.entry(request.kind().to_owned()).or_default();
+        *number += 1;
+        let (every, tricks) = if request.is_list() { (2, &LISTS[..]) } else { (10, &ANY[..]) };
+        if number.is_multiple_of(every) { tricks[(*number / every - 1) % tricks.len()] } else { Trick::Pass }
     }
+}
+
+/// Which of those no request of their kind has met.
+fn not_met(proxy: &Proxy) -> Vec<(&'static str, Trick)> {
+    let all = [("PUT", &ANY[..]), ("GET", &ANY[..]), ("LIST", &LISTS[..])];
+    let all = all.into_iter().flat_map(|(kind, tricks)| tricks.iter().map(move |trick| (kind, *trick)));
+    all.filter(|(kind, trick)| proxy.tricked(kind, *trick) == 0).collect()
+}
+
+/// Puts of packs by object name: length, and whether it is one of file data, told by the class that the settings give them.
+type Packs = Arc<Mutex<HashMap<String, (u64, bool)>>>;
+
+/// Notes the packs that are put, and does to requests what `plan` says.
+fn noting<P: Fn(&Seen) -> Trick>(packs: &Packs, plan: P) -> impl Fn(&Seen) -> Trick + use<P> {
+    let packs = packs.clone();
+    move |request| {
+        let path = request.target.split('?').next().unwrap_or_default();
+        if request.method == "PUT" && path.contains("/packs/") {
+            let len = request.header("content-length").and_then(|len| len.parse().ok()).expect("a length");
+            let is_data = request.header("x-amz-storage-class").as_deref() == Some("STANDARD_IA");
+            packs.lock().expect("no panic").insert(path.trim_start_matches("/vault/").to_owned(), (len, is_data));
+        }
+        plan(request)
+    }
+}
+
+/// Copies `tree` into a new repository behind `proxy` and says what data its packs have: number and bytes.
+fn copied(
+    proxy: &Proxy,
+    prefix: &str,
+    tree: &Path,
+    plan: impl Fn(&Seen) -> Trick + Send + Sync + 'static,
+) -> (TestRepo, usize, u64) {
+    let server = S3Server::shared();
+    let mut repo = TestRepo::in_bucket("s3-faults", &url_at(proxy.port, prefix));
+    let packs = Packs::default();
+    proxy.plan(noting(&packs, plan));
+    repo.settings(&format!("{SETTINGS}s3: {{storage_class: {{data: STANDARD_IA, metadata: STANDARD}}}}\n")).mount();
+    must("cp", &["-a", text(tree), text(&repo.live().join("copy"))], LONG);
+    same(tree, &repo.live().join("copy"), "as it was copied");
+    // A copy costs few puts. So that each kind of fault meets some there are many small commits.
+    for number in 0..COMMITS {
+        write_noise(&repo.live().join(format!("file-{number}")), number, 50 << 10);
+        repo.sync();
+    }
+    repo.umount();
+    // Every pack that was ever sent is there, and none besides: no try went under another name and was left behind.
+    let stored = server.objects(prefix).into_iter().filter(|(name, _)| name.contains("/packs/"));
+    let stored: HashMap<String, u64> = stored.collect();
+    let packs = packs.lock().expect("no panic");
+    let sent: HashMap<String, u64> = packs.iter().map(|(name, (len, _))| (name.clone(), *len)).collect();
+    assert_eq!(sent, stored, "packs that were sent, and packs that are stored");
+    let data: Vec<u64> = packs.values().filter(|(_, is_data)| *is_data).map(|(len, _)| *len).collect();
+    (repo, data.len(), data.iter().sum())
 }
 
 #[test]
 fn a_copy_through_a_fault_in_ten_requests_arrives_whole_and_once() {
     let _slot = alone();
     let server = S3Server::shared();
-    let proxy = Proxy::start(server.port);
     let (_source, tree) = source("s3-faults", if soak() { 12_000 } else { 1_000 }, 64 << 20);
-    let mut repo = TestRepo::in_bucket("s3-faults", &url_at(proxy.port, "faults"));
-    proxy.plan(one_in_ten());
-    repo.settings(SETTINGS).mount();
-    must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
-    same(&tree, &repo.live().join("copy"), "through the faults");
-    repo.umount();
-    forget_local_state(&repo);
-    repo.mount();
-    same(&tree, &repo.live().join("copy"), "from the bucket, through the faults");
-    repo.umount();
-    assert!(proxy.tricks() >= 9, "only {} of {} requests met a fault", proxy.tricks(), proxy.requests());
-    eprintln!("{} of {} requests met a fault", proxy.tricks(), proxy.requests());
-    let mut seen: HashMap<Vec<u8>, String> = HashMap::new();
-    for (name, _) in server.objects("faults") {
-        if let Some(other) = seen.insert(server.read(&name), name.clone()) {
-            panic!("{other} and {name} are the same object under two names");
+    let control = Proxy::start(server.port);
+    let (_, control_packs, control_bytes) = copied(&control, "faultless", &tree, |_| Trick::Pass);
+    let proxy = Proxy::start(server.port);
+    let (mut repo, packs, bytes) = copied(&proxy, "faults", &tree, one_in_ten());
+    eprintln!("{packs} packs of data, {bytes} bytes; without faults {control_packs}, {control_bytes} bytes");
+    assert!(bytes.abs_diff(control_bytes) * 30 < control_bytes, "{bytes} bytes, without faults {control_bytes}");
+    for _ in 0..5 {
+        forget_local_state(&repo);
+        repo.mount();
+        same(&tree, &repo.live().join("copy"), "from the bucket, through the faults");
+        for number in 0..COMMITS {
+            check_noise(&repo.live().join(format!("file-{number}")), number, 50 << 10);
+        }
+        repo.umount();
+        if not_met(&proxy).is_empty() {
+            break;
         }
     }
+    let counts = ["PUT", "GET", "LIST", "HEAD", "DELETE"].map(|kind| (kind, proxy.count(kind)));
+    eprintln!("requests: {counts:?}");
+    eprintln!("{} of {} requests met a fault", proxy.tricks(), proxy.requests());
+    assert_eq!(not_met(&proxy), [], "kinds of requests and faults that never met");
 }
 
 /// Reads a file to its end and says how long that took and whether it worked.

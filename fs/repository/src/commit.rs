@@ -43,6 +43,32 @@ pub(crate) struct Progress {
     done: Vec<Uploaded>,
     slots: HashSet<u32>,
     nodes: HashSet<ChunkId>,
+    /// Packs made for a commit whose upload got no good answer: they may be in the store, and are sent again under the same name.
+    unanswered: Vec<Made>,
+}
+
+impl Progress {
+    /// Slots of staged packs that need not be uploaded any more, once what is unanswered is there.
+    fn covered(&self) -> HashSet<u32> {
+        let again = self.unanswered.iter().flat_map(|made| &made.sources).map(|pack| pack.slot);
+        self.slots.iter().copied().chain(again).collect()
+    }
+
+    /// The same of tree nodes.
+    fn covered_nodes(&self) -> HashSet<ChunkId> {
+        let again = self.unanswered.iter().filter(|made| made.seal.kind == FrameKind::Metadata);
+        self.nodes.iter().copied().chain(again.flat_map(|made| members(&made.finished.table))).collect()
+    }
+}
+
+/// A pack made for a commit.
+struct Made {
+    finished: FinishedPack,
+    seal: Arc<PackSeal>,
+    /// The staged packs that were put together for it; none for tree nodes.
+    sources: Vec<Arc<Staged>>,
+    /// Whether it was sent before, so that the store may have it.
+    sent: bool,
 }
 
 struct Uploaded {
@@ -56,8 +82,8 @@ enum Task {
     AsIs(Arc<Staged>),
     /// Small staged packs, put together.
     Merge(Vec<Arc<Staged>>),
-    /// A pack of reachable tree nodes, made for this commit.
-    Made(FinishedPack, Arc<PackSeal>),
+    /// A pack of reachable tree nodes made for this commit, or one of an earlier try.
+    Made(Made),
 }
 
 impl Repository {
@@ -83,11 +109,12 @@ impl Repository {
         self.follow_keys();
         let (packs, generation) = packer.finished();
         let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind != FrameKind::Metadata);
-        let mut tasks = VecDeque::new();
-        for (finished, seal) in self.pack_nodes(packer, roots)? {
-            tasks.push_back(Task::Made(finished, seal));
-        }
-        let data: Vec<_> = data.into_iter().filter(|p| !self.progress().slots.contains(&p.slot)).collect();
+        let nodes = self.pack_nodes(packer, roots)?;
+        let covered = self.progress().covered();
+        let again = std::mem::take(&mut self.progress().unanswered);
+        let made = nodes.into_iter().map(|(finished, seal)| Made { finished, seal, sources: Vec::new(), sent: false });
+        let mut tasks: VecDeque<Task> = again.into_iter().chain(made).map(Task::Made).collect();
+        let data: Vec<_> = data.into_iter().filter(|pack| !covered.contains(&pack.slot)).collect();
         let (clear, sealed): (Vec<_>, Vec<_>) = data.into_iter().partition(|p| p.seal.kind == FrameKind::Clear);
         for packs in [sealed, clear] {
             plan(packs, self.pack_bytes, &mut tasks);
@@ -135,12 +162,15 @@ impl Repository {
         packer: &Packer,
         roots: &[Option<Root>],
     ) -> Result<Vec<(FinishedPack, Arc<PackSeal>)>, RepositoryError> {
-        let uploaded = self.progress().nodes.clone();
+        let covered = self.progress().covered_nodes();
         let mut seen = HashSet::new();
         let mut nodes = NodePacks::new(self, packer);
         for root in roots {
-            let mut is_new = |id: &ChunkId| !uploaded.contains(id) && packer.holds(id) && seen.insert(*id);
-            walk_new(self, *root, &mut is_new, &mut |id, node| nodes.add(id, node.bytes()))?;
+            // Also below those that an earlier try has uploaded: their children may have been in a pack that failed.
+            let mut is_new = |id: &ChunkId| packer.holds(id) && seen.insert(*id);
+            walk_new(self, *root, &mut is_new, &mut |id, node| {
+                if covered.contains(&id) { Ok(()) } else { nodes.add(id, node.bytes()) }
+            })?;
         }
         nodes.finish()
     }
@@ -171,8 +201,10 @@ impl Repository {
             work();
         });
         for task in tasks.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            if let Task::Made(finished, _) = task {
-                remove_if_there(&finished.path)?;
+            match task {
+                Task::Made(made) if made.sent => self.progress().unanswered.push(made),
+                Task::Made(made) => remove_if_there(&made.finished.path)?,
+                Task::AsIs(_) | Task::Merge(_) => {}
             }
         }
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
@@ -194,32 +226,51 @@ impl Repository {
             }
             Task::Merge(packs) => {
                 let (finished, seal) = self.merge(packer, &packs)?;
-                self.upload_made(finished, &seal, &packs)?;
+                self.upload_made(Made { finished, seal, sources: packs, sent: false })?;
             }
-            Task::Made(finished, seal) => self.upload_made(finished, &seal, &[])?,
+            Task::Made(made) => self.upload_made(made)?,
         }
         Ok(())
     }
 
-    /// Uploads a pack made for this commit. Its file is removed in any case: a later try makes another one.
-    fn upload_made(
-        &self,
-        finished: FinishedPack,
-        seal: &PackSeal,
-        sources: &[Arc<Staged>],
-    ) -> Result<(), RepositoryError> {
-        let uploaded = self.upload(seal.kind, &finished.id, &finished.path, finished.len);
+    /// Uploads a pack made for a commit. Where that may have been done though it failed, a later try sends the same file again: made
+    /// anew it would have another salt and name, and the store would keep both.
+    fn upload_made(&self, made: Made) -> Result<(), RepositoryError> {
+        let Made { finished, seal, .. } = &made;
+        match self.send(&made) {
+            Ok(()) => {}
+            // It may have been done all the same.
+            Err(error) if error.is_transient() => {
+                self.progress().unanswered.push(Made { sent: true, ..made });
+                return Err(error);
+            }
+            Err(error) => {
+                remove_if_there(&finished.path)?;
+                return Err(error);
+            }
+        }
         remove_if_there(&finished.path)?;
-        uploaded?;
-        self.note(entry(seal, finished.id, finished.len), finished.table, sources);
+        let entry = entry(seal, finished.id, finished.len);
+        self.note(entry, made.finished.table, &made.sources);
         Ok(())
+    }
+
+    fn send(&self, made: &Made) -> Result<(), RepositoryError> {
+        let Made { finished, seal, .. } = made;
+        // A store on the same filesystem has taken the file away.
+        if made.sent && !finished.path.exists() {
+            let stored = self.store().stat(&names::key(&names::pack(&finished.id))?)?;
+            if stored.len == finished.len {
+                return Ok(());
+            }
+        }
+        self.upload(seal.kind, &finished.id, &finished.path, finished.len)
     }
 
     fn note(&self, entry: PackEntry, table: Table, sources: &[Arc<Staged>]) {
         let mut progress = self.progress();
         if entry.kind == FrameKind::Metadata {
-            let nodes = table.frames.iter().flat_map(|(_, members)| members).map(|(id, _)| *id);
-            progress.nodes.extend(nodes);
+            progress.nodes.extend(members(&table));
         }
         progress.slots.extend(sources.iter().map(|pack| pack.slot));
         progress.done.push(Uploaded { entry, table });
@@ -240,6 +291,10 @@ impl Repository {
             // Its name is its hash, or random: an earlier attempt was carried out after all.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
+        }
+        // The next mount begins with what is in these.
+        if let (FrameKind::Metadata, Some(near)) = (kind, &self.near) {
+            near.keep_whole(&key, path, len);
         }
         count(&self.counters.objects_uploaded, 1);
         count(&self.counters.bytes_uploaded, len);
@@ -327,6 +382,11 @@ fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
     }
     end(&mut group, &mut bytes);
     tasks.extend(whole.into_iter().map(Task::AsIs));
+}
+
+/// The chunks in a pack.
+fn members(table: &Table) -> impl Iterator<Item = ChunkId> + '_ {
+    table.frames.iter().flat_map(|(_, members)| members).map(|(id, _)| *id)
 }
 
 fn entry(seal: &PackSeal, id: PackId, len: u64) -> PackEntry {

@@ -1,4 +1,4 @@
-//! A cache on this machine of what was read of index segments and packs of tree nodes, for stores where each request costs a
+//! A cache on this machine of what was read and written of index segments and packs of tree nodes, for stores where each request costs a
 //! round trip: a mount that comes back finds there what it begins with.
 //!
 //! Whatever is wrong with it costs a request and nothing else. Ranges are kept as they lie in the store, sealed, each under a
@@ -84,6 +84,9 @@ impl Near {
         if let Some(bytes) = kept(&path, len) {
             return Ok(bytes);
         }
+        if let Some(bytes) = self.part_of_whole(key, offset, len) {
+            return Ok(bytes);
+        }
         let bytes = store.get_range(key, offset, len)?;
         if len <= LONGEST
             && let Err(error) = self.keep(&path, &bytes)
@@ -91,6 +94,27 @@ impl Near {
             tracing::debug!(%error, path = %path.display(), "could not keep what was read");
         }
         Ok(bytes)
+    }
+
+    /// Keeps all of an object that was just stored, from its file.
+    pub(crate) fn keep_whole(&self, key: &ObjectKey, file: &Path, len: u64) {
+        if len > LONGEST {
+            return;
+        }
+        if let Err(error) = fs::read(file).and_then(|bytes| self.keep(&self.whole(key), &bytes)) {
+            tracing::debug!(%error, path = %file.display(), "could not keep what was written");
+        }
+    }
+
+    fn part_of_whole(&self, key: &ObjectKey, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let path = self.whole(key);
+        let all = kept(&path, fs::metadata(&path).ok()?.len().checked_sub(HASH as u64)?)?;
+        let (start, end) = (usize::try_from(offset).ok()?, usize::try_from(offset.checked_add(len)?).ok()?);
+        all.get(start..end).map(<[u8]>::to_vec)
+    }
+
+    fn whole(&self, key: &ObjectKey) -> PathBuf {
+        self.dir.join(format!("{}-whole", prefix(key)))
     }
 
     /// Drops what is kept of an object: it was damaged on its way here.
@@ -187,6 +211,30 @@ mod tests {
         assert_eq!((read(&near), near.files().unwrap().len()), (1, 1));
         fs::remove_dir_all(&near.dir).unwrap();
         assert_eq!((read(&near), read(&near)), (1, 1), "without a directory nothing is kept and all is read");
+    }
+
+    #[test]
+    fn what_was_written_is_not_asked_for_until_the_disk_has_damaged_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (near, file) = (Near::open(dir.path().join("near")).unwrap(), dir.path().join("file"));
+        let store = Faulty::new(Arc::new(MemoryStore::new()));
+        let key = ObjectKey::new("packs/a").unwrap();
+        store.put_new(&key, Body::Bytes(b"0123456789")).unwrap();
+        fs::write(&file, b"0123456789").unwrap();
+        near.keep_whole(&key, &file, 10);
+        let before = store.calls();
+        for (offset, len) in [(0, 10), (2, 5), (9, 1), (10, 0)] {
+            let expected = &b"0123456789"[offset..offset + len];
+            assert_eq!(near.range(&store, &key, offset as u64, len as u64).unwrap(), expected);
+        }
+        assert_eq!(store.calls(), before);
+        assert!(near.range(&store, &key, 5, 6).is_err(), "what lies beyond the end is the store's to refuse");
+        let mut bytes = fs::read(near.whole(&key)).unwrap();
+        bytes[HASH + 3] ^= 1;
+        fs::write(near.whole(&key), &bytes).unwrap();
+        assert_eq!(near.range(&store, &key, 2, 5).unwrap(), b"23456");
+        near.forget(&key);
+        assert_eq!(near.files().unwrap().len(), 0);
     }
 
     #[test]

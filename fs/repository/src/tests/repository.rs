@@ -228,6 +228,40 @@ fn a_commit_that_fails_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_pack_whose_upload_got_no_answer_is_sent_again_under_its_name() {
+    for takes_files in [false, true] {
+        let bed = Bed::new();
+        let repository = bed.open();
+        let (mut random, mut model) = (Random(18), BTreeMap::new());
+        let mut write = |repository: &Repository, len: usize| {
+            let data: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+            model.insert(add(repository, &data).0, data);
+            repository.flush().unwrap();
+        };
+        for _ in 0..3 {
+            write(&repository, 100_000);
+        }
+        bed.store.takes_files.store(takes_files, Ordering::SeqCst);
+        bed.store.lose_reply.store(true, Ordering::SeqCst);
+        let failed = repository.commit_packs(&[]).unwrap_err();
+        assert!(failed.is_transient(), "{failed}");
+        let packs = || -> BTreeMap<String, usize> {
+            let objects = bed.store.objects().into_iter().filter(|(name, _)| name.starts_with("packs/"));
+            objects.map(|(name, bytes)| (name, bytes.len())).collect()
+        };
+        let carried_out = packs();
+        assert_eq!(carried_out.len(), 1, "three small packs as one, whatever was heard of it");
+        write(&repository, 70_000);
+        commit(&repository, None);
+        let stored: usize = packs().values().sum();
+        assert!((370_000..450_000).contains(&stored), "{:?} after {carried_out:?}: stored twice", packs());
+        check(&repository, &model, "committed");
+        check(&bed.open_cold(), &model, "cold");
+        assert_eq!(bed.staged_files(), 0);
+    }
+}
+
+#[test]
 fn an_unreachable_store_does_not_stop_writers() {
     let bed = Bed::new();
     let data = Random(19).data(50_000);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 use axiomfs_compression_zstd::Factory;
@@ -26,6 +26,8 @@ pub struct TestStore {
     pub lists_no_heads: AtomicBool,
     /// The next create-only put is carried out, but nobody hears of it.
     pub lose_reply: AtomicBool,
+    /// So many create-only puts are carried out before the rest fail as if nobody answered.
+    pub puts_left: Mutex<Option<usize>>,
     /// A put takes the file away, as a store on the same filesystem does.
     pub takes_files: AtomicBool,
     pub gets: AtomicU64,
@@ -75,6 +77,12 @@ impl Store for TestStore {
 
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         self.answer("put", key.as_str())?;
+        if let Some(left) = &mut *self.puts_left.lock().unwrap() {
+            let Some(fewer) = left.checked_sub(1) else {
+                return Err(StoreError::new(StoreErrorKind::Unavailable, "put", key.as_str()));
+            };
+            *left = fewer;
+        }
         self.inner.put_new(key, body)?;
         if let (Body::File(path), true) = (body, self.takes_files.load(Ordering::SeqCst)) {
             drop(std::fs::remove_file(path));

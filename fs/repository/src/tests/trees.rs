@@ -76,6 +76,23 @@ fn superseded_nodes_are_not_uploaded() {
 }
 
 #[test]
+fn children_of_uploaded_nodes_are_uploaded_after_a_failure_between_them() {
+    for sent in 1..4 {
+        let bed = Bed::new();
+        let repository = bed.try_open(OpenOptions { pack_bytes: 64 << 10, uploads: 1, ..bed.options() }).unwrap();
+        let (mut random, mut model) = (Random(45), Model::new());
+        let root = edit(&repository, None, &mut model, &mut random, 20_000);
+        repository.flush().unwrap();
+        *bed.store.puts_left.lock().unwrap() = Some(sent);
+        let failed = repository.commit_packs(&[root]).unwrap_err();
+        assert!(failed.is_transient(), "{failed}");
+        *bed.store.puts_left.lock().unwrap() = None;
+        commit(&repository, root);
+        check(&bed.open_cold(), root, &model);
+    }
+}
+
+#[test]
 fn nodes_of_the_next_checkpoint_survive_the_commit_of_the_last() {
     let bed = Bed::new();
     let repository = bed.open();
