@@ -145,6 +145,9 @@ pub struct Retry {
     pub backoff: (Duration, Duration),
 }
 
+/// Most uploads at the same time that can be asked for.
+const MAX_UPLOADS: u32 = 32;
+
 /// Fewest and most uploads at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Uploads {
@@ -465,7 +468,7 @@ fn uploads(value: &Cursor<'_>) -> Result<Uploads, ConfigError> {
     let map = value.mapping(&["adapt"])?;
     let adapt = map.required("adapt", HINT)?;
     let ends = pair(&adapt, HINT)?;
-    let uploads = Uploads { min: small(&ends.0, 1, 256)?, max: small(&ends.1, 1, 256)? };
+    let uploads = Uploads { min: small(&ends.0, 1, MAX_UPLOADS)?, max: small(&ends.1, 1, MAX_UPLOADS)? };
     if uploads.min > uploads.max {
         return Err(adapt.bad("begins after its end", "write the smaller number first"));
     }

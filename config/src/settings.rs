@@ -144,7 +144,6 @@ impl Settings {
             ("commit.bytes", self.commit.bytes != new.commit.bytes),
             ("cache.encrypt", self.cache != new.cache),
             ("store.on_error", self.pipeline.store.on_error != new.pipeline.store.on_error),
-            ("store.uploads", self.pipeline.store.uploads != new.pipeline.store.uploads),
         ];
         all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }

@@ -1,10 +1,14 @@
-//! The way to a bucket: TLS with authorities of one's own, limits of bandwidth, servers that are slow, silent or behind.
+//! The way to a bucket: TLS with authorities of one's own, limits of bandwidth, uploads beside each other and their checksums,
+//! servers that are slow, silent or behind.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use axiomfs_tests::metrics::Metrics;
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::run::{must, run, wait_for};
@@ -122,6 +126,102 @@ fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
     for (way, rate) in [("up", up), ("down", down)] {
         assert!((0.9..=1.1).contains(&rate), "{way}: {rate:.3} of the limit");
     }
+}
+
+/// Stages packs, each large enough to be uploaded by itself, and has them stored, each late: the most uploads that ran at once.
+fn most_uploads(repo: &TestRepo, proxy: &Proxy, seed: u64, count: u64) -> u64 {
+    let staged = || Metrics::of(repo).value("axiomfs_staged_packs") as u64;
+    for number in 0..count {
+        let before = staged();
+        write_noise(&repo.live().join(format!("file-{}", seed + number)), seed + number, 18 << 20);
+        wait_for("a pack is staged", LONG, || staged() > before);
+    }
+    proxy.plan(|request| if request.method == "PUT" { Trick::Late(Duration::from_millis(300)) } else { Trick::Pass });
+    proxy.most_at_once("PUT");
+    repo.sync();
+    proxy.plan(|_| Trick::Pass);
+    proxy.most_at_once("PUT")
+}
+
+#[test]
+fn as_many_uploads_run_beside_each_other_as_the_settings_say() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-uploads", &url_at(proxy.port, "uploads"));
+    let settings = |uploads: u64| {
+        format!(
+            "checkpoint: {{interval: 1h, bytes: 17MiB}}\ncommit: {{interval: 1h, bytes: 1GiB}}\n\
+             store: {{uploads: {{adapt: [{uploads}, {uploads}]}}}}\n"
+        )
+    };
+    repo.settings(&settings(1)).mount();
+    assert_eq!(most_uploads(&repo, &proxy, 0, 3), 1);
+    // More than the mount began with.
+    repo.settings(&settings(6));
+    repo.control_ok("reload");
+    wait_for("the settings hold", LONG, || Metrics::of(&repo).value("axiomfs_uploads_limit") as u64 == 6);
+    assert_eq!(most_uploads(&repo, &proxy, 10, 8), 6);
+    repo.settings(&settings(33));
+    let refused = repo.control("reload").to_string();
+    assert!(refused.contains("store.uploads.adapt[0] is 33; it must be from 1 to 32"), "{refused}");
+    repo.umount();
+}
+
+/// CRC-32 bit by bit, in base64: as S3 wants it.
+fn crc32(bytes: &[u8]) -> String {
+    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+    let crc = !bytes.iter().fold(!0, |crc: u32, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)));
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u64::from(crc) << 4;
+    (0..6).map(|i| char::from(DIGITS[(bits >> (30 - 6 * i)) as usize & 63])).collect::<String>() + "=="
+}
+
+/// Each object's first upload is damaged on its way.
+#[test]
+fn what_is_damaged_on_its_way_to_the_bucket_is_refused_there_and_sent_again() {
+    let _slot = beside_others();
+    assert_eq!(crc32(b"123456789"), "y/Q5Jg==", "the check value of CRC-32");
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut repo = TestRepo::in_bucket("s3-checksums", &url_at(proxy.port, "checksums"));
+    repo.settings(SETTINGS).mount();
+    let first = Mutex::new(HashSet::new());
+    proxy.plan(move |request| {
+        let is_first = request.method == "PUT" && first.lock().expect("no panic").insert(request.target.clone());
+        if is_first { Trick::Flip } else { Trick::Pass }
+    });
+    proxy.record();
+    write_noise(&repo.live().join("file"), 3, 8 << 20);
+    repo.umount();
+    let mut sent: HashMap<String, Vec<Vec<u8>>> = HashMap::new();
+    for exchange in proxy.recorded() {
+        let request = exchange.request;
+        if request.method != "PUT" {
+            continue;
+        }
+        assert_eq!(request.header("x-amz-checksum-crc32"), Some(crc32(&exchange.sent)), "{}", request.headers);
+        let path = request.target.split('?').next().unwrap_or_default();
+        let answer = String::from_utf8_lossy(&exchange.answered);
+        let tries = sent.entry(path.trim_start_matches("/vault/").to_owned()).or_default();
+        let expected = if tries.is_empty() { "HTTP/1.1 400" } else { "HTTP/1.1 200" };
+        assert!(answer.starts_with(expected), "{path}: {answer}");
+        tries.push(exchange.sent);
+    }
+    for kind in ["/packs/", "/index/", "/heads/", "/lease/"] {
+        assert!(sent.keys().any(|name| name.contains(kind)), "{kind} was put: {:?}", sent.keys());
+    }
+    for (name, tries) in &sent {
+        assert!(tries.len() == 2 || name.contains("/lease/"), "{name} was sent {} times", tries.len());
+        let last = tries.last().expect("it was sent");
+        assert!(tries.iter().all(|sent| sent == last) || name.contains("/lease/"), "{name} changed between its tries");
+        assert!(&server.read(name) == last, "{name} is not what was sent");
+    }
+    proxy.plan(|_| Trick::Pass);
+    forget_local_state(&repo);
+    repo.mount();
+    check_noise(&repo.live().join("file"), 3, 8 << 20);
+    repo.umount();
 }
 
 /// Half a minute in `scripts/soak`; here longer than the timeout of a request and of an operation, too.

@@ -194,6 +194,14 @@ fn mistakes_are_named_with_line_key_and_remedy() {
             "version: 1\nstore: {uploads: {adapt: [9, 2]}}\n",
             "Line 2: store.uploads.adapt begins after its end; write the smaller number first",
         ),
+        (
+            "version: 1\nstore: {uploads: {adapt: [2, 33]}}\n",
+            "Line 2: store.uploads.adapt[1] is 33; it must be from 1 to 32",
+        ),
+        (
+            "version: 1\nstore: {uploads: {adapt: [0, 8]}}\n",
+            "Line 2: store.uploads.adapt[0] is 0; it must be from 1 to 32",
+        ),
     ] {
         assert_eq!(refused(text), expected, "for {text:?}");
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axiomfs_api::Chunker;
 use axiomfs_chunker_fastcdc::{DEFAULT_SIZES, DESCRIPTOR, FastCdc};
 use axiomfs_config::{Durability, Settings};
-use axiomfs_host::{Counted, Host};
+use axiomfs_host::{Counted, Counts, Host};
 use axiomfs_live::{
     Access, Caller, Deed, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume,
     VolumeOptions,
@@ -95,6 +95,8 @@ pub struct Prepared {
     location: String,
     /// The bytes of the repository's `config`.
     pub(crate) config: Vec<u8>,
+    /// Requests to the store, from the first on.
+    counts: Counts,
     pub(crate) places: Places,
     pub(crate) args: StoreArgs,
 }
@@ -124,14 +126,16 @@ impl Prepared {
         let settings = settings(args)?;
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
         // Closed again: a store may have threads, and the daemon is forked off after this.
-        let store = stores::open(location, options(&settings, args))?;
+        let counts = Counts::default();
+        let store = stores::open(location, options(&settings, args, &counts))?;
         let config = stores::config(&store)?;
         let id = stores::repository_id(&config).unwrap_or_else(|| "unknown".to_owned());
         let local_name = format!("{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
         let (purpose, location) = (purpose.clone(), location.to_owned());
-        Ok(Self { settings, settings_file, settings_mark, purpose, location, config, places, args: args.clone() })
+        let args = args.clone();
+        Ok(Self { settings, settings_file, settings_mark, purpose, location, config, counts, places, args })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -157,7 +161,7 @@ impl Prepared {
     }
 
     pub(crate) fn store(&self) -> Result<OpenStore, Failure> {
-        stores::open(&self.location, options(&self.settings, &self.args))
+        stores::open(&self.location, options(&self.settings, &self.args, &self.counts))
     }
 
     /// What the locks say of us.
@@ -305,8 +309,8 @@ fn settings(args: &StoreArgs) -> Result<Settings, Failure> {
     args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)
 }
 
-fn options<'a>(settings: &'a Settings, args: &StoreArgs) -> StoreOptions<'a> {
-    StoreOptions { settings, unsafe_single_writer: args.unsafe_single_writer }
+fn options<'a>(settings: &'a Settings, args: &StoreArgs, counts: &'a Counts) -> StoreOptions<'a> {
+    StoreOptions { settings, unsafe_single_writer: args.unsafe_single_writer, counts }
 }
 
 fn host(settings: &Settings) -> Result<Arc<Host>, Failure> {
@@ -333,8 +337,11 @@ fn unlock(
     };
     let insistent = Arc::clone(&store.store);
     let open = || Repository::open(insistent, Arc::clone(host), wiring::seal(host), passphrase, options);
-    progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
-        .map_err(|error| could_not_open(store, &error))
+    let repository = progress::watch("Deriving the key from the passphrase", quiet, open, || (0, None))
+        .map_err(|error| could_not_open(store, &error))?;
+    // The settings can be changed while mounted, the store's own bound can't.
+    repository.set_uploads(settings.pipeline.store.uploads.max as usize);
+    Ok(repository)
 }
 
 /// What is wrong with a repository, and what to do.
@@ -365,7 +372,7 @@ pub fn committed_snapshots(
     quiet: bool,
 ) -> Result<Vec<SnapshotInfo>, Failure> {
     let settings = settings(args)?;
-    let store = stores::open(location, options(&settings, args))?;
+    let store = stores::open(location, options(&settings, args, &Counts::default()))?;
     // Says what is wrong with the place better than the repository could.
     let config = Some(stores::config(&store)?);
     let options = OpenOptions { volume: args.volume.clone(), config, ..OpenOptions::default() };

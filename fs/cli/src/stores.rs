@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axiomfs_api::{Body, ObjectKey, Store, StoreError, StoreErrorKind};
 use axiomfs_config::{OnStoreError, S3Encryption, Settings};
-use axiomfs_host::{Counted, Retry, RetryPolicy};
+use axiomfs_host::{Counted, Counts, Retry, RetryPolicy};
 use axiomfs_storage_local::LocalStore;
 use axiomfs_storage_s3::{Location, S3Options, S3Store, ServerEncryption};
 
@@ -15,9 +15,9 @@ use crate::faults;
 /// Far more than the six lines of a `config` object need.
 const MAX_CONFIG: u64 = 64 << 10;
 /// Most uploads at a time into a directory: one disk is busy with a few.
-const LOCAL_UPLOADS: u32 = 4;
-/// Most uploads at a time into a bucket.
-const S3_UPLOADS: u32 = 32;
+const LOCAL_UPLOADS: usize = 4;
+/// Most uploads at a time into a bucket: as many as the settings can ask for.
+const S3_UPLOADS: usize = 32;
 /// Attempts of a probe that gets no answer.
 const PROBES: u32 = 3;
 
@@ -29,7 +29,7 @@ pub struct OpenStore {
     pub directory: Option<PathBuf>,
     /// The same without repetitions, counted.
     pub seen: Arc<Counted>,
-    /// Most uploads at a time.
+    /// Most uploads at a time, whatever the settings say now or later.
     pub uploads: usize,
 }
 
@@ -40,6 +40,8 @@ pub struct StoreOptions<'a> {
     pub settings: &'a Settings,
     /// Whether to go on where the server can't create objects exclusively.
     pub unsafe_single_writer: bool,
+    /// Where its requests are counted, with those to stores opened before.
+    pub counts: &'a Counts,
 }
 
 enum Place<'a> {
@@ -84,7 +86,7 @@ pub fn open(location: &str, options: StoreOptions<'_>) -> Result<OpenStore, Fail
     match place(location)? {
         Place::Bucket(bucket) => open_bucket(bucket, options),
         Place::Directory(path) => match LocalStore::open(path) {
-            Ok(store) => Ok(open_directory(store, options.settings)),
+            Ok(store) => Ok(open_directory(store, options)),
             Err(error) if error.kind == StoreErrorKind::NotFound => {
                 Err(Failure::new(format!("There is no directory {location}"))
                     .hint(format!("axiomfs init {location} makes a repository there")))
@@ -141,7 +143,7 @@ pub fn create(location: &str, options: StoreOptions<'_>) -> Result<OpenStore, Fa
     check_new(location, options)?;
     match place(location)? {
         Place::Directory(path) => LocalStore::create(path)
-            .map(|store| open_directory(store, options.settings))
+            .map(|store| open_directory(store, options))
             .map_err(|error| Failure::caused(format!("Could not make the store {location}"), &error)),
         Place::Bucket(bucket) => {
             let store = open_bucket(bucket, options)?;
@@ -153,11 +155,11 @@ pub fn create(location: &str, options: StoreOptions<'_>) -> Result<OpenStore, Fa
     }
 }
 
-fn open_directory(store: LocalStore, settings: &Settings) -> OpenStore {
+fn open_directory(store: LocalStore, options: StoreOptions<'_>) -> OpenStore {
+    let settings = options.settings;
     let directory = Some(store.root().to_owned());
-    let seen = Arc::new(Counted::new(faults::slowed(Arc::new(store))));
-    let uploads = settings.pipeline.store.uploads.max.min(LOCAL_UPLOADS) as usize;
-    OpenStore { store: insistent(&seen, settings, settings.timeout), directory, seen, uploads }
+    let seen = Arc::new(Counted::going_on(faults::slowed(Arc::new(store)), options.counts));
+    OpenStore { store: insistent(&seen, settings, settings.timeout), directory, seen, uploads: LOCAL_UPLOADS }
 }
 
 fn open_bucket(location: Location, options: StoreOptions<'_>) -> Result<OpenStore, Failure> {
@@ -180,9 +182,9 @@ fn open_bucket(location: Location, options: StoreOptions<'_>) -> Result<OpenStor
         ..S3Options::new(location)
     };
     let store = S3Store::open(s3).map_err(|error| could_not_use(&shown, &error))?;
-    let seen = Arc::new(Counted::new(faults::slowed(Arc::new(store))));
-    let uploads = settings.pipeline.store.uploads.max.min(S3_UPLOADS) as usize;
-    Ok(OpenStore { store: insistent(&seen, settings, settings.timeout - silence), directory: None, seen, uploads })
+    let seen = Arc::new(Counted::going_on(faults::slowed(Arc::new(store)), options.counts));
+    let store = insistent(&seen, settings, settings.timeout - silence);
+    Ok(OpenStore { store, directory: None, seen, uploads: S3_UPLOADS })
 }
 
 /// The store with the patience that the settings ask for. No try begins after `deadline`.

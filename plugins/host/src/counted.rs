@@ -18,6 +18,17 @@ const OPERATIONS: [(Operation, &str); 8] = [
     (Operation::Space, "space"),
 ];
 
+/// What was counted of all requests of one program, also to stores that it opened one after the other.
+#[derive(Clone, Default)]
+pub struct Counts(Arc<[Requests; 8]>);
+
+/// Nothing but numbers, which `metrics` have.
+impl std::fmt::Debug for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counts").finish_non_exhaustive()
+    }
+}
+
 /// What was counted of one kind of request.
 #[derive(Default)]
 struct Requests {
@@ -42,14 +53,19 @@ pub struct StoreTrouble {
 /// is answered.
 pub struct Counted {
     inner: Arc<dyn Store>,
-    requests: [Requests; 8],
+    requests: Counts,
     trouble: Mutex<Option<StoreTrouble>>,
 }
 
 impl Counted {
     /// Wraps `inner`.
     pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, requests: Default::default(), trouble: Mutex::default() }
+        Self::going_on(inner, &Counts::default())
+    }
+
+    /// Wraps `inner` and adds to what was counted before.
+    pub fn going_on(inner: Arc<dyn Store>, counts: &Counts) -> Self {
+        Self { inner, requests: counts.clone(), trouble: Mutex::default() }
     }
 
     /// What is wrong, if the last request failed in a way that may pass.
@@ -76,20 +92,20 @@ impl Counted {
     /// Create-only puts that run now: packs, segments and heads on their way.
     pub fn putting(&self) -> u64 {
         let put_new = OPERATIONS.iter().position(|(known, _)| *known == Operation::PutNew).unwrap_or_default();
-        self.requests[put_new].running.load(Relaxed)
+        self.requests.0[put_new].running.load(Relaxed)
     }
 
     /// Create-only puts that failed so far in a way that may pass.
     pub fn failed_puts(&self) -> u64 {
         let put_new = OPERATIONS.iter().position(|(known, _)| *known == Operation::PutNew).unwrap_or_default();
-        self.requests[put_new].transient.load(Relaxed)
+        self.requests.0[put_new].transient.load(Relaxed)
     }
 
     /// What was counted.
     pub fn metrics(&self) -> Vec<HostMetric> {
         let mut out = Vec::new();
         let family = |name, help, kind, of: &dyn Fn(&Requests) -> u64, out: &mut Vec<HostMetric>| {
-            for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+            for ((_, word), requests) in OPERATIONS.iter().zip(self.requests.0.iter()) {
                 let labels = vec![("request", (*word).to_owned())];
                 out.push(HostMetric { name, series: "", help, kind, labels, value: of(requests) as f64 });
             }
@@ -104,13 +120,13 @@ impl Counted {
             ("transient", (&|r: &Requests| load(&r.transient)) as &dyn Fn(&Requests) -> u64),
             ("permanent", &|r| load(&r.permanent)),
         ] {
-            for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+            for ((_, word), requests) in OPERATIONS.iter().zip(self.requests.0.iter()) {
                 let labels = vec![("request", (*word).to_owned()), ("class", class.to_owned())];
                 let (name, help) = ("axiomfs_store_errors_total", "Requests to the store that failed");
                 out.push(HostMetric { name, series: "", help, kind: counter, labels, value: of(requests) as f64 });
             }
         }
-        for ((_, word), requests) in OPERATIONS.iter().zip(&self.requests) {
+        for ((_, word), requests) in OPERATIONS.iter().zip(self.requests.0.iter()) {
             let help = "Time of requests to the store, each try by itself";
             requests.time.metrics("axiomfs_store_request_seconds", help, Some(("request", word)), &mut out);
         }
@@ -124,7 +140,7 @@ impl Counted {
         bytes: impl FnOnce(&T) -> u64,
     ) -> Result<T, StoreError> {
         let place = OPERATIONS.iter().position(|(known, _)| *known == operation).unwrap_or_default();
-        let requests = &self.requests[place];
+        let requests = &self.requests.0[place];
         requests.running.fetch_add(1, Relaxed);
         let start = Instant::now();
         let result = call();

@@ -2,6 +2,7 @@
 
 use axiomfs_config::Settings;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
+use axiomfs_host::Counts;
 use axiomfs_repository::{InitOptions, KdfParams, Repository};
 use serde_json::json;
 
@@ -22,7 +23,8 @@ const LANES: u32 = 4;
 /// [`Failure`] if the place is not empty or the passphrase can't be had; nothing is left behind then.
 pub fn run(args: &InitArgs, environment: Environment, json: bool) -> Result<(), Failure> {
     let settings = args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)?;
-    let how = StoreOptions { settings: &settings, unsafe_single_writer: args.unsafe_single_writer };
+    let (counts, unsafe_single_writer) = (Counts::default(), args.unsafe_single_writer);
+    let how = StoreOptions { settings: &settings, unsafe_single_writer, counts: &counts };
     stores::check_new(&args.store, how)?;
     let passphrase = passphrase::obtain(&args.passphrase, environment, Ask::Twice)?;
     let mut options = InitOptions { volume: args.volume.clone(), ..InitOptions::default() };

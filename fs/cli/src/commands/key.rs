@@ -2,6 +2,7 @@
 
 use axiomfs_config::Settings;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
+use axiomfs_host::Counts;
 use axiomfs_live::Who;
 use axiomfs_repository::{KdfParams, Keys, NewKeyChange, RepositoryError, key_slots};
 use serde_json::{Value, json};
@@ -93,7 +94,8 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
 
 pub(crate) fn open(location: &str) -> Result<OpenStore, Failure> {
     let settings = Settings::default();
-    stores::open(location, StoreOptions { settings: &settings, unsafe_single_writer: false })
+    let counts = Counts::default();
+    stores::open(location, StoreOptions { settings: &settings, unsafe_single_writer: false, counts: &counts })
 }
 
 fn list(target: &OpenStore) -> Result<(Value, String), Failure> {
