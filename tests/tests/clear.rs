@@ -1,13 +1,17 @@
 //! Directories that are exempted from encryption: what lies in them is stored in clear, and nothing else, ever.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use axiomfs_tests::proxy::Proxy;
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, scratch, text};
 use axiomfs_tests::rng::prose;
-use axiomfs_tests::run::run;
-use axiomfs_tests::search::clear_text;
+use axiomfs_tests::run::{must, run};
+use axiomfs_tests::s3::{S3Server, url_at};
+use axiomfs_tests::search::{clear_text, clear_text_in_any_form};
+use rustix::fs::{XattrFlags, lsetxattr};
 use serde_json::Value;
 
 const CHAINS: &str = "chains:\n  default: [{plugin: zstd, level: 1}, {plugin: aes-256-gcm}]\n  open: [{plugin: lz4}]\n";
@@ -214,4 +218,86 @@ fn what_leaves_an_exempted_directory_is_stored_anew_and_sealed() {
     fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
     repo.mount();
     check(&repo, "from the store alone");
+}
+
+/// Text that stands nowhere else, fit for names.
+fn name(number: u64) -> String {
+    let text = String::from_utf8(secret(number, 40)).expect("text");
+    text.replace(['/', '+'], "-")
+}
+
+/// A tree whose every word is a secret: names, contents inline and in chunks of their own, targets, attributes.
+fn secret_tree(tree: &Path) {
+    let deep = tree.join(name(100)).join(name(101));
+    fs::create_dir_all(&deep).expect("directories");
+    for (number, len) in [(110, 60), (111, 500), (112, 20_000), (113, 1_500_000)] {
+        let path = deep.join(name(number));
+        fs::write(&path, secret(number, len)).expect("written");
+        let (key, value) = (format!("user.{}", name(number + 10)), secret(number + 20, 200));
+        lsetxattr(&path, key, &value, XattrFlags::empty()).expect("an attribute");
+    }
+    symlink(name(140), deep.join(name(141))).expect("a symlink");
+}
+
+/// All objects, and all that went over the wire in either direction, as files below `dir`.
+fn dump(server: &S3Server, prefix: &str, proxy: &Proxy, dir: &Path) {
+    for (object, _) in server.objects(prefix) {
+        let path = dir.join(&object);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, server.read(&object)).expect("written");
+    }
+    let mut methods = Vec::new();
+    for exchange in proxy.recorded() {
+        let request = &exchange.request;
+        for unwanted in ["x-amz-meta-", "x-amz-tagging", "content-disposition", "user-agent: axiomfs/"] {
+            assert!(!request.headers.to_lowercase().contains(unwanted), "{}", request.headers);
+        }
+        let bytes = [request.headers.as_bytes(), &exchange.sent, &exchange.answered].concat();
+        fs::write(dir.join(format!("wire-{}", request.number)), bytes).expect("written");
+        methods.push(request.kind().to_owned());
+    }
+    for method in ["PUT", "GET", "LIST"] {
+        assert!(methods.iter().any(|known| known == method), "{method} was seen");
+    }
+}
+
+#[test]
+fn in_a_bucket_and_on_the_wire_nothing_is_clear_text_in_any_form() {
+    let _slot = beside_others();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    proxy.record();
+    let (clear, found) = (scratch("clear-originals"), scratch("clear-found"));
+    let tree = clear.path().join(name(1));
+    secret_tree(&tree);
+    let mut repo = TestRepo::without_init("clear-bucket");
+    let url = url_at(proxy.port, "clear");
+    repo.store = PathBuf::from(&url);
+    let (volume, snapshot, renamed) = (name(2), name(3), name(4));
+    let made = repo.axiomfs(&["init", &url, "--kdf-memory", "64MiB", "--volume", &volume]);
+    assert!(made.status.success(), "{}{}", made.stdout, made.stderr);
+    repo.try_mount(&["--volume", &volume]).expect("mounts");
+    must("cp", &["-a", text(&tree), text(&repo.live())], LIMIT);
+    fs::create_dir(repo.snapshot(&snapshot)).expect("a snapshot");
+    repo.sync();
+    fs::rename(repo.snapshot(&snapshot), repo.snapshot(&renamed)).expect("renamed");
+    repo.control_ok("key rotate");
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    repo.try_mount(&["--volume", &volume]).expect("mounts");
+    must("diff", &["-r", "--no-dereference", text(&tree), text(&repo.snapshot(&renamed).join(name(1)))], LIMIT);
+    repo.umount();
+    // What else nobody but us should read: where state is kept here, and what opens it all.
+    for secret in [&volume, &snapshot, &renamed, text(&repo.state), "correct horse battery staple"] {
+        fs::write(clear.path().join(format!("{:p}", secret.as_ptr())), secret).expect("written");
+    }
+    dump(server, "clear", &proxy, found.path());
+    let leaks = clear_text_in_any_form(found.path(), &[clear.path().to_owned()]);
+    assert!(leaks.is_empty(), "{} runs of clear text, such as {:?}", leaks.len(), &leaks[..leaks.len().min(5)]);
+    // The search finds what is there: an object's own bytes count as clear text once they are called so.
+    let (pack, _) = server.objects("clear").into_iter().find(|(name, _)| name.contains("/packs/")).expect("a pack");
+    fs::write(clear.path().join("pack"), &server.read(&pack)[100..200]).expect("written");
+    let leaks = clear_text_in_any_form(found.path(), &[clear.path().to_owned()]);
+    assert!(leaks.iter().any(|leak| leak.object.ends_with(&pack)), "{leaks:?}");
 }

@@ -10,7 +10,7 @@ use axiomfs_tests::observe::{Ignore, compare_dirs};
 use axiomfs_tests::proxy::{Proxy, Seen, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::{must, run};
-use axiomfs_tests::s3::{ACCESS_KEY, S3Server, SECRET_KEY, url_at};
+use axiomfs_tests::s3::{S3Server, SECRET_KEY, url_at};
 use axiomfs_tests::source::{copy_real_files, write_noise};
 
 const LONG: Duration = Duration::from_secs(600);
@@ -120,41 +120,6 @@ fn what_was_written_to_a_bucket_survives_kills_and_swaps_under_load() {
         }
     }
     repo.umount();
-}
-
-#[test]
-fn credentials_come_from_a_profile_and_stand_nowhere() {
-    let server = S3Server::shared();
-    let mut repo = TestRepo::without_init("s3-profile");
-    let url = format!("{}&profile=vault", server.url("profile"));
-    repo.store = PathBuf::from(&url);
-    let file = repo.dir.join("credentials");
-    fs::write(&file, format!("[vault]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"))
-        .expect("a file of credentials");
-    let axiomfs = |args: &[&str]| {
-        let mut command = repo.command(args);
-        command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
-        command.env("AWS_SHARED_CREDENTIALS_FILE", &file);
-        run(&mut command, LONG)
-    };
-    let made = axiomfs(&["init", &url, "--kdf-memory", "64MiB"]);
-    assert!(made.status.success(), "{}{}", made.stdout, made.stderr);
-    let args: Vec<String> = [vec!["mount".to_owned()], repo.mount_args()].concat();
-    let mounted = axiomfs(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(mounted.status.success(), "{}{}", mounted.stdout, mounted.stderr);
-    fs::write(repo.live().join("file"), b"text").expect("writes");
-    let inside = |name: &str| fs::read_to_string(repo.mnt.join(".axiomfs").join(name)).expect("a control file");
-    let mut said = ["status", "metrics", "events", "chain.yaml"].map(inside).concat();
-    let ended = axiomfs(&["umount", text(&repo.mnt)]);
-    assert!(ended.status.success(), "{}{}", ended.stdout, ended.stderr);
-    for entry in fs::read_dir(&repo.state).expect("the state directory").flatten().filter(|e| e.path().is_file()) {
-        said.push_str(&String::from_utf8_lossy(&fs::read(entry.path()).expect("a file")));
-    }
-    let without = run(repo.command(&["snapshot", "list", &url]).env_remove("AWS_ACCESS_KEY_ID"), LONG);
-    assert!(!without.status.success(), "without the profile's file there are no credentials");
-    for text in [said, made.stdout, mounted.stdout, ended.stdout, without.stderr] {
-        assert!(!text.contains(SECRET_KEY), "a secret in: {text}");
-    }
 }
 
 #[test]

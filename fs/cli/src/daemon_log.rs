@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::failure::Failure;
 
@@ -19,8 +22,9 @@ const VARIABLE: &str = "AXIOMFS_LOG";
 /// # Errors
 /// [`Failure`] if the level is none.
 pub fn to_terminal() -> Result<(), Failure> {
-    let level = level()?;
-    tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false).init();
+    let heard = heard(level()?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(heard)).init();
     Ok(())
 }
 
@@ -29,16 +33,18 @@ pub fn to_terminal() -> Result<(), Failure> {
 /// # Errors
 /// [`Failure`] if the level is none or the file can't be opened.
 pub fn to_directory(directory: &Path) -> Result<(), Failure> {
-    let level = level()?;
+    let heard = heard(level()?);
     let file = BoundedFile::open(directory.join("axiomfs.log"), MAX_LEN)
         .map_err(|error| Failure::caused(format!("Could not open the log in {}", directory.display()), &error))?;
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(Mutex::new(file))
-        .with_ansi(false)
-        .with_target(false)
-        .init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(Mutex::new(file)).with_ansi(false).with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(heard)).init();
     Ok(())
+}
+
+/// All of our own words up to `level`, and no more than warnings of others: what the AWS SDK traces has whole requests in it, with
+/// session tokens.
+fn heard(level: Level) -> Targets {
+    Targets::new().with_default(level.min(Level::WARN)).with_target("axiomfs", level)
 }
 
 fn level() -> Result<Level, Failure> {

@@ -15,6 +15,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_types::SdkConfig;
+use aws_types::service_config::ServiceConfigKey;
 use axiomfs_api::{StoreError, StoreErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
@@ -32,43 +34,65 @@ pub(crate) fn runtime() -> Result<Arc<Runtime>, StoreError> {
     runtime.map(Arc::new).map_err(|error| invalid("The threads of the S3 client could not be started", error))
 }
 
+/// A client, and what its server is.
+pub(crate) struct Connected {
+    pub client: Client,
+    /// Whether it is another server than Amazon's.
+    pub custom: bool,
+}
+
 /// A client with credentials from the SDK's default chain: environment, profile, SSO, web identity, container, instance.
-pub(crate) async fn client(options: &S3Options) -> Result<Client, StoreError> {
+pub(crate) async fn connect(options: &S3Options) -> Result<Connected, StoreError> {
     let location = &options.location;
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http_client(options.ca_bundle.as_deref())?)
-        // Repeating is done above the store, the same for all stores and within one bound.
-        .retry_config(RetryConfig::disabled())
-        // The store watches progress itself: a limit of bandwidth must not look like a stalled server.
-        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().connect_timeout(options.timeout).build());
-    if let Some(profile) = &location.profile {
-        loader = loader.profile_name(profile);
-    }
-    if let Some(endpoint) = &location.endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    loader = match (&location.region, &location.endpoint) {
-        (Some(region), _) => loader.region(Region::new(region.clone())),
-        // Asking an instance's metadata service for a region, as the default chain does, takes seconds where there is none.
-        (None, Some(_)) => {
-            let environment = EnvironmentVariableRegionProvider::new();
-            let profile = ProfileFileRegionProvider::new();
-            loader.region(RegionProviderChain::first_try(environment).or_else(profile).or_else(Region::new(ANY_REGION)))
-        }
-        // The loader's own chain, which asks through the same client as everything else.
-        (None, None) => loader,
-    };
-    let shared = loader.load().await;
+    let http = http_client(options.ca_bundle.as_deref())?;
+    let shared = load(options, http).await;
+    let endpoint = location.endpoint.clone().or_else(|| configured_endpoint(&shared));
     let region = shared.region().cloned().unwrap_or_else(|| Region::new(ANY_REGION));
-    let config = aws_sdk_s3::config::Builder::from(&shared)
+    let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .region(region)
-        .force_path_style(location.uses_path_style())
+        .force_path_style(location.path_style.unwrap_or(endpoint.is_some()))
         // Checksums are given with each upload, and checked where they are asked for.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        .build();
-    Ok(Client::from_conf(config))
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    config.set_endpoint_url(endpoint.clone());
+    Ok(Connected { client: Client::from_conf(config.build()), custom: endpoint.is_some() })
+}
+
+/// What environment and files say, in the order of the AWS tools. Nothing is asked over the network for a custom server.
+async fn load(options: &S3Options, http: SharedHttpClient) -> SdkConfig {
+    let location = &options.location;
+    let loader = || {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http.clone())
+            // Repeating is done above the store, the same for all stores and within one bound.
+            .retry_config(RetryConfig::disabled())
+            // The store watches progress itself: a limit of bandwidth must not look like a stalled server.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(TimeoutConfig::builder().connect_timeout(options.timeout).build());
+        if let Some(profile) = &location.profile {
+            loader = loader.profile_name(profile);
+        }
+        loader
+    };
+    if let Some(region) = &location.region {
+        return loader().region(Region::new(region.clone())).load().await;
+    }
+    // Asking an instance's metadata service for a region, as the default chain does, takes seconds where there is none.
+    let mut profile = ProfileFileRegionProvider::builder();
+    if let Some(name) = &location.profile {
+        profile = profile.profile_name(name);
+    }
+    let told = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+    let shared = loader().region(told.or_else(Region::new(ANY_REGION))).load().await;
+    if location.endpoint.is_some() || configured_endpoint(&shared).is_some() { shared } else { loader().load().await }
+}
+
+/// The endpoint that `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or the profile's `endpoint_url` name.
+fn configured_endpoint(shared: &SdkConfig) -> Option<String> {
+    let key =
+        ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
+    let of_service = shared.service_config().and_then(|config| config.load_config(key));
+    of_service.or_else(|| shared.endpoint_url().map(str::to_owned))
 }
 
 /// Connections with the system's certificate authorities, and those of `ca_bundle` beside them.

@@ -9,13 +9,14 @@ pub struct Location {
     pub bucket: String,
     /// What all names begin with; empty, or without a slash at either end.
     pub prefix: String,
-    /// Another server than Amazon's, as `http://127.0.0.1:8333`.
+    /// Another server than Amazon's, as `http://127.0.0.1:8333`; else the environment or the profile may name one.
     pub endpoint: Option<String>,
     /// The region; else the environment or the profile says it.
     pub region: Option<String>,
     /// Whose section of the shared configuration and credentials files is used.
     pub profile: Option<String>,
-    /// Whether the bucket stands in the path of requests and not in the host name. By default for custom endpoints only.
+    /// Whether the bucket stands in the path of requests and not in the host name. By default for custom endpoints only, whose servers
+    /// rarely have a host name per bucket.
     pub path_style: Option<bool>,
 }
 
@@ -94,11 +95,6 @@ impl Location {
     pub(crate) fn name(&self, key: &str) -> String {
         if self.prefix.is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) }
     }
-
-    /// Whether the bucket stands in the path: custom servers rarely have a host name per bucket.
-    pub(crate) fn uses_path_style(&self) -> bool {
-        self.path_style.unwrap_or(self.endpoint.is_some())
-    }
 }
 
 /// For messages: bucket, prefix and server. There is no secret in a location.
@@ -143,13 +139,12 @@ mod tests {
         let location = Location::parse(url).unwrap();
         assert_eq!((location.bucket.as_str(), location.prefix.as_str()), ("vault", "a/b c"));
         assert_eq!(location.endpoint.as_deref(), Some("http://127.0.0.1:8333"));
-        assert!(!location.uses_path_style());
+        assert_eq!(location.path_style, Some(false));
         assert_eq!(location.to_string(), "s3://vault/a/b c?endpoint=http://127.0.0.1:8333&region=eu-1&profile=me");
         assert_eq!(location.name("config"), "a/b c/config");
         let plain = Location::parse("s3://vault").unwrap();
         assert_eq!((plain.to_string().as_str(), plain.name("config").as_str()), ("s3://vault", "config"));
-        assert!(!plain.uses_path_style());
-        assert!(Location::parse("s3://vault?endpoint=http://x").unwrap().uses_path_style());
+        assert_eq!(plain.path_style, None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use aws_sdk_s3::types::{ChecksumMode, Object, ServerSideEncryption, StorageClass
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 use tokio::runtime::Runtime;
 
+use crate::client::Connected;
 use crate::limiter::Limiter;
 use crate::upload::Source;
 use crate::watch::{Patience, Progress, within};
@@ -27,6 +28,8 @@ const END: Duration = Duration::from_secs(1);
 pub struct S3Store {
     options: S3Options,
     client: Client,
+    /// Whether the server is another than Amazon's, by the URL or by AWS's own configuration.
+    custom: bool,
     up: Arc<Limiter>,
     down: Arc<Limiter>,
     /// Only empty while the store is dropped.
@@ -55,9 +58,9 @@ impl S3Store {
     /// `Invalid` if the options can't be used.
     pub fn open(options: S3Options) -> Result<Self, StoreError> {
         let runtime = client::runtime()?;
-        let client = runtime.block_on(client::client(&options))?;
+        let Connected { client, custom } = runtime.block_on(client::connect(&options))?;
         let (up, down) = (Limiter::new(options.upload_rate), Limiter::new(options.download_rate));
-        Ok(Self { client, up: Arc::new(up), down: Arc::new(down), runtime: Some(runtime), options })
+        Ok(Self { client, custom, up: Arc::new(up), down: Arc::new(down), runtime: Some(runtime), options })
     }
 
     fn name(&self, key: &ObjectKey) -> String {
@@ -280,7 +283,7 @@ impl Store for S3Store {
     /// Amazon lists in the order of bytes. Other servers may walk directories (`a/b` before `a-b`), also when they are to
     /// begin after a name: theirs are read whole and sorted here, which costs a request for every thousand names.
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
-        let is_sorted = self.options.location.endpoint.is_none();
+        let is_sorted = !self.custom;
         let full = self.options.location.name(prefix);
         let mut found: Vec<ObjectMeta> = Vec::new();
         let mut start = after.filter(|_| is_sorted).map(|after| self.options.location.name(after));

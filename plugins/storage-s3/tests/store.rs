@@ -24,7 +24,11 @@ fn options(prefix: &str) -> S3Options {
 fn open(options: S3Options) -> S3Store {
     static ONCE: std::sync::Once = std::sync::Once::new();
     // SAFETY: every test of this file comes through here first, and no thread of the SDK exists before.
-    ONCE.call_once(|| environment().into_iter().for_each(|(name, value)| unsafe { std::env::set_var(name, value) }));
+    ONCE.call_once(|| {
+        let here = format!("http://127.0.0.1:{}", S3Server::shared().port);
+        let endpoint = [("AWS_ENDPOINT_URL_S3", here.as_str())];
+        environment().into_iter().chain(endpoint).for_each(|(name, value)| unsafe { std::env::set_var(name, value) });
+    });
     S3Store::open(options).expect("opens")
 }
 
@@ -39,6 +43,13 @@ fn temp() -> tempfile::TempDir {
 #[test]
 fn the_contract_holds() {
     conformance::store(&open(options("contract/here")), temp().path());
+}
+
+/// Whoever names the server, listings of it are sorted here.
+#[test]
+fn the_contract_holds_with_an_endpoint_from_the_environment() {
+    let location = Location::parse("s3://vault/contract/told?region=us-east-1").expect("a location");
+    conformance::store(&open(S3Options::new(location)), temp().path());
 }
 
 #[test]
