@@ -201,6 +201,8 @@ fn run(
         }
     }
     while checkpointer.checkpoint(shared)? {
+        // Under writers that never pause this goes on for long: each must see what the last one has staged.
+        shared.note_staged();
         lock(&shared.work.orders).checkpoints_done += 1;
         shared.work.changed.notify_all();
     }
