@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axiomfs_api::{Body, Store, StoreErrorKind};
 
 use crate::error::RepositoryError;
-use crate::frame::{FrameKind, FrameRecord, Member, put_directory};
+use crate::frame::{FrameKind, FrameRecord};
 use crate::ids::{ChunkId, PackId};
 use crate::index::{Located, NewPack, PackEntry, SegmentRef, write_segment};
 use crate::names;
+use crate::node_packs::NodePacks;
 use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
-use crate::packer::{METADATA_FRAME, Packer, encode_frame};
+use crate::packer::Packer;
 use crate::repository::Repository;
 use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
@@ -428,89 +429,10 @@ pub(crate) fn open_pack<'a>(
 }
 
 /// A store on the same filesystem has moved the file away, any other has not.
-fn remove_if_there(path: &Path) -> Result<(), RepositoryError> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), RepositoryError> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RepositoryError::staging("remove", path, e)),
         _ => Ok(()),
-    }
-}
-
-/// Forms frames and packs of nodes.
-struct NodePacks<'a> {
-    repository: &'a Repository,
-    packer: &'a Packer,
-    raw: Vec<u8>,
-    members: Vec<Member>,
-    writer: Option<PackWriter>,
-    done: Vec<(FinishedPack, Arc<PackSeal>)>,
-}
-
-impl<'a> NodePacks<'a> {
-    fn new(repository: &'a Repository, packer: &'a Packer) -> Self {
-        Self { repository, packer, raw: Vec::new(), members: Vec::new(), writer: None, done: Vec::new() }
-    }
-
-    fn add(&mut self, id: ChunkId, node: &[u8]) -> Result<(), RepositoryError> {
-        if self.raw.len() + node.len() > METADATA_FRAME {
-            self.end_frame()?;
-        }
-        self.raw.extend_from_slice(node);
-        self.members.push((id, u32::try_from(node.len()).expect("nodes are bounded")));
-        Ok(())
-    }
-
-    fn end_frame(&mut self) -> Result<(), RepositoryError> {
-        if self.members.is_empty() {
-            return Ok(());
-        }
-        let (mut raw, members) = (std::mem::take(&mut self.raw), std::mem::take(&mut self.members));
-        put_directory(&mut raw, &members);
-        let repository = self.repository;
-        let frame = encode_frame(
-            &repository.host,
-            repository.seal.as_ref(),
-            &repository.metadata_chain,
-            FrameKind::Metadata,
-            &raw,
-        )?;
-        let stored = frame.padded.len() + axiomfs_api::TAG_LEN;
-        if self.writer.as_ref().is_some_and(|w| w.is_full_for(stored, repository.pack_bytes)) {
-            self.end_pack()?;
-        }
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => {
-                let seal = PackSeal::fresh(&repository.keyring, repository.seal.as_ref(), FrameKind::Metadata)?;
-                none.insert(PackWriter::create(self.packer.dir(), Arc::new(seal))?)
-            }
-        };
-        writer.write(&frame.chain, frame.lengths, frame.padded, members)?;
-        Ok(())
-    }
-
-    fn end_pack(&mut self) -> Result<(), RepositoryError> {
-        if let Some(writer) = self.writer.take() {
-            let finished = writer.finish()?;
-            writer.sync()?;
-            self.done.push((finished, writer.seal.clone()));
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Vec<(FinishedPack, Arc<PackSeal>)>, RepositoryError> {
-        self.end_frame()?;
-        self.end_pack()?;
-        Ok(std::mem::take(&mut self.done))
-    }
-}
-
-impl Drop for NodePacks<'_> {
-    fn drop(&mut self) {
-        for (pack, _) in &self.done {
-            if let Err(error) = remove_if_there(&pack.path) {
-                tracing::warn!(%error, "could not remove a pack of a commit that failed");
-            }
-        }
     }
 }
 

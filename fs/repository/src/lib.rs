@@ -31,6 +31,7 @@ mod locked;
 mod lru_bytes;
 mod names;
 mod near;
+mod node_packs;
 mod others;
 mod pack;
 mod packer;
