@@ -1,13 +1,13 @@
 //! A store that shows an older state, another history or other people's objects, or has objects exchanged or missing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use axiomfs_tests::place::{Objects, Place};
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::noise;
 use axiomfs_tests::run::{run, wait_for};
-use axiomfs_tests::source::walk;
 
 const ASKED: &str = "checkpoint: {interval: 200ms}\ncommit: {interval: 1h, bytes: 1GiB}\n";
 
@@ -16,6 +16,7 @@ axiomfs_tests::on_directory_and_bucket! {
     a_head_with_an_older_ones_bytes_is_refused_and_named,
     another_history_is_refused_and_accepting_it_sets_local_changes_aside,
     a_new_machine_can_be_told_which_head_to_expect,
+    foreign_objects_are_passed_over_and_named,
     an_object_exchanged_for_another_is_never_taken_for_it,
 }
 
@@ -156,44 +157,55 @@ fn a_new_machine_can_be_told_which_head_to_expect(place: Place) {
     }
 }
 
-#[test]
-fn foreign_objects_are_passed_over_and_named() {
+fn foreign_objects_are_passed_over_and_named(place: Place) {
     let _slot = beside_others();
-    let mut repo = TestRepo::new("foreign");
+    let mut repo = place.repo("foreign");
     repo.settings(ASKED).mount();
     commit(&repo, "one");
     repo.umount();
+    let objects = Objects::of(&repo.store);
     let below = |kind: &str| {
-        let first = walk(&repo.store.join(kind)).into_iter().next().expect("an object");
-        first.parent().expect("a directory").to_owned()
+        let first = objects.list(kind).into_iter().next().expect("an object").0;
+        first.rsplit_once('/').expect("a directory").0.to_owned()
     };
-    let junk: Vec<PathBuf> = ["packs", "index", "heads", "keys", "keyring"].iter().map(|kind| below(kind)).collect();
-    let junk: Vec<PathBuf> = junk.iter().flat_map(|dir| ["zzz", "0", "notes.txt"].map(|name| dir.join(name))).collect();
-    for path in &junk {
-        fs::write(path, b"not one of ours").expect("written");
-    }
+    // The last one has a name that none of ours can have.
+    let names = ["zzz", "0", "notes.txt", "NOTES.TXT"];
+    let junk: Vec<String> = ["packs", "index", "heads", "keys", "keyring"].iter().map(|kind| below(kind)).collect();
+    let junk: Vec<String> = junk.iter().flat_map(|dir| names.map(|name| format!("{dir}/{name}"))).collect();
+    junk.iter().for_each(|name| objects.write(name, b"not one of ours"));
+    let unnamed = |text: &str| junk.iter().find(|name| !text.contains(*name)).cloned();
+    let warnings = |repo: &TestRepo| repo.events().matches("is passed over").count();
     repo.mount();
     assert_eq!(shown(&repo), "one");
     let named = repo.status()["foreign_objects"].to_string();
-    for kind in ["keys/", "keyring/"] {
-        assert!(named.contains(kind) && repo.events().contains(kind), "{kind}: {named}");
+    for name in junk.iter().filter(|name| name.starts_with("key")) {
+        assert!(named.contains(name) && repo.events().contains(name), "{name}: {named}");
     }
     assert!(repo.axiomfs(&["status", text(&repo.mnt)]).stdout.contains("Foreign"));
     commit(&repo, "two");
     // The others are not listed before something is committed.
-    wait_for("those among packs, index and heads are named", LIMIT, || {
-        ["packs/", "index/", "heads/"].iter().all(|kind| repo.events().contains(kind))
-    });
-    let named = repo.status()["foreign_objects"].to_string();
-    assert!(named.contains("packs/") && named.contains("index/"), "{named}");
-    assert!(repo.daemon_log().contains("packs/"), "{}", repo.daemon_log());
+    wait_for("those among packs, index and heads are named", LIMIT, || unnamed(&repo.events()).is_none());
+    assert_eq!(unnamed(&repo.status()["foreign_objects"].to_string()), None);
+    assert_eq!(unnamed(&repo.daemon_log()), None);
+    commit(&repo, "three");
+    assert_eq!(warnings(&repo), junk.len(), "each once: {}", repo.events());
     repo.umount();
+
+    let mut reader = repo.elsewhere(&repo.store, "foreign-reader");
+    reader.settings("refresh: 1s\n").try_mount(&["--read-only"]).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(shown(&reader), "three");
+    wait_for("a reader names them", LIMIT, || unnamed(&reader.events()).is_none());
+    assert_eq!(unnamed(&reader.status()["foreign_objects"].to_string()), None);
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(warnings(&reader), junk.len(), "each once: {}", reader.events());
+    reader.umount();
+
     let listed = repo.axiomfs(&["key", "list", text(&repo.store)]);
     assert_eq!((listed.code(), listed.stdout.lines().count()), (0, 1), "{}{}", listed.stdout, listed.stderr);
     let wrong = run(repo.command(&["snapshot", "list", text(&repo.store)]).env("AXIOMFS_PASSPHRASE", "wrong"), LIMIT);
     assert!(wrong.stderr.contains("wrong passphrase"), "{}", wrong.stderr);
-    for path in &junk {
-        assert_eq!(fs::read(path).expect("read"), b"not one of ours", "nothing of others is changed");
+    for name in &junk {
+        assert_eq!(objects.read(name), b"not one of ours", "nothing of others is changed");
     }
 }
 

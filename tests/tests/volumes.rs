@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axiomfs_tests::repo::{TestRepo, beside_others, scratch, text};
+use axiomfs_tests::proxy::{Proxy, Trick};
+use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::run::{must, run, wait_for};
-use axiomfs_tests::s3::S3Server;
+use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::{copy_real_files, write_noise};
 
 const LONG: Duration = Duration::from_secs(600);
@@ -115,6 +116,44 @@ fn two_volumes_of_a_bucket_are_written_at_once_and_share_chunks() {
     let server = S3Server::shared();
     let a = TestRepo::in_bucket("volumes-s3", &server.url("volumes"));
     share(a, "volumes-s3", || server.objects("volumes/packs").iter().map(|(_, len)| len).sum());
+}
+
+/// Writes and commits; how long that took.
+fn committed(repo: &TestRepo, seed: u64) -> Duration {
+    write_noise(&repo.live().join(format!("noise-{seed}")), seed, 2 << 20);
+    let begun = Instant::now();
+    repo.sync();
+    begun.elapsed()
+}
+
+#[test]
+fn no_volume_waits_for_one_whose_writer_gets_no_answer() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let proxy = Proxy::start(server.port);
+    let mut a = TestRepo::in_bucket("volumes-hang", &url_at(proxy.port, "volumes-hang"));
+    let mut b = second(&a, "volumes-hang-b");
+    b.store = server.url("volumes-hang").into();
+    a.settings("timeout: 30s\ncommit: {interval: 1h}\n");
+    b.settings(ASKED);
+    mount(&mut a, "main", &[]);
+    mount(&mut b, "b", &[]);
+    committed(&a, 1);
+    let usual = (2..7).map(|seed| committed(&b, seed)).max().unwrap_or_default();
+    proxy.plan(|_| Trick::Silence(Duration::from_secs(60)));
+    std::thread::scope(|scope| {
+        let hanging = scope.spawn(|| committed(&a, 100));
+        wait_for("a request of the other one hangs", LONG, || proxy.tricks() > 0);
+        let meanwhile = (7..12).map(|seed| committed(&b, seed)).max().unwrap_or_default();
+        fs::create_dir(b.snapshot("meanwhile")).expect("a snapshot");
+        assert!(!hanging.is_finished(), "the other one was to hang all the time");
+        eprintln!("commits took at most {usual:?}, beside one that hangs {meanwhile:?}");
+        assert!(meanwhile < 3 * usual + Duration::from_secs(1), "{meanwhile:?}, alone {usual:?}");
+        proxy.plan(|_| Trick::Pass);
+        hanging.join().expect("it goes on");
+    });
+    b.umount();
+    a.umount();
 }
 
 /// A writer that was fenced off before it committed what it had taken from another volume.

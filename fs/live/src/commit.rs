@@ -154,8 +154,8 @@ impl Checkpointer {
     }
 }
 
-/// Warns of objects of others. That they could not be looked for is no reason for a commit to fail.
-fn tell_of_foreign(shared: &Shared) {
+/// Warns of objects of others, once. That they could not be looked for is no reason for anything to fail.
+pub(crate) fn tell_of_foreign(shared: &Shared) {
     match shared.repository.look_for_foreign() {
         Ok(names) => names.iter().for_each(|name| warn_of_foreign(&shared.events, name)),
         Err(error) => tracing::debug!("could not look for foreign objects: {error}"),

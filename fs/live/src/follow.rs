@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::background::describe;
 use crate::base;
+use crate::commit::tell_of_foreign;
 use crate::layer::Layer;
 use crate::open;
 use crate::open_error::OpenError;
@@ -79,6 +80,7 @@ pub(crate) fn serve(shared: &Shared) {
         let late = due.elapsed() > shared.options.refresh;
         match refresh(shared, late || in_vain >= GAP_AFTER) {
             Ok(found) => {
+                tell_of_foreign(shared);
                 in_vain = if found || in_vain >= GAP_AFTER { 0 } else { in_vain + 1 };
                 *lock(&shared.follow.failed) = None;
             }

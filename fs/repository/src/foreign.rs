@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use axiomfs_api::Store;
+
 use crate::error::RepositoryError;
 use crate::ids::hex;
 use crate::repository::{Repository, lock};
@@ -29,6 +31,11 @@ impl Foreign {
             tracing::warn!(name, "an object that is not one of ours is passed over");
         }
         is_new
+    }
+
+    /// Notes what the store's listings left out so far; those that are new.
+    pub(crate) fn note_left_out(&self, store: &dyn Store) -> Vec<String> {
+        store.left_out().into_iter().filter(|name| self.note(name)).collect()
     }
 
     /// The first few of them.
@@ -57,6 +64,7 @@ impl Repository {
                 }
             }
         }
+        found.extend(self.foreign.note_left_out(self.store.as_ref()));
         self.foreign.looked.store(true, Ordering::Relaxed);
         Ok(found)
     }

@@ -182,6 +182,7 @@ impl Repository {
         let unlocked = unlock(store.as_ref(), seal.as_ref(), id, passphrase, &slots)?;
         config.authenticate(&unlocked.master)?;
         let keyring = Keyring::newest(store.as_ref(), seal.as_ref(), id, &unlocked.master, keyrings, &foreign)?;
+        foreign.note_left_out(store.as_ref());
         let keyring = Arc::new(keyring);
         let unlocked = Arc::new(unlocked);
         keyring.keep_out_of_swap();

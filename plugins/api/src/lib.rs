@@ -22,5 +22,5 @@ pub use descriptor::{Descriptor, Kind};
 pub use effort::Effort;
 pub use error::{PluginError, StoreError, StoreErrorKind};
 pub use seal::{NONCE_LEN, OpenError, Seal, SealKey, Sealer, TAG_LEN};
-pub use store::{Body, ObjectKey, ObjectMeta, Store};
+pub use store::{Body, LeftOut, ObjectKey, ObjectMeta, Store};
 pub use transform::{Applied, Hint, Transform, TransformFactory, Worker};

@@ -1,5 +1,7 @@
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::{fmt, io};
 
 use crate::{StoreError, StoreErrorKind};
@@ -42,6 +44,30 @@ impl std::borrow::Borrow<str> for ObjectKey {
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Names that the listings of a store left out, for [`Store::left_out`].
+#[derive(Debug, Default)]
+pub struct LeftOut(Mutex<BTreeSet<String>>);
+
+impl LeftOut {
+    /// Names that are remembered.
+    const MOST: usize = 32;
+    /// Longest remembered beginning of a name, in bytes.
+    const LONGEST: usize = 200;
+
+    /// Notes one.
+    pub fn note(&self, name: &str) {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() < Self::MOST {
+            names.insert(name[..name.floor_char_boundary(Self::LONGEST)].to_owned());
+        }
+    }
+
+    /// The first few.
+    pub fn names(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
@@ -142,6 +168,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// What the store met. A prefix without objects is an empty list.
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError>;
+
+    /// The first few names that listings left out because they are no [`ObjectKey`], for warnings. A wrapper passes it on.
+    fn left_out(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Free and total bytes where the store knows them.
     ///

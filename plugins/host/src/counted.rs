@@ -206,6 +206,10 @@ impl Store for Counted {
         self.count(Operation::List, || self.inner.list(prefix, after, limit), |_| 0)
     }
 
+    fn left_out(&self) -> Vec<String> {
+        self.inner.left_out()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.count(Operation::Space, || self.inner.space(), |_| 0)
     }

@@ -173,6 +173,10 @@ impl Store for Faulty {
         self.run(Operation::List, prefix, || self.inner.list(prefix, after, limit)).map(|(list, _)| list)
     }
 
+    fn left_out(&self) -> Vec<String> {
+        self.inner.left_out()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.run(Operation::Space, "", || self.inner.space()).map(|(space, _)| space)
     }

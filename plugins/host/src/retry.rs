@@ -160,6 +160,10 @@ impl Store for Retry {
         self.repeat(|_| self.inner.list(prefix, after, limit))
     }
 
+    fn left_out(&self) -> Vec<String> {
+        self.inner.left_out()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.repeat(|_| self.inner.space())
     }

@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use axiomfs_api::{Body, Descriptor, Kind, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+use axiomfs_api::{Body, Descriptor, Kind, LeftOut, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 
 use directories::Directories;
 use errors::failed;
@@ -46,6 +46,7 @@ pub struct LocalStore {
     /// Device and inode of the directory.
     identity: (u64, u64),
     directories: Directories,
+    left_out: LeftOut,
 }
 
 impl LocalStore {
@@ -80,7 +81,7 @@ impl LocalStore {
         }
         staged::clean(&root.join(TMP));
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Self { directories: Directories::new(root.clone()), identity, root })
+        Ok(Self { directories: Directories::new(root.clone()), left_out: LeftOut::default(), identity, root })
     }
 
     /// The store's directory, absolute.
@@ -236,7 +237,11 @@ impl Store for LocalStore {
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, StoreError> {
         self.check_root("list", prefix)?;
-        listing::list(&self.root, prefix, after, limit).map_err(|error| failed("list", prefix, error))
+        listing::list(&self.root, prefix, after, limit, &self.left_out).map_err(|error| failed("list", prefix, error))
+    }
+
+    fn left_out(&self) -> Vec<String> {
+        self.left_out.names()
     }
 
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {

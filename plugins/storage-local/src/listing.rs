@@ -2,13 +2,19 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use axiomfs_api::{ObjectKey, ObjectMeta};
+use axiomfs_api::{LeftOut, ObjectKey, ObjectMeta};
 
 /// Objects under `root` as [`axiomfs_api::Store::list`] wants them, reading only directories that can hold some.
-pub fn list(root: &Path, prefix: &str, after: Option<&str>, limit: usize) -> io::Result<Vec<ObjectMeta>> {
+pub fn list(
+    root: &Path,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+    left_out: &LeftOut,
+) -> io::Result<Vec<ObjectMeta>> {
     // The deepest directory that holds every name with this prefix.
     let start = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
-    let mut walk = Walk { root, prefix, after: after.unwrap_or(""), limit, found: Vec::new() };
+    let mut walk = Walk { root, prefix, after: after.unwrap_or(""), limit, left_out, found: Vec::new() };
     let proper = start.is_empty() || ObjectKey::new(&start[..start.len() - 1]).is_ok();
     if proper && limit > 0 && !crate::is_reserved(start) {
         walk.directory(start)?;
@@ -21,6 +27,7 @@ struct Walk<'a> {
     prefix: &'a str,
     after: &'a str,
     limit: usize,
+    left_out: &'a LeftOut,
     found: Vec<ObjectMeta>,
 }
 
@@ -37,9 +44,14 @@ impl Walk<'_> {
         for entry in entries {
             let entry = entry?;
             let kind = entry.file_type()?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let mut name = format!("{directory}{name}");
-            if ObjectKey::new(name.as_str()).is_err() || crate::is_reserved(&name) {
+            let mut name = format!("{directory}{}", entry.file_name().to_string_lossy());
+            if crate::is_reserved(&name) {
+                continue;
+            }
+            if ObjectKey::new(name.as_str()).is_err() {
+                if name.starts_with(self.prefix) {
+                    self.left_out.note(&name);
+                }
                 continue;
             }
             // With its slash a directory sorts where its objects do: `a-b` before `a/b` before `a0`.

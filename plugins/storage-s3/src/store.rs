@@ -6,7 +6,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::{ChecksumMode, Object, ServerSideEncryption, StorageClass};
-use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+use axiomfs_api::{Body, LeftOut, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 use tokio::runtime::Runtime;
 
 use crate::client::Connected;
@@ -32,6 +32,7 @@ pub struct S3Store {
     custom: bool,
     up: Arc<Limiter>,
     down: Arc<Limiter>,
+    left_out: LeftOut,
     /// Only empty while the store is dropped.
     runtime: Option<Arc<Runtime>>,
 }
@@ -60,7 +61,15 @@ impl S3Store {
         let runtime = client::runtime()?;
         let Connected { client, custom } = runtime.block_on(client::connect(&options))?;
         let (up, down) = (Limiter::new(options.upload_rate), Limiter::new(options.download_rate));
-        Ok(Self { client, custom, up: Arc::new(up), down: Arc::new(down), runtime: Some(runtime), options })
+        Ok(Self {
+            client,
+            custom,
+            up: Arc::new(up),
+            down: Arc::new(down),
+            left_out: LeftOut::default(),
+            runtime: Some(runtime),
+            options,
+        })
     }
 
     fn name(&self, key: &ObjectKey) -> String {
@@ -310,6 +319,10 @@ impl Store for S3Store {
         found.truncate(limit);
         Ok(found)
     }
+
+    fn left_out(&self) -> Vec<String> {
+        self.left_out.names()
+    }
 }
 
 impl S3Store {
@@ -318,7 +331,11 @@ impl S3Store {
         let name = object.key()?;
         let prefix = &self.options.location.prefix;
         let name = if prefix.is_empty() { name } else { name.strip_prefix(prefix.as_str())?.strip_prefix('/')? };
-        Some(ObjectMeta { key: ObjectKey::new(name).ok()?, len: u64::try_from(object.size()?).ok()? })
+        let Ok(key) = ObjectKey::new(name) else {
+            self.left_out.note(name);
+            return None;
+        };
+        Some(ObjectMeta { key, len: u64::try_from(object.size()?).ok()? })
     }
 }
 
