@@ -175,7 +175,7 @@ fn another_user_commands_nothing() {
     repo.try_mount(&["-o", "allow_other"]).unwrap_or_else(|e| panic!("{e}"));
     // The directory above is the test's own; others must come as far as the mount for its own rule to count.
     must("chmod", &["755", text(&repo.dir)], LIMIT);
-    let before = repo.control_ok("chain show")["generation"].clone();
+    let before = stand(&repo);
     for script in [
         "echo 'set zstd level=9' > MNT/.axiomfs/control",
         "echo 'version: 1' > MNT/.axiomfs/chain.yaml",
@@ -192,7 +192,7 @@ fn another_user_commands_nothing() {
         );
         assert!(!done.stderr.contains("/live"), "it did not come as far as the mount: {}", done.stderr);
     }
-    assert_eq!(repo.control_ok("chain show")["generation"], before);
+    assert_eq!(stand(&repo), before);
 }
 
 #[test]
@@ -338,6 +338,20 @@ fn as_many_frames_are_in_flight_as_max_in_flight_says_and_never_more() {
         assert_eq!(most, f64::from(limit), "with max_in_flight {limit}");
         assert_eq!(metrics.value("axiomfs_frames_in_flight"), 0.0);
     }
+    // Plugins that compute, however long, get no more encoders than there are processors; those that helped have ended.
+    wait_for("idle helpers end", LIMIT, || !has_helpers(&repo));
+    tell(&wish, "");
+    let computing = yaml(32).replace("{plugin: troubled, on_error: {fallback: plain}}", "{plugin: zstd, level: 19}");
+    assert!(takes(&repo, &computing), "{}", repo.events());
+    for i in 0..12 {
+        fs::write(repo.live().join(format!("text-{i}")), prose(i, 700_000)).expect("written");
+    }
+    repo.settle();
+    let most = Metrics::of(&repo).value("axiomfs_frames_in_flight_max");
+    let processors = thread::available_parallelism().expect("a number").get();
+    assert!((1.0..=processors as f64 + 1.0).contains(&most), "{most} frames at once on {processors} processors");
+    assert!(!has_helpers(&repo));
+    assert!(takes(&repo, &yaml(32)), "{}", repo.events());
     // A plugin that is wrong is put out by the host itself: the log tells that, and what it did is undone by nothing.
     tell(&wish, "wrong");
     write_frames(&repo, 7, 2);
@@ -364,6 +378,13 @@ fn as_many_frames_are_in_flight_as_max_in_flight_says_and_never_more() {
     repo.mount();
     sum(&repo, "from the store");
     repo.umount();
+}
+
+/// Whether the daemon has more encoders than it began with.
+fn has_helpers(repo: &TestRepo) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", repo.pid())).expect("its threads");
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.into_iter().any(|name| name.trim() == "encode-extra")
 }
 
 /// How the plugin misbehaves from now on; never half written.
