@@ -12,7 +12,7 @@ use serde_json::Value;
 /// What `faulty` does to one in so many frames, chosen by their first 64 bytes.
 const RARE: u64 = 10_000;
 /// One chunk exactly: the shortest there is.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// FNV-1a of a frame's beginning, by which the plugin chooses frames.
 fn is_chosen(mark: &[u8], n: u64) -> bool {
@@ -69,6 +69,20 @@ fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// That the host itself has put a plugin out, why, and what came of it.
+fn is_in_the_audit_log(repo: &TestRepo) {
+    let log = fs::read_to_string(repo.mnt.join(".axiomfs/audit.log")).expect("read");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<_> = lines.iter().filter(|line| line["action"] == "plugin put out").collect();
+    assert_eq!(told.len(), 1, "{log}");
+    let subject = told[0]["subject"].as_str().expect("text");
+    assert!(subject.starts_with("faulty ") && subject.contains("does not decode"), "{log}");
+    let generation = repo.control_ok("chain show")["generation"].clone();
+    assert_eq!(told[0]["result"], format!("ok, generation {generation}"), "{log}");
+    assert_eq!((&told[0]["uid"], &told[0]["pid"]), (&0.into(), &repo.pid().into()), "{log}");
+    repo.control_ok("audit verify");
+}
+
 #[test]
 fn a_plugin_that_is_wrong_for_one_input_in_10_000_loses_nothing_and_missing_it_harms_only_its_files() {
     const FILES: u64 = 200;
@@ -100,6 +114,7 @@ fn a_plugin_that_is_wrong_for_one_input_in_10_000_loses_nothing_and_missing_it_h
     repo.settle();
     assert_eq!(steps(&repo, "later.odd"), ["zstd/1"]);
     assert!(!chain(&repo, "odd").contains("faulty"), "it is out of the chain");
+    is_in_the_audit_log(&repo);
     let events = repo.events();
     assert!(events.contains("Plugin faulty is given no more frames: it made a frame that does not decode"), "{events}");
     let refused = repo.control("chain add default faulty");

@@ -54,14 +54,14 @@ pub struct LeftOut(Mutex<BTreeSet<String>>);
 impl LeftOut {
     /// Names that are remembered.
     const MOST: usize = 32;
-    /// Longest remembered beginning of a name, in bytes.
+    /// Characters of a name that are remembered.
     const LONGEST: usize = 200;
 
     /// Notes one.
     pub fn note(&self, name: &str) {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if names.len() < Self::MOST {
-            names.insert(name[..name.floor_char_boundary(Self::LONGEST)].to_owned());
+            names.insert(name.chars().take(Self::LONGEST).collect());
         }
     }
 

@@ -1,9 +1,11 @@
 //! A transform for tests: it XORs, and for one in so many frames it does what a plugin must not do.
 //!
 //! Which frames these are is decided by their first [`MARK_LEN`] bytes alone, so that a test can choose them; shorter
-//! frames are never chosen. Nothing but tests registers it: see `AXIOMFS_FAULT_PLUGINS` in `fs/cli/src/faults.rs`.
+//! frames are never chosen. A step with `pause=FILE` makes each frame wait besides, by the milliseconds in FILE, which is read each
+//! time. Nothing but tests registers it: see `AXIOMFS_FAULT_PLUGINS` in `fs/cli/src/faults.rs`.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,15 +87,19 @@ impl TransformFactory for Factory {
 
     fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
         let plugin = self.0.id;
-        let mut rates = Rates::default();
+        let (mut rates, mut pause) = (Rates::default(), None);
         for (key, value) in params {
             let rate = match key.as_str() {
                 "wrong" => &mut rates.wrong,
                 "fail" => &mut rates.fail,
                 "greedy" => &mut rates.greedy,
                 "slow" => &mut rates.slow,
+                "pause" => {
+                    pause = Some(Arc::from(Path::new(value)));
+                    continue;
+                }
                 _ => {
-                    let known = "wrong, fail, greedy, slow";
+                    let known = "wrong, fail, greedy, slow, pause";
                     return Err(PluginError::UnknownParameter { plugin, key: key.clone(), known });
                 }
             };
@@ -103,23 +109,24 @@ impl TransformFactory for Factory {
             };
             *rate = value.parse().map_err(|_| bad())?;
         }
-        Ok(Arc::new(Faulty { descriptor: self.0, rates }))
+        Ok(Arc::new(Faulty { descriptor: self.0, rates, pause }))
     }
 
     fn decoder(&self, format: u16, decode_params: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
         let plugin = self.0.id;
         match (format, decode_params) {
-            (FORMAT, []) => Ok(Arc::new(Faulty { descriptor: self.0, rates: Rates::default() })),
+            (FORMAT, []) => Ok(Arc::new(Faulty { descriptor: self.0, rates: Rates::default(), pause: None })),
             (FORMAT, _) => Err(PluginError::Corrupt { plugin, reason: "it has no decode parameters".into() }),
             _ => Err(PluginError::UnknownFormat { plugin, format }),
         }
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Faulty {
     descriptor: &'static Descriptor,
     rates: Rates,
+    pause: Option<Arc<Path>>,
 }
 
 impl Transform for Faulty {
@@ -134,17 +141,20 @@ impl Transform for Faulty {
     fn params(&self) -> Vec<(&'static str, String)> {
         let Rates { wrong, fail, greedy, slow } = self.rates;
         let all = [("wrong", wrong), ("fail", fail), ("greedy", greedy), ("slow", slow)];
-        all.into_iter().filter(|(_, rate)| *rate > 0).map(|(key, rate)| (key, rate.to_string())).collect()
+        let pause = self.pause.as_ref().map(|file| ("pause", file.display().to_string()));
+        all.into_iter().filter(|(_, rate)| *rate > 0).map(|(key, rate)| (key, rate.to_string())).chain(pause).collect()
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
-        Ok(Box::new(*self))
+        Ok(Box::new(self.clone()))
     }
 }
 
 impl Worker for Faulty {
     fn encode(&mut self, _hint: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
         let plugin = self.descriptor.id;
+        let millis = self.pause.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+        std::thread::sleep(Duration::from_millis(millis.unwrap_or(0)));
         if is_chosen(src, self.rates.fail) {
             return Err(PluginError::Failed { plugin, reason: "it was told to fail now and then".into() });
         }
