@@ -186,7 +186,8 @@ fn foreign_objects_are_passed_over_and_named(place: Place) {
     // The others are not listed before something is committed.
     wait_for("those among packs, index and heads are named", LIMIT, || unnamed(&repo.events()).is_none());
     assert_eq!(unnamed(&repo.status()["foreign_objects"].to_string()), None);
-    assert_eq!(unnamed(&repo.daemon_log()), None);
+    let log = fs::read_to_string(repo.dir.join("daemon.log")).expect("read");
+    assert_eq!(unnamed(&log), None);
     commit(&repo, "three");
     assert_eq!(warnings(&repo), junk.len(), "each once: {}", repo.events());
     repo.umount();
