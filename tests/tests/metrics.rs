@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::metrics::Metrics;
-use axiomfs_tests::repo::{TestRepo, beside_others, text};
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::{noise, prose};
+use axiomfs_tests::run::must;
 
 /// `AXIOMFS_PROMTOOL`, or where `scripts/test` puts it, or the one in the path.
 fn promtool() -> PathBuf {
@@ -81,6 +82,21 @@ fn metrics_are_clean_for_promtool_and_count_what_happened() {
     assert!(puts.is_some_and(|(_, count)| count >= 4.0), "packs, index and head were put");
     assert!(metrics.sum("axiomfs_store_bytes_total") > f64::from(2 << 20));
     assert_eq!(metrics.sum("axiomfs_store_errors_total"), 0.0);
+    // Queues, log, staging and caches.
+    for empty in ["encode_queue_bytes", "staged_bytes", "staged_packs", "pending_bytes", "frames_in_flight"] {
+        assert_eq!(metrics.value(&format!("axiomfs_{empty}")), 0.0, "{empty} after all is in the store");
+    }
+    let (log, most) = (metrics.value("axiomfs_log_bytes"), metrics.value("axiomfs_log_max_bytes"));
+    assert!(log < most && most > 0.0 && metrics.value("axiomfs_staging_max_bytes") > 0.0, "{log} of {most}");
+    let read = |repo: &TestRepo| {
+        let of = format!("if={}", text(&repo.live().join("text")));
+        must("dd", &[&of, "of=/dev/null", "bs=64k", "iflag=direct", "status=none"], LIMIT);
+        let now = Metrics::of(repo);
+        (now.value("axiomfs_frames_read_total"), now.value("axiomfs_cache_hits_total"))
+    };
+    let (first, second) = (read(&repo), read(&repo));
+    assert!(first.0 >= 4.0, "{first:?}: the frames of 4 MiB were fetched");
+    assert!(second.0 == first.0 && second.1 > first.1, "{first:?}, {second:?}: and then were in memory");
     // The plugins' own files say the same.
     let own = |id: &str, file: &str| -> serde_json::Value {
         let path = repo.mnt.join(".axiomfs/plugins").join(id).join(file);
@@ -96,6 +112,8 @@ fn metrics_are_clean_for_promtool_and_count_what_happened() {
         assert_eq!(own(id, "stats")[key].as_f64(), Some(plugin(series, id)), "{key} of {id}");
     }
     assert!(own("aes-256-gcm", "stats")["encoded_from_bytes"].as_f64() >= Some(plain));
+    assert!(own("local", "stats")["bytes"].as_f64() >= Some(metrics.sum("axiomfs_store_bytes_total")));
+    assert_eq!((&own("local", "stats")["errors"], &own("s3", "stats")["requests"]), (&0.into(), &0.into()));
     for file in ["descriptor", "config", "stats"] {
         let value = own("lz4", file);
         match file {

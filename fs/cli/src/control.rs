@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use axiomfs_api::Kind;
 use axiomfs_config::{Pipeline, Settings};
-use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, parse_command};
+use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, StoreTotals, parse_command};
 use axiomfs_live::{Deed, FsError, Volume, Who};
 use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
@@ -22,6 +23,7 @@ use crate::replies;
 use crate::rotation;
 use crate::session::Session;
 use crate::status::{self, Facts};
+use crate::stores;
 use crate::wiring;
 
 /// Longest wait of one `sync` command. Who wants to wait longer asks again.
@@ -324,11 +326,13 @@ impl Control for Panel {
     }
 
     fn plugins(&self) -> Vec<PluginFiles> {
-        self.host.plugins().iter().map(plugin_files).collect()
+        let used = (stores::plugin(&self.facts.store), self.counted.totals());
+        self.host.plugins().iter().map(|plugin| plugin_files(plugin, used)).collect()
     }
 }
 
-fn plugin_files(plugin: &PluginInfo) -> PluginFiles {
+/// The files of one plugin; `used` is the store in use and what was counted of it.
+fn plugin_files(plugin: &PluginInfo, used: (&str, StoreTotals)) -> PluginFiles {
     let whole = replies::plugin(plugin);
     let pick = |keys: &[&str]| -> String {
         let part: serde_json::Map<String, Value> =
@@ -353,7 +357,10 @@ fn plugin_files(plugin: &PluginInfo) -> PluginFiles {
             "proven",
         ]),
         config: pick(&["loaded", "distrusted", "chains", "params"]),
-        stats: pick(&replies::PLUGIN_COUNTERS),
+        stats: match plugin.kind {
+            Kind::Store => replies::store_counters(if plugin.id == used.0 { used.1 } else { StoreTotals::default() }),
+            _ => pick(&replies::PLUGIN_COUNTERS),
+        },
     }
 }
 

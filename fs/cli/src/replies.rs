@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axiomfs_host::{ChainInfo, Matcher, PluginInfo, Reply, Route};
+use axiomfs_host::{ChainInfo, Matcher, PluginInfo, Reply, Route, StoreTotals};
 use axiomfs_live::SnapshotInfo;
 use serde_json::{Value, json};
 
@@ -95,6 +95,11 @@ pub fn plugin(plugin: &PluginInfo) -> Value {
         "errors": plugin.errors,
         "memory_max": plugin.memory_max,
     })
+}
+
+/// What a store's file `stats` says.
+pub fn store_counters(totals: StoreTotals) -> String {
+    json!({ "requests": totals.requests, "errors": totals.errors, "bytes": totals.bytes }).to_string()
 }
 
 /// A list of snapshots, the oldest first; times in seconds since 1970.

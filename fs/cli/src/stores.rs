@@ -64,6 +64,14 @@ fn place(location: &str) -> Result<Place<'_>, Failure> {
     }
 }
 
+/// The id of the plugin that serves the store of that name.
+pub fn plugin(location: &str) -> &'static str {
+    match place(location) {
+        Ok(Place::Bucket(_)) => axiomfs_storage_s3::DESCRIPTOR.id,
+        _ => axiomfs_storage_local::DESCRIPTOR.id,
+    }
+}
+
 /// What the store calls itself, without asking it for anything.
 ///
 /// # Errors

@@ -49,6 +49,17 @@ pub struct StoreTrouble {
     pub error: String,
 }
 
+/// Requests to a store, of all kinds together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreTotals {
+    /// Requests, each try by itself.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub errors: u64,
+    /// Bytes that they carried.
+    pub bytes: u64,
+}
+
 /// A store whose requests are counted and timed, each try by itself, and whose last failure is remembered until a request
 /// is answered.
 pub struct Counted {
@@ -99,6 +110,16 @@ impl Counted {
     pub fn failed_puts(&self) -> u64 {
         let put_new = OPERATIONS.iter().position(|(known, _)| *known == Operation::PutNew).unwrap_or_default();
         self.requests.0[put_new].transient.load(Relaxed)
+    }
+
+    /// What was counted of all kinds of requests together.
+    pub fn totals(&self) -> StoreTotals {
+        let sum = |of: &dyn Fn(&Requests) -> u64| self.requests.0.iter().map(of).sum();
+        StoreTotals {
+            requests: sum(&|r| r.time.count()),
+            errors: sum(&|r| r.transient.load(Relaxed) + r.permanent.load(Relaxed)),
+            bytes: sum(&|r| r.bytes.load(Relaxed)),
+        }
     }
 
     /// What was counted.

@@ -37,7 +37,7 @@ pub use chain::{Chain, ChainName, Encoded};
 pub use command::{
     ChainCommand, Command, ControlError, MAX_COMMAND, PluginCommand, Position, RouteCommand, parse_command,
 };
-pub use counted::{Counted, Counts, StoreTrouble};
+pub use counted::{Counted, Counts, StoreTotals, StoreTrouble};
 pub use decoder::Decoder;
 pub use error::HostError;
 pub use events::HostEvent;
