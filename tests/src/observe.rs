@@ -7,8 +7,14 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path as FsPath;
+use std::process::Command;
+use std::time::Duration;
 
 use crate::model::{self, Id, Kind, Model, Path, join, show};
+use crate::run::run;
+
+/// Longest run of `diff`.
+const DIFF_LIMIT: Duration = Duration::from_secs(600);
 
 /// One node as the system calls describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,6 +230,15 @@ pub struct Ignore {
 pub fn same(want: &FsPath, have: &FsPath, when: &str) {
     let found = compare_dirs(want, have, Ignore::default());
     assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
+}
+
+/// `diff -r` finds nothing.
+///
+/// # Panics
+/// With what it finds.
+pub fn same_for_diff(want: &FsPath, have: &FsPath, when: &str) {
+    let done = run(Command::new("diff").args(["-r", "--no-dereference"]).args([want, have]), DIFF_LIMIT);
+    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
 }
 
 /// How directory `b` differs from directory `a` in names, kinds, attributes, times, xattrs, hard links and every byte;

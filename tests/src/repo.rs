@@ -291,6 +291,19 @@ impl TestRepo {
         lazy_unmount(&self.mnt);
     }
 
+    /// Deletes the state and cache directories of an unmounted repository: what is left is the store.
+    pub fn forget_local_state(&self) {
+        for dir in [&self.state, &self.cache].into_iter().filter(|dir| dir.exists()) {
+            fs::remove_dir_all(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        }
+    }
+
+    /// Mounts again with nothing but the store.
+    pub fn remount_from_the_store_alone(&mut self) {
+        self.umount().forget_local_state();
+        self.mount();
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().expect("a mounted repository").child.id()

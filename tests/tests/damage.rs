@@ -139,16 +139,8 @@ fn stored(place: Place, name: &str) -> TestRepo {
         fs::write(repo.live().join(format!("small{i}")), noise(1000 + i, 2000)).expect("written");
     }
     repo.umount();
-    forget(&repo);
+    repo.forget_local_state();
     repo
-}
-
-fn forget(repo: &TestRepo) {
-    for dir in [&repo.state, &repo.cache] {
-        if dir.exists() {
-            fs::remove_dir_all(dir).expect("removed");
-        }
-    }
 }
 
 /// Reads every file: right bytes or EIO, never wrong bytes. Returns how many were refused, and the names of those.
@@ -208,7 +200,7 @@ fn a_flipped_bit_in_a_pack_gives_eio_for_its_files_only_and_names_the_pack() {
         repo.sync();
         assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"the rest goes on");
         repo.umount();
-        forget(&repo);
+        repo.forget_local_state();
         flip(&pack, offset);
     }
     repo.mount();
@@ -281,7 +273,7 @@ fn damage_everywhere(kind: &str, rounds: u64, must_refuse_mount: bool) {
             }
         }
         repo.kill9();
-        forget(&repo);
+        repo.forget_local_state();
         flip(&object, offset);
     }
     eprintln!("{kind}: {noticed} of {rounds} flipped bits made an error, the others changed nothing that was read");

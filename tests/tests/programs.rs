@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use axiomfs_tests::observe::{Ignore, compare_dirs};
+use axiomfs_tests::observe::same;
 use axiomfs_tests::odd_tree::plant;
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::rng::{Rng, prose, run_seed};
@@ -27,18 +27,6 @@ fn sh(dir: &Path, script: &str) -> String {
     let done = run(&mut command, LONG);
     assert!(done.status.success(), "{script}\n{}: {}{}", done.status, tail(&done.stdout), tail(&done.stderr));
     done.stdout
-}
-
-fn same(want: &Path, have: &Path, when: &str) {
-    let found = compare_dirs(want, have, Ignore::default());
-    assert!(found.is_empty(), "{when}: {} differs:\n{}", have.display(), found.join("\n"));
-}
-
-fn from_the_store_alone(repo: &mut TestRepo) {
-    repo.umount();
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
-    repo.mount();
 }
 
 #[test]
@@ -68,7 +56,7 @@ fn tar_archives_come_out_as_they_went_in() {
     same(&source, &copy, "unpacked");
     tar(&copy, &back);
     same(&source, &back, "packed");
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     same(&source, &copy, "from the store alone");
 }
 
@@ -91,7 +79,7 @@ fn cp_keeps_everything_and_makes_holes() {
         let blocks = fs::metadata(live.join(name).join("contents/zeros")).expect("metadata").blocks();
         assert_eq!(blocks, 0, "{name}: zeros were written");
     }
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     // Of one filesystem: live/ and snapshots/ are one, what the mount point lies in is another.
     sh(&live, &format!("cp -ax once {out}"));
     same(&source, &back, "copied out of the store alone");
@@ -160,7 +148,7 @@ fn a_git_repository_of_50000_objects_is_cloned_checked_packed_and_clean() {
     repo.kill9();
     repo.mount();
     clean("after a crash");
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     clean("from the store alone");
     sh(&clone, "git fsck --full --strict; git checkout -q HEAD~100; git checkout -q main");
     clean("after a checkout");
@@ -270,7 +258,7 @@ fn sqlite_keeps_what_it_committed_whoever_is_killed() {
     }
     eprintln!("sqlite: {last:?} transactions");
     assert!(last.iter().all(|n| *n >= 40), "the writers came to nothing: {last:?}");
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     for (at, last) in databases.iter().zip(last) {
         assert_eq!(check_database(at, last, "from the store alone"), last);
     }

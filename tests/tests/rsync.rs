@@ -57,13 +57,6 @@ fn same(from: &Path, to: &Path, when: &str) {
     assert!(found.is_empty(), "{when}: {} differs from its source:\n{}", to.display(), found.join("\n"));
 }
 
-fn from_the_store_alone(repo: &mut TestRepo) {
-    repo.umount();
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
-    repo.mount();
-}
-
 #[test]
 fn a_tree_with_one_of_everything_arrives_and_a_second_run_transfers_nothing() {
     let _slot = beside_others();
@@ -97,10 +90,10 @@ fn a_tree_with_one_of_everything_arrives_and_a_second_run_transfers_nothing() {
     copied(ALL, &snapshot, &out);
     nothing_to_do(&["-n"], &snapshot, &out, "out of the snapshot");
     same(&source, &out, "out of the snapshot");
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     nothing_to_do(&["-nc"], &out, &snapshot, "the snapshot from the store alone");
     copied(ALL, &out, &copy);
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     same(&source, &copy, "from the store alone");
 }
 
@@ -115,7 +108,7 @@ fn a_directory_of_100000_entries_goes_in_and_out() {
     let copy = repo.live().join("copy");
     copied(ALL, &source, &copy);
     nothing_to_do(&["-c"], &source, &copy, "at once");
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     fs::create_dir(repo.snapshot("s")).expect("taken");
     let snapshot = repo.snapshot("s").join("copy");
     copied(ALL, &snapshot, &out);
@@ -162,7 +155,7 @@ fn files_are_updated_in_place_appended_to_and_sent_whole() {
         repo.kill9();
         repo.mount();
     }
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     for way in ways {
         same(&source, &repo.live().join(way.concat()), "from the store alone");
     }
@@ -188,7 +181,7 @@ fn link_dest_shares_what_has_not_changed_with_an_earlier_run() {
     fs::write(source.join("contents/513 bytes"), b"changed").expect("written");
     let linked = format!("--link-dest={}", text(&monday));
     copied(&[ALL, &[linked.as_str()]].concat(), &source, &tuesday);
-    from_the_store_alone(&mut repo);
+    repo.remount_from_the_store_alone();
     let inode = |at: &Path| fs::symlink_metadata(at).expect("metadata").ino();
     let shared = |name: &str| inode(&monday.join(name)) == inode(&tuesday.join(name));
     for name in ["contents/512 bytes", "m", "holes/islands", "acls/masked", "attributes/program", "times/1/file"] {

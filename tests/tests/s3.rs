@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axiomfs_tests::observe::{Ignore, compare_dirs};
+use axiomfs_tests::observe::{self, same_for_diff};
 use axiomfs_tests::proxy::{Proxy, Seen, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::{must, run};
@@ -29,15 +28,8 @@ fn soak() -> bool {
 }
 
 fn same(want: &Path, have: &Path, when: &str) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
-    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
-    let found = compare_dirs(want, have, Ignore::default());
-    assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
-}
-
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    same_for_diff(want, have, when);
+    observe::same(want, have, when);
 }
 
 fn source(name: &str, count: usize) -> (tempfile::TempDir, PathBuf) {
@@ -64,14 +56,14 @@ fn a_tree_and_a_large_file_come_back_from_a_bucket_and_a_second_copy_is_almost_f
     same(&tree, &repo.live().join("one"), "after cp -a");
     repo.umount();
     let stored = bytes_in(server, "tree");
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     same(&tree, &repo.snapshot("first").join("one"), "from empty caches");
     must("cp", &["-a", text(&tree), text(&repo.live().join("two"))], LONG);
     repo.umount();
     let added = bytes_in(server, "tree") - stored;
     assert!(added * 100 < stored, "a second copy added {added} bytes to {stored}");
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     same(&tree, &repo.live().join("two"), "the second copy, from empty caches");
     repo.umount();
@@ -111,7 +103,7 @@ fn what_was_written_to_a_bucket_survives_kills_and_swaps_under_load() {
         same(&tree, &repo.live().join(format!("copy-{kill}")), &format!("after kill {kill}"));
     }
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     for kill in 0..kills {
         same(&tree, &repo.live().join(format!("copy-{kill}")), "from the bucket alone");

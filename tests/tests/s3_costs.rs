@@ -20,11 +20,6 @@ fn source(name: &str, count: usize) -> (tempfile::TempDir, PathBuf) {
     (dir, tree)
 }
 
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
-}
-
 fn list_all(dir: &Path) -> usize {
     let done = run(Command::new("find").args([text(dir), "-printf", "%p %s %m\n"]), LONG);
     assert!(done.status.success(), "{}", done.stderr);
@@ -87,7 +82,7 @@ fn a_tree_costs_few_requests_and_the_mounts_own_count_is_right() {
         repo.umount();
     }
 
-    forget_local_state(&repo);
+    repo.forget_local_state();
     before = counts(&proxy);
     repo.mount();
     let gets = proxy.count("GET");

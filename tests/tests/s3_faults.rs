@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axiomfs_tests::observe::same_for_diff;
 use axiomfs_tests::proxy::{Proxy, Seen, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
-use axiomfs_tests::run::{must, run, wait_for};
+use axiomfs_tests::run::{must, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::{append_noise, check_noise, copy_real_files, write_noise};
 
@@ -28,22 +28,12 @@ fn soak() -> bool {
     std::env::var_os("AXIOMFS_SOAK").is_some()
 }
 
-fn same(want: &Path, have: &Path, when: &str) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
-    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
-}
-
 fn source(name: &str, count: usize, large: u64) -> (tempfile::TempDir, PathBuf) {
     let dir = scratch(name);
     let tree = dir.path().join("tree");
     copy_real_files(&tree, count);
     write_noise(&tree.join("large.bin"), 7, large);
     (dir, tree)
-}
-
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
 }
 
 /// What may happen to any request.
@@ -119,7 +109,7 @@ fn copied(
     proxy.plan(noting(&packs, plan));
     repo.settings(&format!("{SETTINGS}s3: {{storage_class: {{data: STANDARD_IA, metadata: STANDARD}}}}\n")).mount();
     must("cp", &["-a", text(tree), text(&repo.live().join("copy"))], LONG);
-    same(tree, &repo.live().join("copy"), "as it was copied");
+    same_for_diff(tree, &repo.live().join("copy"), "as it was copied");
     // A copy costs few puts. So that each kind of fault meets some there are many small commits.
     for number in 0..COMMITS {
         write_noise(&repo.live().join(format!("file-{number}")), number, 50 << 10);
@@ -148,9 +138,9 @@ fn a_copy_through_a_fault_in_ten_requests_arrives_whole_and_once() {
     eprintln!("{packs} packs of data, {bytes} bytes; without faults {control_packs}, {control_bytes} bytes");
     assert!(bytes.abs_diff(control_bytes) * 30 < control_bytes, "{bytes} bytes, without faults {control_bytes}");
     for _ in 0..5 {
-        forget_local_state(&repo);
+        repo.forget_local_state();
         repo.mount();
-        same(&tree, &repo.live().join("copy"), "from the bucket, through the faults");
+        same_for_diff(&tree, &repo.live().join("copy"), "from the bucket, through the faults");
         for number in 0..COMMITS {
             check_noise(&repo.live().join(format!("file-{number}")), number, 50 << 10);
         }
@@ -189,7 +179,7 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     fs::create_dir(repo.live().join("before")).expect("a directory");
     fs::copy(tree.join("large.bin"), repo.live().join("before/large.bin")).expect("copied");
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     let large = fs::read(repo.live().join("before/large.bin")).expect("reads while the store is there");
     assert!(repo.status()["store_problem"].is_null());
@@ -197,7 +187,7 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     proxy.down(true);
     let outage = Instant::now();
     must("cp", &["-a", text(&tree), text(&repo.live().join("during"))], LONG);
-    same(&tree, &repo.live().join("during"), "what was written in the outage");
+    same_for_diff(&tree, &repo.live().join("during"), "what was written in the outage");
     fs::create_dir(repo.snapshot("in-the-outage")).expect("a snapshot");
     wait_for("status tells of the outage", LONG, || repo.status()["store_problem"]["since"].is_string());
     assert!(repo.status_number("pending_bytes") > 0, "{}", repo.status());
@@ -218,7 +208,7 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
     repo.kill9();
     proxy.down(false);
     repo.mount();
-    same(&tree, &repo.live().join("during"), "after a kill in the outage");
+    same_for_diff(&tree, &repo.live().join("during"), "after a kill in the outage");
     fs::write(repo.live().join("more"), b"after").expect("writes go on");
 
     // Once more without a kill: it drains by itself when the store is back.
@@ -231,11 +221,11 @@ fn an_outage_stops_no_writer_is_told_and_ends_by_itself_also_across_a_kill() {
         repo.status_number("pending_bytes") == 0 && repo.status()["store_problem"].is_null()
     });
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     assert!(fs::read(repo.live().join("before/large.bin")).expect("reads") == large);
-    same(&tree, &repo.live().join("during"), "from the bucket, after the outage");
-    same(&tree, &repo.snapshot("in-the-outage").join("during"), "the snapshot");
+    same_for_diff(&tree, &repo.live().join("during"), "from the bucket, after the outage");
+    same_for_diff(&tree, &repo.snapshot("in-the-outage").join("during"), "the snapshot");
     assert_eq!(fs::read(repo.live().join("late")).expect("reads"), vec![7; 3 << 20]);
     repo.umount();
 }
@@ -290,7 +280,7 @@ fn while_the_bucket_is_gone_writes_go_on_up_to_staging_max_and_then_are_refused(
     wait_for("all drains by itself", LONG, || repo.status_number("pending_bytes") == 0);
     fs::write(repo.live().join("after"), b"after").expect("writes go on");
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     for number in 1..written {
         check_noise(&repo.live().join(name(number)), number, FILE);
@@ -312,7 +302,7 @@ fn reads_that_can_not_reach_the_bucket_fail_in_time_and_come_back() {
     write_noise(&repo.live().join("file"), 5, 4 << 20);
     let want = fs::read(repo.live().join("file")).expect("reads");
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     fs::metadata(repo.live().join("file")).expect("the entry");
     proxy.plan(|_| Trick::Silence(Duration::from_secs(60)));

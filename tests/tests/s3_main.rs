@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use axiomfs_tests::observe::{Ignore, compare_dirs};
+use axiomfs_tests::observe::{self, same_for_diff};
 use axiomfs_tests::repo::{TestRepo, alone, scratch, text};
 use axiomfs_tests::run::{must, run};
 use axiomfs_tests::s3::S3Server;
@@ -27,15 +27,8 @@ use axiomfs_tests::source::{check_noise, copy_real_files, walk, write_noise};
 const LONG: Duration = Duration::from_secs(600);
 
 fn same(want: &Path, have: &Path, when: &str) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
-    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
-    let found = compare_dirs(want, have, Ignore::default());
-    assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
-}
-
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
+    same_for_diff(want, have, when);
+    observe::same(want, have, when);
 }
 
 fn bytes_in(server: &S3Server, prefix: &str) -> u64 {
@@ -72,7 +65,7 @@ fn a_snapshot_in_a_bucket_keeps_everything_whatever_happens_to_live() {
     repo.umount().mount();
     same(&tree, &repo.snapshot("before").join("tree"), "after a remount");
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     same(&tree, &repo.snapshot("before").join("tree"), "from the bucket alone");
     assert_eq!(walk(&copy).len(), changed, "live/ is as it was changed");
@@ -127,7 +120,7 @@ fn little_changes_add_little_to_a_bucket() {
         before = now;
     }
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     check_noise(&path, 7, len);
     let done = run(Command::new("cmp").args(["-i", "10:0", text(&other), text(&path)]), LONG);

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::metrics::Metrics;
+use axiomfs_tests::observe::same_for_diff;
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::run::{must, run, wait_for};
@@ -27,21 +28,11 @@ fn soak() -> bool {
     std::env::var_os("AXIOMFS_SOAK").is_some()
 }
 
-fn same(want: &Path, have: &Path, when: &str) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
-    assert!(done.stdout.is_empty() && done.status.success(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
-}
-
 fn source(name: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = scratch(name);
     let tree = dir.path().join("tree");
     copy_real_files(&tree, if soak() { 12_000 } else { 500 });
     (dir, tree)
-}
-
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
 }
 
 /// An authority that nobody knows, and a certificate of it for 127.0.0.1: files `ca.pem`, `server.pem`, `server.key`.
@@ -87,7 +78,7 @@ fn a_server_with_an_authority_of_its_own_is_trusted_with_its_bundle_only() {
     repo.mount();
     write_noise(&repo.live().join("file"), 3, 8 << 20);
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     check_noise(&repo.live().join("file"), 3, 8 << 20);
     repo.umount();
@@ -116,7 +107,7 @@ fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
     write_noise(&repo.live().join("file"), 3, len);
     repo.umount();
     let up = rate_of_uploads(&proxy) / limit as f64;
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     let begun = Instant::now();
     must("dd", &[&format!("if={}", text(&repo.live().join("file"))), "of=/dev/null", "bs=1M"], LONG);
@@ -220,7 +211,7 @@ fn what_is_damaged_on_its_way_to_the_bucket_is_refused_there_and_sent_again() {
         assert!(&server.read(name) == last, "{name} is not what was sent");
     }
     proxy.plan(|_| Trick::Pass);
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     check_noise(&repo.live().join("file"), 3, 8 << 20);
     repo.umount();
@@ -239,7 +230,7 @@ fn a_silent_server_stops_no_writer_and_all_arrives_once_it_speaks() {
     proxy.plan(move |_| Trick::Silence(silence));
     let begun = Instant::now();
     must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
-    same(&tree, &repo.live().join("copy"), "in the silence");
+    same_for_diff(&tree, &repo.live().join("copy"), "in the silence");
     wait_for("status tells of it", LONG, || repo.status()["store_problem"]["since"].is_string());
     std::thread::sleep(silence.saturating_sub(begun.elapsed()));
     assert!(repo.status_number("pending_bytes") > 0, "nothing can have arrived: {}", repo.status());
@@ -248,9 +239,9 @@ fn a_silent_server_stops_no_writer_and_all_arrives_once_it_speaks() {
         repo.status_number("pending_bytes") == 0 && repo.status()["store_problem"].is_null()
     });
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
-    same(&tree, &repo.live().join("copy"), "from the bucket");
+    same_for_diff(&tree, &repo.live().join("copy"), "from the bucket");
     repo.umount();
 }
 
@@ -273,9 +264,9 @@ fn with_200_ms_on_each_request_writers_feel_nothing_and_all_arrives() {
     assert!(slowest < Duration::from_millis(200), "a writer waited {slowest:?}: for a request");
     must("cp", &["-a", text(&tree), text(&repo.live().join("copy"))], LONG);
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
-    same(&tree, &repo.live().join("copy"), "from the bucket");
+    same_for_diff(&tree, &repo.live().join("copy"), "from the bucket");
     repo.umount();
 }
 
@@ -294,7 +285,7 @@ fn a_listing_that_lags_hides_no_commit() {
     }
     repo.umount();
     for round in 0..2 {
-        forget_local_state(&repo);
+        repo.forget_local_state();
         repo.mount();
         let shown = fs::read_to_string(repo.live().join("file")).expect("reads");
         assert_eq!(shown, if round == 0 { "version 7" } else { "version 8" }, "the newest commit is found");

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use axiomfs_tests::ext4::Ext4;
+use axiomfs_tests::observe::same_for_diff;
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, scratch, text};
 use axiomfs_tests::rng::soak;
 use axiomfs_tests::run::{must, run, wait_for};
@@ -58,7 +59,7 @@ fn stressors_find_what_they_find_on_ext4_and_nothing_hangs_or_leaks() {
     let peak = repo.peak_rss();
     assert!(peak < MEMORY, "the daemon used {peak} bytes, {MEMORY} are allowed");
     fs::remove_dir_all(repo.live().join("work")).expect("removed");
-    same(&control, &repo.live().join("control"), "at once");
+    same_for_diff(&control, &repo.live().join("control"), "at once");
     repo.settle();
     wait_for("what was held is given back", LIMIT, || held(&repo).within(&before));
     println!("peak resident memory {} MiB, held: {:?}, before: {before:?}", peak >> 20, held(&repo));
@@ -66,12 +67,12 @@ fn stressors_find_what_they_find_on_ext4_and_nothing_hangs_or_leaks() {
     repo.kill9();
     repo.mount();
     assert!(!repo.events().contains("without a name"), "{}", repo.events());
-    same(&control, &repo.live().join("control"), "after a crash");
+    same_for_diff(&control, &repo.live().join("control"), "after a crash");
     repo.umount();
     fs::remove_dir_all(&repo.state).expect("the state can be deleted");
     fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
     repo.mount();
-    same(&control, &repo.live().join("control"), "from the store");
+    same_for_diff(&control, &repo.live().join("control"), "from the store");
     assert_eq!(fs::read_dir(repo.live()).expect("listed").count(), 1, "the stressors left something");
 }
 
@@ -158,9 +159,4 @@ fn without_numbers(line: &str, at: &Path) -> String {
     let message = line.split_once("] ").map_or(line, |(_, message)| message);
     let message = message.split(", filesystem type").next().unwrap_or_default().replace(text(at), "DIR");
     message.chars().filter(|c| !c.is_ascii_digit()).collect()
-}
-
-fn same(want: &Path, have: &Path, when: &str) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LIMIT);
-    assert!(done.status.success() && done.stdout.is_empty(), "{when}: diff says:\n{}{}", done.stdout, done.stderr);
 }

@@ -38,11 +38,6 @@ fn no_difference(want: &Path, have: &Path, when: &str) {
     eprintln!("{when}: no difference ({:?})", start.elapsed());
 }
 
-fn forget_local_state(repo: &TestRepo) {
-    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
-    fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
-}
-
 #[test]
 fn a_tree_of_10000_files_comes_out_as_it_went_in_and_a_second_copy_is_almost_free() {
     let _slot = alone();
@@ -63,7 +58,7 @@ fn a_tree_of_10000_files_comes_out_as_it_went_in_and_a_second_copy_is_almost_fre
     repo.mount();
     no_difference(&tree, &repo.live().join("one"), "after umount and mount");
     repo.umount();
-    forget_local_state(&repo);
+    repo.forget_local_state();
     repo.mount();
     no_difference(&tree, &repo.live().join("one"), "with state and cache deleted");
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use axiomfs_tests::observe::same_for_diff;
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, scratch, text};
 use axiomfs_tests::run::{must, run, wait_for};
@@ -17,11 +18,6 @@ const REFRESH: Duration = Duration::from_secs(10);
 const LARGE: u64 = 12 << 20;
 /// Commits only when asked to.
 const ASKED: &str = "checkpoint: {interval: 200ms, bytes: 1MiB}\ncommit: {interval: 1h, bytes: 1GiB}\n";
-
-fn same(want: &Path, have: &Path) {
-    let done = run(Command::new("diff").args(["-r", "--no-dereference", text(want), text(have)]), LONG);
-    assert!(done.stdout.is_empty() && done.status.success(), "diff says:\n{}{}", done.stdout, done.stderr);
-}
 
 fn source(name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = scratch(name);
@@ -76,7 +72,7 @@ fn share(mut a: TestRepo, name: &str, stored: impl Fn() -> u64) {
     copy_uncommitted(&tree, &b);
     b.kill9();
     mount(&mut b, "b", &[]);
-    same(&tree, &b.live().join("tree"));
+    same_for_diff(&tree, &b.live().join("tree"), "a volume");
     must("cp", &["-a", text(&own.join("large.bin")), text(&a.live().join("large.bin"))], LONG);
     a.umount();
     b.umount();
@@ -88,12 +84,12 @@ fn share(mut a: TestRepo, name: &str, stored: impl Fn() -> u64) {
         fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
     }
     mount(&mut b, "b", &["--read-only"]);
-    same(&tree, &b.live().join("tree"));
-    same(&own, &b.live().join("own"));
+    same_for_diff(&tree, &b.live().join("tree"), "a volume");
+    same_for_diff(&own, &b.live().join("own"), "a volume");
     b.umount();
     mount(&mut a, "main", &[]);
-    same(&tree, &a.live().join("tree"));
-    same(&own.join("large.bin"), &a.live().join("large.bin"));
+    same_for_diff(&tree, &a.live().join("tree"), "a volume");
+    same_for_diff(&own.join("large.bin"), &a.live().join("large.bin"), "a volume");
     a.umount();
 }
 
@@ -186,7 +182,7 @@ fn what_a_fenced_writer_shared_is_in_the_recovered_snapshot() {
     let listed = fs::read_dir(c.mnt.join("snapshots")).expect("listed");
     let snapshots: Vec<_> = listed.map(|entry| entry.expect("read").path()).collect();
     assert_eq!(snapshots.len(), 1, "{snapshots:?}");
-    same(&tree, &snapshots[0].join("tree"));
+    same_for_diff(&tree, &snapshots[0].join("tree"), "a volume");
     c.umount();
 }
 

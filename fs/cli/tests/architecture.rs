@@ -60,7 +60,8 @@ const ONLY_IN: [(&str, &[&str]); 11] = [
     ("tokio", &["axiomfs-storage-s3"]),
     ("aws-sdk-s3", &["axiomfs-storage-s3"]),
     ("aes-gcm", &["axiomfs-encryption-aes-gcm"]),
-    ("ring", &["axiomfs-encryption-aes-gcm"]),
+    // The tests check and make signatures of requests with it.
+    ("ring", &["axiomfs-encryption-aes-gcm", "axiomfs-tests"]),
     ("lz4_flex", &["axiomfs-compression-lz4"]),
     ("zstd", &["axiomfs-compression-zstd"]),
 ];
