@@ -117,7 +117,7 @@ impl Watched {
         }
         let carried = match self.carried {
             Some(carried) => Ok(carried),
-            None => volume.audit_log().map(|lines| last_carried(&lines)),
+            None => volume.audit_log().map(|lines| last_carried(&lines, &changes)),
         };
         let taken = carried.and_then(|carried| {
             self.carried = Some(carried);
@@ -168,10 +168,18 @@ fn carried_deed(change: KeyChange) -> Deed {
     Deed { time: Some(time), ..Deed::ended(who, CARRIED, subject, change.result) }
 }
 
-/// Number of the last change that the log has; 0 if it has none.
-fn last_carried(lines: &[AuditLine]) -> u32 {
+/// Number of the last change that the log has, or had before its oldest records went; 0 if none.
+fn last_carried(lines: &[AuditLine], changes: &[KeyChange]) -> u32 {
     let number = |line: &AuditLine| line.record.subject.split_once(':').and_then(|(number, _)| number.parse().ok());
-    lines.iter().filter(|line| line.record.action == CARRIED).filter_map(number).max().unwrap_or(0)
+    let carried = lines.iter().filter(|line| line.record.action == CARRIED).filter_map(number).max();
+    // What was done before the oldest record that is left was recorded before it.
+    let oldest = lines.first().filter(|line| line.number > 1).map(|line| time_ns(line.record.time));
+    let gone = changes.iter().filter(|change| oldest.is_some_and(|oldest| change.time_ns < oldest));
+    carried.or_else(|| gone.map(|change| change.number).max()).unwrap_or(0)
+}
+
+fn time_ns(time: Time) -> i64 {
+    time.secs.saturating_mul(1_000_000_000).saturating_add(time.nanos.into())
 }
 
 fn sealed(repository: &Repository) -> u64 {
@@ -192,6 +200,8 @@ fn due(epoch: &KeyEpoch, sealed: u64, rotate: &Rotate, now: SystemTime) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use axiomfs_repository::AuditRecord;
+
     use super::*;
 
     #[test]
@@ -210,5 +220,29 @@ mod tests {
         ] {
             assert_eq!(due(&epoch, sealed, &rotate, at(secs)), want, "{sealed} bytes at {secs}");
         }
+    }
+
+    #[test]
+    fn changes_of_keys_are_taken_up_once_also_when_their_records_are_gone() {
+        let change = |number: u32| KeyChange {
+            number,
+            time_ns: i64::from(number) * 10_000_000_000,
+            uid: 0,
+            pid: 1,
+            what: "passphrase added".into(),
+            result: "ok".into(),
+        };
+        let changes: Vec<KeyChange> = (1..=3).map(change).collect();
+        let line = |number: u64, action: &str, secs: i64, subject: &str| {
+            let time = Time { secs, nanos: 0 };
+            let (action, subject, result) = (action.into(), subject.into(), "ok".into());
+            let record = AuditRecord { previous: [0; 32], time, uid: 0, pid: 1, action, subject, result };
+            AuditLine { number, hash: [0; 32], record }
+        };
+        let mount = |number, secs| line(number, "mount", secs, "/mnt");
+        assert_eq!(last_carried(&[mount(1, 25)], &changes), 0, "a whole log without them");
+        assert_eq!(last_carried(&[mount(1, 5), line(2, CARRIED, 20, "2: passphrase added")], &changes), 2);
+        assert_eq!(last_carried(&[mount(900, 25), mount(901, 50)], &changes), 2, "its oldest records are gone");
+        assert_eq!(last_carried(&[], &changes), 0);
     }
 }
