@@ -154,10 +154,10 @@ class Cleanup:
                 HALTPOLL.write_text(self.haltpoll)
             return
         if not HALTPOLL.exists():
-            raise Failed(f"{HALTPOLL} doesn't exist: idle CPUs can't be made to poll here")
+            raise Failed(f"{HALTPOLL} doesn't exist: how idle CPUs wait can't be set here")
         if self.haltpoll is None:
             self.haltpoll = HALTPOLL.read_text()
-        HALTPOLL.write_text("200000\n")
+        HALTPOLL.write_text({"sleep": "0\n", "poll": "200000\n"}[way])
 
     def start(self, command, mountpoint, env=None, log=None, limit=60.0):
         """Starts a daemon and waits until its mount is there. Returns the process."""

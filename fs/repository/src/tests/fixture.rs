@@ -52,6 +52,24 @@ fn the_repository_with_clear_frames_is_readable() {
     read("clear-v1");
 }
 
+#[test]
+fn the_repository_with_an_overlay_is_readable() {
+    read("overlay-v1");
+}
+
+fn name_of(number: usize) -> Vec<u8> {
+    format!("name {number:04}").into_bytes()
+}
+
+/// The value of a name in the live tree. In the third fixture an overlay has removed one name and changed another.
+fn value_of(name: &str, number: usize) -> Option<Vec<u8>> {
+    match number {
+        3 if name == "overlay-v1" => None,
+        10 if name == "overlay-v1" => Some(b"changed".to_vec()),
+        _ => Some(format!("value {}", number * number).into_bytes()),
+    }
+}
+
 fn read(name: &str) {
     let dir = dir(name);
     let store = Arc::new(TestStore::default());
@@ -75,9 +93,10 @@ fn read(name: &str) {
         assert!(*repository.read_chunk(&id).unwrap() == *data, "chunk {number}");
     }
     for number in 0..500 {
-        let value = get(&*repository, head.live_root, format!("name {number:04}").as_bytes()).unwrap();
-        assert_eq!(value.as_deref(), Some(format!("value {}", number * number).as_bytes()));
+        let value = get(&*repository, head.live_root, &name_of(number)).unwrap();
+        assert_eq!(value.as_deref(), value_of(name, number).as_deref());
     }
+    assert_eq!(head.live_root.unwrap().height & 0x80 > 0, name == "overlay-v1");
     let record = get(&*repository, head.snapshots_root, b"monday").unwrap().unwrap();
     let record = SnapshotRecord::decode(&record).unwrap();
     assert_eq!((record.ordinal.0, record.root, record.created_ns), (1, head.live_root, 1_700_000_000_000_000_000));
@@ -102,9 +121,11 @@ fn write_fixture() {
             let class = FrameClass { kind, ..class(number as u32 % 2, route) };
             repository.add_chunk(class, id_of(&repository, clear, &data), &data).unwrap();
         }
-        let edits =
-            (0..500).map(|n| (format!("name {n:04}").into_bytes(), Some(format!("value {}", n * n).into_bytes())));
-        let root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
+        let edits = (0..500).map(|n| (name_of(n), value_of("plain", n)));
+        let mut root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, edits).unwrap();
+        let changes = (0..500).filter(|n| value_of(&name, *n) != value_of("plain", *n));
+        let changes = changes.map(|n| (name_of(n), value_of(&name, n)));
+        root = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, root, changes).unwrap();
         let record = SnapshotRecord { ordinal: crate::ids::Ordinal(1), root, created_ns: 1_700_000_000_000_000_000 };
         let entry = std::iter::once((b"monday".to_vec(), Some(record.encode())));
         let snapshots = apply::<_, _, RepositoryError>(&*repository, &mut &*repository, None, entry).unwrap();

@@ -4,30 +4,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::buffer::NodeBuffer;
-use super::{HEIGHT_MAX, KEY_MAX, NODE_MIN, NODE_TARGET, Node, NodeSink, NodeSource, Root, TreeError, VALUE_MAX, load};
+use super::{HEIGHT_MAX, KEY_MAX, Node, NodeSink, NodeSource, Root, TreeError, VALUE_MAX, load};
 use crate::ids::ChunkId;
 
-/// Applies `edits` to the tree `root` and answers the root of the result; `None` is the empty tree on both sides.
-///
-/// The keys of `edits` ascend strictly. `Some(value)` inserts or overwrites, `None` deletes; deleting what is absent is no error. New nodes
-/// go to `sink` as they are finished, children before parents, and are never read back. If this fails, what `sink` has got is garbage and
-/// the tree `root` is what it was. Memory is bounded by the height of the tree times a few nodes.
-///
-/// # Errors
-/// Those of `src` and `sink`, and [`TreeError`] for edits that are out of order or over the limits, or a damaged tree.
-pub fn apply<S, K, E>(
-    src: &S,
-    sink: &mut K,
-    root: Option<Root>,
-    edits: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
-) -> Result<Option<Root>, E>
-where
-    S: NodeSource,
-    K: NodeSink,
-    E: From<S::Error> + From<K::Error> + From<TreeError>,
-{
-    apply_sized(src, sink, root, edits, Sizes { target: NODE_TARGET, min: NODE_MIN })
-}
+/// A key and what becomes of it: a value, or nothing.
+pub(super) type Edit = (Vec<u8>, Option<Vec<u8>>);
 
 /// How large nodes are made, in bytes.
 #[derive(Clone, Copy)]
@@ -38,11 +19,12 @@ pub(super) struct Sizes {
     pub min: usize,
 }
 
-pub(super) fn apply_sized<S, K, E>(
+/// [`apply`](super::apply) to a plain tree, with a plain one as the result.
+pub(super) fn apply_plain<S, K, E>(
     src: &S,
     sink: &mut K,
     root: Option<Root>,
-    edits: impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    edits: impl Iterator<Item = Edit>,
     sizes: Sizes,
 ) -> Result<Option<Root>, E>
 where
@@ -70,17 +52,35 @@ where
 }
 
 /// The edits, each checked as it comes to be the next.
-struct Edits<I> {
+pub(super) struct Edits<I> {
     rest: I,
-    next: Option<(Vec<u8>, Option<Vec<u8>>)>,
+    next: Option<Edit>,
     index: u64,
 }
 
-impl<I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>> Edits<I> {
-    fn new(mut rest: I) -> Result<Self, TreeError> {
+impl<I: Iterator<Item = Edit>> Edits<I> {
+    pub fn new(mut rest: I) -> Result<Self, TreeError> {
         let next = rest.next();
         check_lengths(next.as_ref())?;
         Ok(Self { rest, next, index: 0 })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Up to `most` edits off the front.
+    pub fn take(&mut self, most: usize) -> Result<Vec<Edit>, TreeError> {
+        let mut taken = Vec::new();
+        while taken.len() < most && self.next.is_some() {
+            taken.extend(self.advance()?);
+        }
+        Ok(taken)
+    }
+
+    /// What is left.
+    pub fn rest(self) -> impl Iterator<Item = Edit> {
+        self.next.into_iter().chain(self.rest)
     }
 
     /// The next edit, if its key is below `upper`.
@@ -90,7 +90,7 @@ impl<I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>> Edits<I> {
         below.then_some((key, value.as_deref()))
     }
 
-    fn advance(&mut self) -> Result<(), TreeError> {
+    fn advance(&mut self) -> Result<Option<Edit>, TreeError> {
         let next = self.rest.next();
         check_lengths(next.as_ref())?;
         self.index += 1;
@@ -99,12 +99,11 @@ impl<I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>> Edits<I> {
         {
             return Err(TreeError::EditOrder { index: self.index });
         }
-        self.next = next;
-        Ok(())
+        Ok(std::mem::replace(&mut self.next, next))
     }
 }
 
-fn check_lengths(edit: Option<&(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), TreeError> {
+fn check_lengths(edit: Option<&Edit>) -> Result<(), TreeError> {
     match edit {
         Some((key, _)) if key.len() > KEY_MAX => Err(TreeError::KeyTooLong { len: key.len() }),
         Some((_, Some(value))) if value.len() > VALUE_MAX => Err(TreeError::ValueTooLong { len: value.len() }),
@@ -125,7 +124,7 @@ where
     S: NodeSource,
     K: NodeSink,
     E: From<S::Error> + From<K::Error> + From<TreeError>,
-    I: Iterator<Item = (Vec<u8>, Option<Vec<u8>>)>,
+    I: Iterator<Item = Edit>,
 {
     /// The old tree is empty: all edits become entries.
     fn fill(&mut self) -> Result<(), E> {

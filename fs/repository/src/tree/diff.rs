@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::iter;
 use std::sync::Arc;
 
+use super::overlay::{Ahead, Parts};
 use super::{KeyRef, Node, NodeSource, Root, ValueRef, load};
 use crate::ids::ChunkId;
 
@@ -13,11 +14,76 @@ pub type Change = (KeyRef, Option<ValueRef>, Option<ValueRef>);
 /// All keys whose values differ between the trees `old` and `new`, in key order. Reads a number of nodes that is proportional to the changes,
 /// not to the trees: subtrees with equal ids are skipped unread.
 pub fn diff<S: NodeSource>(src: &S, old: Option<Root>, new: Option<Root>) -> Diff<'_, S> {
-    Diff { old: Side { src, root: old, stack: Vec::new() }, new: Side { src, root: new, stack: Vec::new() } }
+    Diff { src, state: Differing::Unopened(old, new) }
 }
 
 /// An iterator over changes; see [`diff`]. After an error it stands where it stood, and asking again tries again.
-pub struct Diff<'s, S> {
+pub struct Diff<'s, S: NodeSource> {
+    src: &'s S,
+    state: Differing<'s, S>,
+}
+
+enum Differing<'s, S: NodeSource> {
+    Unopened(Option<Root>, Option<Root>),
+    Plain(Sides<'s, S>),
+    /// What differs between the bases, what is deleted, and what is put. A key of which all three say the same has the same value.
+    Overlays {
+        old: Parts,
+        new: Parts,
+        parts: Box<[Ahead<Sides<'s, S>, Change>; 3]>,
+    },
+}
+
+impl<S: NodeSource> Diff<'_, S> {
+    fn advance(&mut self) -> Result<Option<Change>, S::Error> {
+        if let Differing::Unopened(old, new) = self.state {
+            let sides = |old, new| Sides { old: Side::of(self.src, old), new: Side::of(self.src, new) };
+            let (old, new) = (Parts::of(self.src, old)?, Parts::of(self.src, new)?);
+            self.state = if old.is_plain() && new.is_plain() {
+                Differing::Plain(sides(old.base, new.base))
+            } else {
+                let ahead = |old, new| Ahead { rest: sides(old, new), next: None };
+                let parts = [ahead(old.base, new.base), ahead(old.deleted, new.deleted), ahead(old.put, new.put)];
+                Differing::Overlays { old, new, parts: Box::new(parts) }
+            };
+        }
+        match &mut self.state {
+            Differing::Unopened(..) => Ok(None),
+            Differing::Plain(sides) => sides.advance(),
+            Differing::Overlays { old, new, parts } => overlays(self.src, old, new, parts),
+        }
+    }
+}
+
+/// The next key that one of the parts has changed, if its value has changed too.
+fn overlays<S: NodeSource>(
+    src: &S,
+    old: &Parts,
+    new: &Parts,
+    parts: &mut [Ahead<Sides<'_, S>, Change>; 3],
+) -> Result<Option<Change>, S::Error> {
+    loop {
+        let mut first: Option<KeyRef> = None;
+        for part in parts.iter_mut() {
+            if let Some((key, ..)) = part.peek()?
+                && first.as_ref().is_none_or(|first| key < first)
+            {
+                first = Some(key.clone());
+            }
+        }
+        let Some(key) = first else { return Ok(None) };
+        let (before, after) = (old.get(src, &key)?, new.get(src, &key)?);
+        for part in parts.iter_mut() {
+            part.next.take_if(|(next, ..)| *next == key);
+        }
+        if before != after {
+            return Ok(Some((key, before, after)));
+        }
+    }
+}
+
+/// Two plain trees, side by side.
+struct Sides<'s, S> {
     old: Side<'s, S>,
     new: Side<'s, S>,
 }
@@ -45,7 +111,11 @@ enum Item<'a> {
     },
 }
 
-impl<S: NodeSource> Side<'_, S> {
+impl<'s, S: NodeSource> Side<'s, S> {
+    fn of(src: &'s S, root: Option<Root>) -> Self {
+        Self { src, root, stack: Vec::new() }
+    }
+
     fn peek(&mut self) -> Result<Option<Item<'_>>, S::Error> {
         if let Some(root) = self.root {
             return Ok(Some(Item::Subtree { id: root.node, level: root.level()?, lower: b"" }));
@@ -148,7 +218,7 @@ fn step(old: Option<Item<'_>>, new: Option<Item<'_>>) -> Step {
     }
 }
 
-impl<S: NodeSource> Diff<'_, S> {
+impl<S: NodeSource> Sides<'_, S> {
     fn advance(&mut self) -> Result<Option<Change>, S::Error> {
         loop {
             match step(self.old.peek()?, self.new.peek()?) {
@@ -174,6 +244,14 @@ impl<S: NodeSource> Diff<'_, S> {
                 }
             }
         }
+    }
+}
+
+impl<S: NodeSource> Iterator for Sides<'_, S> {
+    type Item = Result<Change, S::Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
     }
 }
 

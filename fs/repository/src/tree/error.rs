@@ -46,6 +46,12 @@ pub enum TreeError {
         /// As read.
         entries: u64,
     },
+    /// The root node of an overlay is none.
+    #[error("Tree node {node} is not the root of an overlay, as its height says")]
+    Overlay {
+        /// The node.
+        node: ChunkId,
+    },
     /// A root counts fewer entries than were found.
     #[error("Tree with root {node} has another number of entries than its root says ({entries})")]
     Entries {

@@ -1,7 +1,7 @@
 //! The metadata tree: a sorted map from bytes to bytes as a copy-on-write B+tree of immutable nodes.
 //!
 //! Pure and synchronous: nodes come from a [`NodeSource`], new ones go to a [`NodeSink`]; what is stored where, encrypted or cached, is
-//! theirs. The format stands in `fs/doc/format-tree.md`. Trees share all nodes that a change didn't touch, so a snapshot costs nothing and
+//! theirs. The format stands in `fs/doc/format-tree.md`. Few edits over a large tree stand beside it, in an overlay. Trees share all nodes that a change didn't touch, so a snapshot costs nothing and
 //! [`diff`] reads only what differs.
 
 mod apply;
@@ -9,6 +9,7 @@ mod buffer;
 mod diff;
 mod error;
 mod node;
+mod overlay;
 mod read;
 mod root;
 #[cfg(test)]
@@ -17,11 +18,11 @@ mod walk;
 
 use std::sync::Arc;
 
-pub use apply::apply;
 pub use diff::{Change, Diff, diff};
 pub use error::{Damage, TreeError};
 pub use node::{KeyRef, Node, NodeSlice, ValueRef};
-pub use read::{BorrowedEntry, Cursor, Entry, Range, first_after, get, last_at_or_before, range};
+pub use overlay::{Range, apply, first_after, get, last_at_or_before, range};
+pub use read::{BorrowedEntry, Entry};
 pub use root::Root;
 pub use walk::{Visit, walk_new};
 

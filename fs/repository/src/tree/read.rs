@@ -1,6 +1,5 @@
-//! Reading: single entries, and scans.
+//! Reading plain trees: single entries, and scans.
 
-use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -13,10 +12,7 @@ pub type Entry = (KeyRef, ValueRef);
 pub type BorrowedEntry<'a> = (&'a [u8], &'a [u8]);
 
 /// The value of `key`.
-///
-/// # Errors
-/// Those of `src`. Asking again after an error costs no more than the nodes that `src` didn't have.
-pub fn get<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8]) -> Result<Option<ValueRef>, S::Error> {
+pub(super) fn get<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8]) -> Result<Option<ValueRef>, S::Error> {
     let Some(root) = root else { return Ok(None) };
     let mut level = root.level()?;
     let mut node = load(src, &root.node, level)?;
@@ -27,33 +23,25 @@ pub fn get<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8]) -> Result<Opt
     Ok(node.find(key).ok().map(|i| ValueRef::value(&node, i)))
 }
 
-/// The entry with the smallest key greater than `key`.
-///
-/// # Errors
-/// Those of `src`.
-pub fn first_after<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8]) -> Result<Option<Entry>, S::Error> {
-    range(src, root, Bound::Excluded(key), Bound::Unbounded).next().transpose()
-}
-
-/// The entry with the greatest key that isn't greater than `key`.
-///
-/// # Errors
-/// Those of `src`.
-pub fn last_at_or_before<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8]) -> Result<Option<Entry>, S::Error> {
+/// The entry with the greatest key that `to` admits.
+pub(super) fn last<S: NodeSource>(src: &S, root: Option<Root>, to: Bound<&[u8]>) -> Result<Option<Entry>, S::Error> {
     let Some(root) = root else { return Ok(None) };
-    // The subtree that ends just before the path: where the answer is, if the path's leaf begins after `key`.
+    // The subtree that ends just before the path: where the answer is, if the path's leaf begins after the bound.
     let mut before: Option<(ChunkId, u8)> = None;
     let mut level = root.level()?;
     let mut node = load(src, &root.node, level)?;
     while level > 0 {
         level -= 1;
-        let i = node.child_index(key);
+        let i = match to {
+            Bound::Included(key) | Bound::Excluded(key) => node.child_index(key),
+            Bound::Unbounded => node.len() - 1,
+        };
         if i > 0 {
             before = Some((node.child(i - 1), level));
         }
         node = load(src, &node.child(i), level)?;
     }
-    let mut count = node.before_to(Bound::Included(key));
+    let mut count = node.before_to(to);
     if count == 0 {
         let Some((id, mut level)) = before else { return Ok(None) };
         node = load(src, &id, level)?;
@@ -66,25 +54,8 @@ pub fn last_at_or_before<S: NodeSource>(src: &S, root: Option<Root>, key: &[u8])
     Ok(Some((KeyRef::key(&node, count - 1), ValueRef::value(&node, count - 1))))
 }
 
-/// All entries between two bounds in key order, read as they are asked for. Bounds that admit nothing, crossed ones too, give nothing.
-pub fn range<'s, S: NodeSource>(src: &'s S, root: Option<Root>, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Range<'s, S> {
-    Range {
-        src,
-        root,
-        from: from.map(<[u8]>::to_vec),
-        to: to.map(<[u8]>::to_vec),
-        stack: Vec::new(),
-        leaf: None,
-        next: 0,
-        end: 0,
-    }
-}
-
-/// A scan; see [`range`].
-///
-/// After an error it stands where it stood, and asking again tries again: a scan over a source that answers "not cached" goes on once the
-/// node is there. Whoever wants no second try stops at the first error.
-pub struct Range<'s, S> {
+/// A scan of a plain tree; see [`range`](super::range).
+pub(super) struct Scan<'s, S> {
     src: &'s S,
     /// Until it has been read.
     root: Option<Root>,
@@ -98,11 +69,22 @@ pub struct Range<'s, S> {
     end: usize,
 }
 
-impl<S: NodeSource> Range<'_, S> {
-    /// The next entry, borrowed: for scans that look at many and keep few.
-    ///
-    /// # Errors
-    /// Those of the source.
+impl<'s, S: NodeSource> Scan<'s, S> {
+    /// All entries between two bounds.
+    pub fn new(src: &'s S, root: Option<Root>, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Self {
+        Self {
+            src,
+            root,
+            from: from.map(<[u8]>::to_vec),
+            to: to.map(<[u8]>::to_vec),
+            stack: Vec::new(),
+            leaf: None,
+            next: 0,
+            end: 0,
+        }
+    }
+
+    /// The next entry, borrowed.
     pub fn next_borrowed(&mut self) -> Result<Option<BorrowedEntry<'_>>, S::Error> {
         if !self.advance()? {
             return Ok(None);
@@ -181,11 +163,11 @@ impl<S: NodeSource> Range<'_, S> {
     }
 }
 
-fn as_slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
+pub(super) fn as_slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
     bound.as_ref().map(Vec::as_slice)
 }
 
-impl<S: NodeSource> Iterator for Range<'_, S> {
+impl<S: NodeSource> Iterator for Scan<'_, S> {
     type Item = Result<Entry, S::Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -197,64 +179,5 @@ impl<S: NodeSource> Iterator for Range<'_, S> {
             Ok(false) => None,
             Err(error) => Some(Err(error)),
         }
-    }
-}
-
-/// Looks up one key after the other and keeps the path of the last: keys that lie near each other cost no second way down.
-pub struct Cursor<'s, S> {
-    src: &'s S,
-    root: Option<Root>,
-    /// Nodes from the root down, each with the child taken.
-    path: Vec<(Arc<Node>, usize)>,
-}
-
-impl<'s, S: NodeSource> Cursor<'s, S> {
-    /// A cursor over the tree `root`.
-    pub fn new(src: &'s S, root: Option<Root>) -> Self {
-        Self { src, root, path: Vec::new() }
-    }
-
-    /// The value of `key`. After an error the part of the way that was read is kept.
-    ///
-    /// # Errors
-    /// Those of the source.
-    pub fn get(&mut self, key: &[u8]) -> Result<Option<ValueRef>, S::Error> {
-        let Some(root) = self.root else { return Ok(None) };
-        let height = usize::from(root.height);
-        if self.path.len() == height
-            && let Some((leaf, _)) = self.path.last()
-            && leaf.key(0) <= key
-        {
-            match key.cmp(leaf.last_key()) {
-                Ordering::Greater => {}
-                Ordering::Less | Ordering::Equal => {
-                    return Ok(leaf.find(key).ok().map(|i| ValueRef::value(leaf, i)));
-                }
-            }
-        }
-        self.descend(root, key)?;
-        Ok(self.path.last().and_then(|(leaf, _)| leaf.find(key).ok().map(|i| ValueRef::value(leaf, i))))
-    }
-
-    fn descend(&mut self, root: Root, key: &[u8]) -> Result<(), S::Error> {
-        let mut level = root.level()?;
-        if self.path.is_empty() {
-            self.path.push((load(self.src, &root.node, level)?, usize::MAX));
-        }
-        let mut depth = 0;
-        while level > 0 {
-            level -= 1;
-            let (branch, taken) = &self.path[depth];
-            let i = branch.child_index(key);
-            if i != *taken || self.path.len() == depth + 1 {
-                let id = branch.child(i);
-                self.path.truncate(depth + 1);
-                self.path[depth].1 = i;
-                let child = load(self.src, &id, level)?;
-                self.path.push((child, usize::MAX));
-            }
-            depth += 1;
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! A tree's root as others store it.
 
-use super::{HEIGHT_MAX, TreeError};
+use super::{HEIGHT_MAX, TreeError, overlay};
 use crate::ids::ChunkId;
 
 /// A tree that isn't empty; `None` of an `Option<Root>` is the empty one.
@@ -8,9 +8,9 @@ use crate::ids::ChunkId;
 pub struct Root {
     /// The root node.
     pub node: ChunkId,
-    /// Number of levels, 1 when the root is a leaf.
+    /// Number of levels, 1 when the root is a leaf. With the highest bit set: those of an overlay's base.
     pub height: u8,
-    /// Number of entries in the tree.
+    /// Number of entries in the tree, or in an overlay's base.
     pub entries: u64,
 }
 
@@ -39,9 +39,9 @@ impl Root {
             height: height[0],
             entries: u64::from_le_bytes(entries.try_into().expect("41 - 33 bytes")),
         };
-        root.level()?;
+        root.is_overlay()?;
         if root.entries == 0 {
-            return Err(TreeError::Root { height: root.height, entries: 0 });
+            return Err(root.impossible());
         }
         Ok(root)
     }
@@ -59,11 +59,24 @@ impl Root {
         if bytes == &[0; Self::LEN] { Ok(None) } else { Self::decode(bytes).map(Some) }
     }
 
-    /// The root node's level.
+    /// Whether the tree is an overlay over another.
+    pub(super) fn is_overlay(&self) -> Result<bool, TreeError> {
+        let is_overlay = self.height & overlay::FLAG > 0;
+        Self { height: self.height & !overlay::FLAG, ..*self }
+            .level()
+            .map_err(|_| self.impossible())
+            .map(|_| is_overlay)
+    }
+
+    fn impossible(&self) -> TreeError {
+        TreeError::Root { height: self.height, entries: self.entries }
+    }
+
+    /// The root node's level in a plain tree.
     pub(super) fn level(&self) -> Result<u8, TreeError> {
         match self.height {
             1..=HEIGHT_MAX => Ok(self.height - 1),
-            height => Err(TreeError::Root { height, entries: self.entries }),
+            _ => Err(self.impossible()),
         }
     }
 }

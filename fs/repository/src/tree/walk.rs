@@ -1,12 +1,14 @@
 //! Visiting the nodes that a tree doesn't share with others.
 
+use super::overlay::Parts;
 use super::{Node, NodeSource, Root, load};
 use crate::ids::ChunkId;
 
 /// What a walk calls for each node.
 pub type Visit<'a, E> = dyn FnMut(ChunkId, &Node) -> Result<(), E> + 'a;
 
-/// Visits the nodes of the tree `root` for which `is_new` is true, in key order, each before its children, and descends only through those:
+/// Visits the nodes of the tree `root` for which `is_new` is true, each before its children, in key order within each of
+/// the trees that an overlay is made of, and descends only through those:
 /// below a node that is known, all nodes are known. `is_new` is asked once for each edge, before the node is read.
 ///
 /// # Errors
@@ -17,10 +19,19 @@ pub fn walk_new<S: NodeSource>(
     is_new: &mut dyn FnMut(&ChunkId) -> bool,
     visit: &mut Visit<'_, S::Error>,
 ) -> Result<(), S::Error> {
-    match root {
-        Some(root) => walk(src, root.node, root.level()?, is_new, visit),
-        None => Ok(()),
+    let Some(root) = root else { return Ok(()) };
+    if !root.is_overlay()? {
+        return walk(src, root.node, root.level()?, is_new, visit);
     }
+    if !is_new(&root.node) {
+        return Ok(());
+    }
+    visit(root.node, &*load(src, &root.node, 0)?)?;
+    let Parts { base, deleted, put } = Parts::of(src, Some(root))?;
+    for part in [base, deleted, put].into_iter().flatten() {
+        walk(src, part.node, part.level()?, is_new, visit)?;
+    }
+    Ok(())
 }
 
 fn walk<S: NodeSource>(

@@ -149,7 +149,8 @@ fn a_child_on_the_wrong_level_is_refused() {
         assert_eq!(diff(&nodes, None, wrong).next().unwrap().unwrap_err(), expected);
         assert_eq!(walk_new(&nodes, wrong, &mut |_| true, &mut |_, _| Ok(())).unwrap_err(), expected);
         let edits = [(vec![], None)].into_iter();
-        assert_eq!(apply::<_, _, Failure>(&nodes, &mut Sink::default(), wrong, edits).unwrap_err(), expected);
+        let applied = apply_plain::<_, _, Failure>(&nodes, &mut Sink::default(), wrong, edits, SMALL);
+        assert_eq!(applied.unwrap_err(), expected);
     }
     for height in [0, HEIGHT_MAX + 1, 255] {
         let wrong = Some(Root { height, ..root });

@@ -2,16 +2,18 @@
 
 mod damage;
 mod model;
+mod overlay;
 mod shape;
 mod speed;
 
-use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::apply::{Sizes, apply_sized};
+use super::apply::{Sizes, apply_plain};
+use super::overlay::{Limits, Parts, apply_limited};
 use super::*;
 use crate::ids::ChunkId;
 
@@ -22,6 +24,9 @@ pub(super) type Edit = (Vec<u8>, Option<Vec<u8>>);
 /// Nodes of a few entries, so that small inputs make high trees.
 pub(super) const SMALL: Sizes = Sizes { target: 320, min: 96 };
 pub(super) const REAL: Sizes = Sizes { target: NODE_TARGET, min: NODE_MIN };
+
+/// No overlays.
+pub(super) const PLAIN: Limits = Limits { share: 1, most: 0 };
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -42,6 +47,9 @@ pub(super) struct Nodes {
     pub reads: Cell<u64>,
     /// Every so many reads one fails.
     pub fail_every: u64,
+    /// The first read of each node fails, as where it has to be fetched.
+    pub cold: bool,
+    fetched: RefCell<HashSet<ChunkId>>,
 }
 
 /// Ids are hashes already.
@@ -66,6 +74,9 @@ impl NodeSource for Nodes {
         if self.fail_every > 0 && self.reads.get().is_multiple_of(self.fail_every) {
             return Err(Failure::NotCached);
         }
+        if self.cold && self.fetched.borrow_mut().insert(*id) {
+            return Err(Failure::NotCached);
+        }
         self.map.get(id).cloned().ok_or(Failure::Missing(*id))
     }
 }
@@ -87,6 +98,11 @@ impl NodeSink for Sink {
 }
 
 impl Nodes {
+    /// Everything has to be fetched again.
+    pub fn forget(&self) {
+        self.fetched.borrow_mut().clear();
+    }
+
     pub fn insert(&mut self, bytes: &[u8]) -> ChunkId {
         let id = ChunkId(*blake3::hash(bytes).as_bytes());
         self.map.insert(id, Arc::new(Node::parse(bytes.into()).expect("a node as written")));
@@ -94,8 +110,19 @@ impl Nodes {
     }
 
     pub fn apply(&mut self, root: Option<Root>, edits: Vec<Edit>, sizes: Sizes) -> (Option<Root>, usize) {
+        self.apply_limited(root, edits, sizes, PLAIN)
+    }
+
+    pub fn apply_limited(
+        &mut self,
+        root: Option<Root>,
+        edits: Vec<Edit>,
+        sizes: Sizes,
+        limits: Limits,
+    ) -> (Option<Root>, usize) {
         let mut sink = Sink::default();
-        let root = apply_sized::<_, _, Failure>(self, &mut sink, root, edits.into_iter(), sizes).expect("valid edits");
+        let root = apply_limited::<_, _, Failure>(self, &mut sink, root, edits.into_iter(), sizes, limits);
+        let root = root.expect("valid edits");
         let written = sink.new.len();
         for (id, bytes) in sink.new {
             assert_eq!(self.insert(&bytes), id);
@@ -109,7 +136,15 @@ impl Nodes {
 
     /// Checks what the format promises of every node of a tree, without the code that reads trees.
     pub fn check(&self, root: Option<Root>, sizes: Sizes) {
-        let Some(root) = root else { return };
+        let parts = Parts::of(self, root).expect("whole trees");
+        for part in [parts.base, parts.deleted, parts.put].into_iter().flatten() {
+            self.check_plain(part, sizes);
+        }
+        let (deleted, put) = (self.contents(parts.deleted), self.contents(parts.put));
+        assert!(deleted.iter().all(|(key, value)| value.is_empty() && !put.contains_key(key)));
+    }
+
+    fn check_plain(&self, root: Root, sizes: Sizes) {
         let mut entries = 0;
         self.check_node(&root.node, root.height - 1, b"", None, None, &mut entries, sizes);
         assert_eq!(entries, root.entries);

@@ -83,12 +83,6 @@ fn speed() {
     }
     per_second("lookups among 1,000 keys", COUNT, start);
 
-    let mut cursor = Cursor::new(&nodes, root);
-    let start = Instant::now();
-    let found = edits.iter().filter(|(key, _)| cursor.get(key).unwrap().is_some()).count();
-    per_second("ascending lookups by cursor", COUNT, start);
-    assert_eq!(found as u64, COUNT);
-
     let start = Instant::now();
     assert_eq!(range(&nodes, root, Bound::Unbounded, Bound::Unbounded).filter(Result::is_ok).count() as u64, COUNT);
     per_second("scan", COUNT, start);
