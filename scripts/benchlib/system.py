@@ -51,8 +51,18 @@ def run_measured(command, env=None):
     return took, usage.ru_maxrss * 1024
 
 
+def read_away(command):
+    """Seconds until a command has written all its output to /dev/null."""
+    start = time.monotonic()
+    done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    took = time.monotonic() - start
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr.decode(errors='replace')[-2000:]}")
+    return took
+
+
 def read_through(command):
-    """Seconds until a command has written all its output into a pipe. (tar would not read at all for /dev/null.)"""
+    """The same through a pipe, for tar, which does not read at all for /dev/null."""
     start = time.monotonic()
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         buffer = bytearray(MIB)

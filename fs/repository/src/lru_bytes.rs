@@ -8,22 +8,43 @@ use lru::LruCache;
 /// Thread-safe; every call takes one short lock.
 pub(crate) struct ByteLru<K: Hash + Eq, V> {
     inner: Mutex<Inner<K, V>>,
-    limit: usize,
 }
 
 struct Inner<K: Hash + Eq, V> {
     entries: LruCache<K, (V, usize)>,
     bytes: usize,
+    limit: usize,
+}
+
+impl<K: Hash + Eq, V> Inner<K, V> {
+    /// Takes out what is too much.
+    fn evict(&mut self, evicted: &mut Vec<V>) {
+        while self.bytes > self.limit {
+            let Some((_, (old, size))) = self.entries.pop_lru() else { break };
+            self.bytes -= size;
+            evicted.push(old);
+        }
+    }
 }
 
 impl<K: Hash + Eq, V: Clone> ByteLru<K, V> {
     /// A cache that holds at most `limit` bytes, as its users count them.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { inner: Mutex::new(Inner { entries: LruCache::unbounded(), bytes: 0 }), limit }
+        Self { inner: Mutex::new(Inner { entries: LruCache::unbounded(), bytes: 0, limit }) }
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.lock().limit
+    }
+
+    /// Sets another limit.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        let mut evicted = Vec::new();
+        let mut inner = self.lock();
+        inner.limit = limit;
+        inner.evict(&mut evicted);
+        // Before what was taken out is freed.
+        drop(inner);
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<V> {
@@ -37,22 +58,18 @@ impl<K: Hash + Eq, V: Clone> ByteLru<K, V> {
 
     /// Puts `value`, which takes `bytes`; one larger than the whole cache is not kept.
     pub(crate) fn put(&self, key: K, value: V, bytes: usize) {
-        if bytes > self.limit {
-            return;
-        }
         let mut evicted = Vec::new();
         {
             let mut inner = self.lock();
+            if bytes > inner.limit {
+                return;
+            }
             inner.bytes += bytes;
             if let Some((old, size)) = inner.entries.put(key, (value, bytes)) {
                 inner.bytes -= size;
                 evicted.push(old);
             }
-            while inner.bytes > self.limit {
-                let Some((_, (old, size))) = inner.entries.pop_lru() else { break };
-                inner.bytes -= size;
-                evicted.push(old);
-            }
+            inner.evict(&mut evicted);
         }
         // Large values are freed after the lock.
         drop(evicted);
@@ -94,7 +111,10 @@ mod tests {
         assert_eq!((cache.get(&7), cache.bytes()), (Some(70), 90));
         cache.put(11, 11, 101);
         assert!(!cache.contains(&11));
-        cache.remove(&7);
+        cache.put(12, 12, 10);
+        cache.set_limit(95);
+        assert_eq!((cache.get(&7), cache.get(&12), cache.bytes()), (None, Some(12), 10));
+        cache.remove(&12);
         assert_eq!(cache.bytes(), 0);
     }
 }

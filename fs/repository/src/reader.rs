@@ -119,6 +119,13 @@ struct Flight {
     changed: Condvar,
 }
 
+/// Bytes that decoded frames and nodes have for themselves; what one kind leaves free the other may use.
+#[derive(Clone, Copy)]
+struct Shares {
+    frames: usize,
+    nodes: usize,
+}
+
 /// Fetches, decodes and caches.
 pub(crate) struct Reader {
     store: Arc<dyn Store>,
@@ -130,6 +137,7 @@ pub(crate) struct Reader {
     counters: Arc<Counters>,
     frames: ByteLru<FrameKey, Arc<DataFrame>>,
     nodes: ByteLru<ChunkId, Arc<Node>>,
+    shares: Shares,
     flights: Mutex<HashMap<FrameKey, Arc<Flight>>>,
     quarantine: Mutex<HashSet<FrameKey>>,
     any_quarantined: AtomicBool,
@@ -153,8 +161,9 @@ impl Reader {
             seal,
             keyring,
             counters,
-            frames: ByteLru::new(frame_bytes),
-            nodes: ByteLru::new(node_bytes),
+            frames: ByteLru::new(frame_bytes + node_bytes),
+            nodes: ByteLru::new(frame_bytes + node_bytes),
+            shares: Shares { frames: frame_bytes, nodes: node_bytes },
             flights: Mutex::default(),
             quarantine: Mutex::default(),
             any_quarantined: AtomicBool::new(false),
@@ -217,6 +226,15 @@ impl Reader {
     pub(crate) fn put_node(&self, id: ChunkId, node: Arc<Node>) {
         let bytes = node.heap_bytes() + 128;
         self.nodes.put(id, node, bytes);
+        let Shares { frames, nodes } = self.shares;
+        self.frames.set_limit(frames.max((frames + nodes).saturating_sub(self.nodes.bytes())));
+    }
+
+    fn put_frame(&self, key: FrameKey, frame: Arc<DataFrame>) {
+        let bytes = frame.raw.len() + 512;
+        self.frames.put(key, frame, bytes);
+        let Shares { frames, nodes } = self.shares;
+        self.nodes.set_limit(nodes.max((frames + nodes).saturating_sub(self.frames.bytes())));
     }
 
     /// Whether the frame was found damaged or missing.
@@ -234,7 +252,7 @@ impl Reader {
     }
 
     pub(crate) fn frame_limit(&self) -> usize {
-        self.frames.limit()
+        self.shares.frames
     }
 
     pub(crate) fn frame_bytes(&self) -> usize {
@@ -377,7 +395,7 @@ impl Reader {
             FrameKind::Data | FrameKind::Clear => {
                 let frame = Arc::new(DataFrame { raw: Arc::new(raw), verified: Mutex::default() });
                 self.seen.note(&place.key(), place.record.raw);
-                self.frames.put(place.key(), frame.clone(), frame.raw.len() + 512);
+                self.put_frame(place.key(), frame.clone());
                 Ok(Decoded::Data(frame))
             }
             FrameKind::Metadata => self.parse_nodes(&raw).in_object(place.name()),

@@ -42,8 +42,12 @@ impl Volume {
             })?;
             out.truncate(start);
             if self.copy_runs(access, &runs, out)? {
-                if access == Access::Cached || runs.iter().any(|r| matches!(r.source, RunSource::Chunk { .. })) {
+                let stored = runs.iter().any(|r| matches!(r.source, RunSource::Chunk { .. }));
+                if access == Access::Cached || stored {
                     self.read_ahead(node, handle, offset, (out.len() - start) as u64);
+                }
+                if stored && offset == 0 {
+                    self.shared.ahead.begun(node);
                 }
                 return Ok(());
             }

@@ -35,7 +35,7 @@ pub(crate) const OWN_FRAME: usize = 192 << 10;
 /// wants a page of it decodes it all.
 pub(crate) const SHARED_FRAME: usize = 320 << 10;
 /// Bytes of nodes that make a frame of metadata. Larger ones compress little better, and whoever wants one node decodes them all.
-pub(crate) const METADATA_FRAME: usize = 64 << 10;
+pub(crate) const METADATA_FRAME: usize = 32 << 10;
 
 /// What may share a frame: never two owners, routes or kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
