@@ -145,7 +145,8 @@ fn events_say_when_and_why_levels_uploads_and_background_work_give_way() {
     let begun = now();
     fs::write(&delay, "0").expect("written");
     repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
-    fs::write(repo.live().join("old"), noise(7, 24 << 20)).expect("written");
+    // More than there is memory for.
+    fs::write(repo.live().join("old"), noise(7, 64 << 20)).expect("written");
     repo.settle();
     repo.umount();
     fs::remove_dir_all(&repo.cache).expect("the cache can be deleted");
