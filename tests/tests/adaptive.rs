@@ -187,7 +187,7 @@ fn events_say_when_and_why_levels_uploads_and_background_work_give_way() {
     let events = repo.events();
     let times: Vec<&str> = events.lines().map(|line| &line[..begun.len()]).collect();
     assert!(times.is_sorted() && times.iter().all(|at| **at >= *begun && **at <= *now()), "since {begun}: {events}");
-    assert!(fs::read(repo.live().join("old")).expect("read") == noise(7, 24 << 20));
+    assert!(fs::read(repo.live().join("old")).expect("read") == noise(7, 64 << 20));
     repo.umount();
 }
 

@@ -88,7 +88,7 @@ fn a_read_set_that_does_not_fit_asks_for_memory() {
     let copy = outside.path().join("copy");
     let mut repo = TestRepo::new("advice-memory");
     repo.settings("memory: 64MiB\ncheckpoint: {interval: 200ms}\n").mount();
-    fs::write(repo.live().join("set"), noise(9, 24 << 20)).expect("written");
+    fs::write(repo.live().join("set"), noise(9, 40 << 20)).expect("written");
     repo.settle();
     let read = |repo: &TestRepo| {
         for _ in 0..3 {
@@ -96,7 +96,7 @@ fn a_read_set_that_does_not_fit_asks_for_memory() {
             let from = format!("if={}", text(&repo.live().join("set")));
             must("dd", &[&from, &format!("of={}", text(&copy)), "bs=1M", "iflag=direct"], LIMIT);
         }
-        assert!(fs::read(&copy).expect("read") == noise(9, 24 << 20));
+        assert!(fs::read(&copy).expect("read") == noise(9, 40 << 20));
     };
     assert!(advice(&repo, "memory").is_none());
     read(&repo);
