@@ -70,6 +70,9 @@ struct Walk {
 impl Walk {
     /// Notes that a file was begun; says after which number files are to be fetched.
     fn begun(&mut self, ino: u64) -> Option<u64> {
+        if ino == self.last {
+            return None;
+        }
         let near = self.last.abs_diff(ino) <= NEAR;
         self.streak = if near { self.streak.saturating_add(1) } else { 0 };
         self.last = ino;
@@ -80,6 +83,13 @@ impl Walk {
         // Until it is known how far that reaches.
         (self.begin, self.next) = (ino, u64::MAX);
         Some(after)
+    }
+
+    /// What was asked for last gave nothing: it is asked again after as many files as at first.
+    fn ends(&mut self) {
+        if self.next == u64::MAX {
+            (self.streak, self.next, self.until) = (0, self.begin, self.begin);
+        }
     }
 
     /// The files that were asked for last end at `until`, half of them at `half`.
@@ -93,22 +103,29 @@ impl Walk {
 impl ReadAhead {
     /// Asks for `from..to` of a file.
     pub fn ask(&self, node: NodeId, from: u64, to: u64) {
+        // If there is no room the reader fetches itself.
         self.enter(Wanted::Range(node, from, to));
     }
 
     /// Notes that a file was read from its beginning.
     pub fn begun(&self, node: NodeId) {
-        if let Some(after) = lock(&self.walk).begun(node.ino) {
-            self.enter(Wanted::After(node, after));
+        let after = lock(&self.walk).begun(node.ino);
+        if let Some(after) = after
+            && !self.enter(Wanted::After(node, after))
+        {
+            lock(&self.walk).ends();
         }
     }
 
-    fn enter(&self, wanted: Wanted) {
+    /// False if there is no room for it.
+    fn enter(&self, wanted: Wanted) -> bool {
         let mut queue = lock(&self.queue);
-        if queue.len() < QUEUE_MAX {
+        let room = queue.len() < QUEUE_MAX;
+        if room {
             queue.push_back(wanted);
             self.wake.notify_all();
         }
+        room
     }
 
     /// A worker's life: fetches until the volume stops.
@@ -163,11 +180,13 @@ impl ReadAhead {
 
     /// Fetches the files after a number, as far as they are small and in the tree.
     fn fetch_files(&self, shared: &Shared, node: NodeId, after: u64) {
-        let found = match chunks_after(shared, node, after) {
-            Ok(found) => found,
-            Err(e) => return tracing::debug!("The files after {after} can't be fetched ahead: {e}"),
+        let found = chunks_after(shared, node, after).unwrap_or_else(|e| {
+            tracing::debug!("The files after {after} can't be fetched ahead: {e}");
+            Vec::new()
+        });
+        let (Some((half, _)), Some((until, _))) = (found.get(found.len() / 2), found.last()) else {
+            return lock(&self.walk).ends();
         };
-        let (Some((half, _)), Some((until, _))) = (found.get(found.len() / 2), found.last()) else { return };
         lock(&self.walk).reaches(*half, *until);
         shared.repository.announce(found.iter().map(|(_, id)| id));
         for (_, id) in &found {
@@ -223,6 +242,15 @@ mod tests {
         assert_eq!(walk.begun(4990), Some(4990));
         walk.reaches(5000, 5010);
         assert_eq!(walk.begun(5400), Some(5400), "further than was fetched");
+        walk.ends();
+        assert_eq!([5401, 5402].map(|ino| walk.begun(ino)), [None; 2], "nothing came after it");
+        assert_eq!(walk.begun(5403), Some(5403), "files may have been made since");
+        walk.reaches(5500, 5600);
+        assert_eq!(
+            [5600; 5].map(|ino| walk.begun(ino)),
+            [Some(5600), None, None, None, None],
+            "one file again and again"
+        );
         assert_eq!([9000, 100, 20_000].map(|ino| walk.begun(ino)), [None; 3], "here and there");
     }
 }

@@ -70,12 +70,12 @@ impl Parts {
 
     /// Whether the base is all of it.
     pub fn is_plain(&self) -> bool {
-        self.pending() == 0
+        self.deleted.is_none() && self.put.is_none()
     }
 
     /// Edits that the base doesn't have.
     fn pending(&self) -> u64 {
-        [self.deleted, self.put].into_iter().flatten().map(|part| part.entries).sum()
+        [self.deleted, self.put].into_iter().flatten().fold(0, |sum, part| part.entries.saturating_add(sum))
     }
 
     /// How many more there may be.
@@ -97,7 +97,7 @@ impl Parts {
     /// The edits that make a plain tree of the base, in key order.
     fn edits<S: NodeSource>(&self, src: &S) -> Result<Vec<Edit>, S::Error> {
         let scan = |part| Scan::new(src, part, Bound::Unbounded, Bound::Unbounded);
-        let mut edits: Vec<Edit> = Vec::with_capacity(usize::try_from(self.pending()).unwrap_or(0));
+        let mut edits: Vec<Edit> = Vec::new();
         for entry in scan(self.put) {
             let (key, value) = entry?;
             edits.push((key.to_vec(), Some(value.to_vec())));

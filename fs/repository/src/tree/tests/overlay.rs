@@ -132,6 +132,16 @@ fn a_damaged_overlay_is_refused() {
         let edits = [(vec![], None)].into_iter();
         assert_eq!(apply::<_, _, Failure>(&nodes, &mut Sink::default(), wrong, edits).unwrap_err(), expected);
     }
+    // Counts that no tree has don't pass any bound: all goes into the base, and there they are found out.
+    let endless = parts.put.map(|put| Root { entries: u64::MAX, ..put });
+    let node = nodes.insert(&node_of(&[
+        (b"base", some.clone()),
+        (b"deleted", bytes(parts.deleted)),
+        (b"put", bytes(endless)),
+    ]));
+    let wrong = Root { node, ..root };
+    assert_eq!(get(&nodes, Some(wrong), &key(2)).unwrap().as_deref(), Some(b"two".as_slice()));
+    assert!(applied(&mut nodes, wrong, vec![(key(5), None)]).0.height < 0x80);
     // Its height and count are those of its base.
     for wrong in [Root { height: root.height + 1, ..root }, Root { entries: root.entries + 1, ..root }] {
         assert_eq!(get(&nodes, Some(wrong), b"x").unwrap_err(), Failure::Tree(TreeError::Overlay { node: root.node }));
