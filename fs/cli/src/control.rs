@@ -107,10 +107,7 @@ impl Panel {
 
     /// A mount that another machine has taken over from changes nothing any more: what it showed as done would be in no log.
     fn check_not_fenced(&self) -> Result<(), ControlError> {
-        match self.volume.status().refused {
-            Some(FsError::Fenced) => Err(fs_error(&FsError::Fenced)),
-            _ => Ok(()),
-        }
+        if self.volume.is_fenced() { Err(fs_error(&FsError::Fenced)) } else { Ok(()) }
     }
 
     fn sync(&self) -> Result<Value, ControlError> {

@@ -497,7 +497,7 @@ impl Session {
             return Ok(json!({ "ok": true }));
         }
         // Whatever else keeps changes out, what was taken before can still go to the store.
-        if self.volume.status().refused == Some(FsError::Fenced) {
+        if self.volume.is_fenced() {
             self.volume.stop();
             return Err(not_drained(&FsError::Fenced));
         }

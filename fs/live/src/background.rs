@@ -245,6 +245,7 @@ pub(crate) fn tick(shared: &Shared) {
         } else if let Err(e) = log.sync() {
             shared.events.add("error", describe(&e));
         }
+        log.stock();
         let reap = std::mem::take(&mut *lock(&shared.reap));
         for ino in reap {
             if shared.reclaim(Access::Wait, ino).is_err() {

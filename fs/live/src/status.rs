@@ -67,6 +67,7 @@ impl Volume {
         let shared = &self.shared;
         let head = *lock(&shared.head);
         let local = shared.local.get().cloned().unwrap_or_default();
+        let log = shared.log.as_ref().map(crate::log::Log::usage);
         let written = shared.written.load(Ordering::Relaxed);
         let committed = shared.committed_bytes.load(Ordering::Relaxed);
         let state = shared.state();
@@ -80,7 +81,7 @@ impl Volume {
             snapshots: state.snapshots.len(),
             frozen_layers: state.frozen.len(),
             layer_bytes: layers as u64,
-            log: shared.log.as_ref().map(crate::log::Log::usage),
+            log,
             staged_bytes: shared.staged_bytes.load(Ordering::Relaxed),
             written_bytes: written,
             pending_bytes: written.saturating_sub(committed),
@@ -95,6 +96,11 @@ impl Volume {
             foreign_objects: shared.repository.foreign_objects(),
             repository: shared.repository.stats(),
         }
+    }
+
+    /// Whether another machine has taken over.
+    pub fn is_fenced(&self) -> bool {
+        self.shared.state().refused == Some(FsError::Fenced)
     }
 
     /// What happened lately, the oldest first.

@@ -4,7 +4,7 @@
 //! [`create`](Log::create) begins a new segment behind it, and [`append`](Log::append) and [`sync`](Log::sync) are what
 //! `write(2)` and `fsync(2)` wait for.
 //!
-//! Lock order: `active`, then `table`, then the state of syncing. None is held while a segment is read; `active` is held across the
+//! Lock order: `active`, then `stocking`, then `table`, then the state of syncing. None is held while a segment is read; `active` is held across the
 //! fdatasync that ends a segment, because nothing may be appended before it is done.
 
 mod append;
@@ -202,6 +202,8 @@ pub struct Log {
     disk: disk::Disk,
     active: Mutex<append::Active>,
     table: RwLock<space::Table>,
+    /// Held by who allocates spares.
+    stocking: Mutex<()>,
     syncing: sync::Syncing,
     cache: cache::ReadCache,
     /// Bytes left in the active segment; 0 while the next one is begun. Read without the lock, so only a good guess.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::append::Active;
 use super::disk::{Disk, DiskFile};
@@ -20,6 +20,8 @@ pub(super) struct Table {
     spares: VecDeque<Spare>,
     /// Number of the next spare.
     next_spare: u64,
+    /// A spare is being allocated, without the table's lock.
+    making: bool,
 }
 
 /// A file of a segment's length, to become one.
@@ -87,21 +89,24 @@ impl Log {
             segments,
             spares: VecDeque::new(),
             next_spare: listing.spares.last_key_value().map_or(0, |(number, _)| number.saturating_add(1)),
+            making: false,
         };
         adopt_spares(&disk, &options, listing.spares, &mut table);
-        let spare = take_spare(&disk, &options, &mut table, next_segment, Urgency::Reserve)?;
+        let table = RwLock::new(table);
+        let spare = take_spare(&disk, &options, &table, next_segment, Urgency::Reserve)?;
         let (segment, recycled) = prepare(&disk, &options, identity, &sealer, next_segment, previous, &spare)
             .map_err(|error| error.into_write_error(&disk, next_segment))?;
         let begun = |source| LogError::from_write("begin", next_segment, &disk, source);
         disk.promote(spare.number, next_segment).map_err(begun)?;
         disk.sync_dir().map_err(begun)?;
         let segment = Arc::new(segment);
-        table.segments.insert(next_segment, Arc::clone(&segment));
-        keep_reserve(&disk, &options, &mut table);
+        lock_mut(&table).segments.insert(next_segment, Arc::clone(&segment));
+        keep_reserve(&disk, &options, &table);
         let left = segment.len - FIRST_RECORD;
         Ok(Self {
             active: Active::new(segment, recycled).into(),
-            table: table.into(),
+            table,
+            stocking: Mutex::default(),
             syncing: sync::Syncing::new(Position { segment: next_segment, offset: FIRST_RECORD }),
             cache: cache::ReadCache::new(),
             left: AtomicU64::new(left),
@@ -169,12 +174,26 @@ impl Log {
         failed.map_or(Ok(bytes), Err)
     }
 
-    /// How much the log takes and how far it is synced.
-    pub fn usage(&self) -> LogUsage {
-        let (active, end) = {
-            let active = self.lock_active();
-            (active.segment.number(), active.end)
+    /// Allocates the file of the next segment once the active one is three quarters full, so that whose record begins it doesn't wait for
+    /// that too. To be called now and then by a thread that may wait.
+    pub fn stock(&self) {
+        if self.left.load(Ordering::Relaxed) > self.options.segment_bytes / 4 {
+            return;
+        }
+        let _stocking = self.stocking.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = {
+            let table = self.table();
+            let spares = table.spares.len();
+            spares <= kept(&self.options, &table) && (spares as u64) < spare_quota(&self.options, &table)
         };
+        if wanted && let Err(error) = add_spare(&self.disk, &self.options, &self.table) {
+            tracing::debug!(%error, "could not allocate the next segment of the log ahead");
+        }
+    }
+
+    /// How much the log takes and how far it is synced. Never waits for a disk: while a segment is begun, the one before counts as full.
+    pub fn usage(&self) -> LogUsage {
+        let (active, end) = self.end_seen();
         let (durable, age, syncs, failed) = self.syncing.usage();
         let unsynced = if durable.segment == active { end - durable.offset.min(end) } else { end - FIRST_RECORD };
         let table = self.table();
@@ -188,6 +207,19 @@ impl Log {
             syncs,
             failed,
         }
+    }
+
+    /// Number of the active segment and the end of its records; close to it where somebody holds the lock.
+    fn end_seen(&self) -> (u64, u64) {
+        if let Ok(active) = self.active.try_lock() {
+            return (active.segment.number(), active.end);
+        }
+        let left = self.left.load(Ordering::Relaxed);
+        let table = self.table();
+        let last = table.segments.last_key_value();
+        last.map_or((0, FIRST_RECORD), |(number, segment)| {
+            (*number, segment.len.saturating_sub(left).max(FIRST_RECORD))
+        })
     }
 
     /// Bytes that [`Urgency::Normal`] records can still take, their headers included, if they fill segments to the end.
@@ -220,7 +252,10 @@ impl Log {
         let old = Arc::clone(&active.segment);
         let number = old.number() + 1;
         let previous = Position { segment: old.number(), offset: active.end };
-        let spare = take_spare(&self.disk, &self.options, &mut self.table_mut(), number, urgency)?;
+        let spare = {
+            let _stocking = self.stocking.lock().unwrap_or_else(PoisonError::into_inner);
+            take_spare(&self.disk, &self.options, &self.table, number, urgency)?
+        };
         let sealer = &self.sealer;
         let (segment, recycled) =
             match prepare(&self.disk, &self.options, self.identity, sealer, number, Some(previous), &spare) {
@@ -279,14 +314,18 @@ impl Log {
         if needed > room { Err(LogError::Full { needed, room }) } else { Ok(()) }
     }
 
-    // Nothing in the table's critical sections leaves it half-changed, so a panic elsewhere doesn't make it unusable.
     fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        lock_mut(&self.table)
     }
+}
+
+// Nothing in the table's critical sections leaves it half-changed, so a panic elsewhere doesn't make it unusable.
+fn lock_mut(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
+    table.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check(options: &LogOptions) -> Result<(), LogError> {
@@ -305,7 +344,8 @@ fn check(options: &LogOptions) -> Result<(), LogError> {
 
 /// How many spares there may be so that they and all segments stay within the bound.
 fn spare_quota(options: &LogOptions, table: &Table) -> u64 {
-    (options.capacity().saturating_sub(table.bytes()) / options.segment_bytes).min(SPARES)
+    let quota = (options.capacity().saturating_sub(table.bytes()) / options.segment_bytes).min(SPARES);
+    quota.saturating_sub(u64::from(table.making))
 }
 
 /// Takes over spares of an earlier mount. Those that don't fit are removed.
@@ -320,38 +360,56 @@ fn adopt_spares(disk: &Disk, options: &LogOptions, spares: BTreeMap<u64, u64>, t
     }
 }
 
+/// Spares that only urgent records may take while the disk has room for another.
+fn kept(options: &LogOptions, table: &Table) -> usize {
+    usize::from(spare_quota(options, table) > 1)
+}
+
 /// Takes a spare for segment `segment`, or makes one. The last one is kept for urgent records as long as the disk has room for another.
 fn take_spare(
     disk: &Disk,
     options: &LogOptions,
-    table: &mut Table,
+    table: &RwLock<Table>,
     segment: u64,
     urgency: Urgency,
 ) -> Result<Spare, LogError> {
-    let keep = usize::from(spare_quota(options, table) > 1);
-    if table.spares.len() <= keep
+    let wanted = {
+        let table = lock_mut(table);
+        table.spares.len() <= kept(options, &table)
+    };
+    if wanted
         && let Err(source) = add_spare(disk, options, table)
-        && (urgency == Urgency::Normal || table.spares.is_empty())
+        && (urgency == Urgency::Normal || lock_mut(table).spares.is_empty())
     {
         return Err(LogError::from_write("allocate", segment, disk, source));
     }
+    let mut table = lock_mut(table);
     let written = table.spares.iter().position(|spare| spare.recycled).unwrap_or(0);
     table.spares.remove(written).ok_or(LogError::Options("no file for a segment"))
 }
 
 /// Makes the spare that urgent records get on a full disk. That there is none is no reason not to begin.
-fn keep_reserve(disk: &Disk, options: &LogOptions, table: &mut Table) {
-    if table.spares.is_empty()
-        && spare_quota(options, table) > 0
-        && let Err(error) = add_spare(disk, options, table)
-    {
+fn keep_reserve(disk: &Disk, options: &LogOptions, table: &RwLock<Table>) {
+    let wanted = {
+        let table = lock_mut(table);
+        table.spares.is_empty() && spare_quota(options, &table) > 0
+    };
+    if wanted && let Err(error) = add_spare(disk, options, table) {
         tracing::warn!(%error, "no space for the log's reserve");
     }
 }
 
-fn add_spare(disk: &Disk, options: &LogOptions, table: &mut Table) -> std::io::Result<()> {
-    let number = table.take_number();
-    disk.allocate_spare(number, options.segment_bytes)?;
+/// Allocates a spare. The table isn't locked meanwhile: who reads a segment doesn't wait for that.
+fn add_spare(disk: &Disk, options: &LogOptions, table: &RwLock<Table>) -> std::io::Result<()> {
+    let number = {
+        let mut table = lock_mut(table);
+        table.making = true;
+        table.take_number()
+    };
+    let allocated = disk.allocate_spare(number, options.segment_bytes);
+    let mut table = lock_mut(table);
+    table.making = false;
+    allocated?;
     table.spares.push_back(Spare { number, recycled: false });
     Ok(())
 }

@@ -140,6 +140,56 @@ fn urgent_records_get_the_last_spare_of_a_full_disk() {
 }
 
 #[test]
+fn the_next_segment_is_allocated_before_it_is_needed() {
+    let bench = Bench::new(16 << 10, 8, true);
+    Disk::open_or_create(&bench.options.dir).unwrap();
+    let allocated = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = Arc::clone(&allocated);
+    let probe = Probe::new(move |_, op| {
+        if matches!(op, Op::Allocate) {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        Verdict::Pass
+    });
+    let allocated = || allocated.load(std::sync::atomic::Ordering::SeqCst);
+    let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(probe);
+    let log = Log::create_on(disk, bench.options.clone(), IDENTITY, Arc::clone(&bench.sealer), 0).unwrap();
+    let begun = allocated();
+    log.stock();
+    assert_eq!(allocated(), begun, "a segment with room needs no follower yet");
+    while !log.would_wait(0, 4 << 10) {
+        append(&log, b"record", &[1; 900]);
+    }
+    log.stock();
+    assert_eq!((allocated(), log.usage().spares), (begun + 1, 2));
+    log.stock();
+    assert_eq!(allocated(), begun + 1, "once is enough");
+    let active = log.lock_active().segment.number();
+    while log.lock_active().segment.number() == active {
+        append(&log, b"record", &[1; 900]);
+    }
+    assert_eq!((allocated(), log.usage().spares), (begun + 1, 1), "the segment was begun with what lay ready");
+
+    fill(&log, Urgency::Reserve);
+    log.stock();
+    assert!(disk_bytes(&bench.options.dir) <= bench.options.max_bytes, "the bound holds for files that lie ready, too");
+}
+
+#[test]
+fn usage_waits_for_nobody() {
+    let bench = Bench::new(16 << 10, 8, true);
+    let log = bench.create(0);
+    append(&log, b"record", &[1; 900]);
+    let free = log.usage();
+    // As somebody who begins a segment and waits for the disk.
+    let held = log.lock_active();
+    let meanwhile = log.usage();
+    drop(held);
+    assert_eq!((meanwhile.unsynced, meanwhile.segments, meanwhile.bytes), (free.unsynced, free.segments, free.bytes));
+    assert!(free.unsynced >= 900);
+}
+
+#[test]
 fn a_full_tmpfs_refuses_and_recovers() {
     let dir = tempfile::tempdir().unwrap();
     let mount =
