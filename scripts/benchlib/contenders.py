@@ -195,7 +195,7 @@ class Axiomfs(Mounted):
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))}
 
     def control(self, command):
-        """One control command; a refused one fails the session."""
+        """The reply to a control command; a refused one fails the session."""
         file = os.open(self.mountpoint / ".axiomfs/control", os.O_RDWR)
         try:
             os.write(file, command.encode())
@@ -204,6 +204,7 @@ class Axiomfs(Mounted):
             os.close(file)
         if not reply["ok"]:
             raise Failed(f"{command}: {reply}")
+        return reply
 
     def note_requests(self):
         """Adds what this mount asked of its store to what the session's earlier ones did. The last commit, at the unmount, is not in it."""

