@@ -41,33 +41,44 @@ impl Row {
     }
 }
 
+/// A row's id as numbers, which compare as its bytes do and much faster: every block that is read is checked for its order.
+fn ordinal(row: &[u8; ROW]) -> (u128, u128) {
+    let (halves, _) = row.as_chunks::<16>();
+    (u128::from_be_bytes(halves[0]), u128::from_be_bytes(halves[1]))
+}
+
 /// Rows, ascending by id.
-pub(crate) struct ChunkBlock(Vec<[u8; ROW]>);
+pub(crate) struct ChunkBlock(Vec<u8>);
 
 impl ChunkBlock {
-    pub(crate) fn parse(bytes: &[u8], rows: usize) -> Result<Self, Malformed> {
+    pub(crate) fn parse(bytes: Vec<u8>, rows: usize) -> Result<Self, Malformed> {
         let (list, rest) = bytes.as_chunks::<ROW>();
         if !rest.is_empty() || list.len() != rows || rows == 0 {
             return Err(Malformed("it has another number of rows than the root says"));
         }
-        if list.windows(2).any(|w| w[0][..32] > w[1][..32]) {
+        if list.windows(2).any(|w| ordinal(&w[0]) > ordinal(&w[1])) {
             return Err(Malformed("its rows do not ascend"));
         }
-        Ok(Self(list.to_vec()))
+        Ok(Self(bytes))
     }
 
     /// All rows of `id`.
     pub(crate) fn find(&self, id: &ChunkId) -> impl Iterator<Item = Row> {
-        let start = self.0.partition_point(|row| row[..32] < id.0[..]);
-        self.0[start..].iter().take_while(|row| row[..32] == id.0[..]).map(Row::decode)
+        let list = self.list();
+        let start = list.partition_point(|row| row[..32] < id.0[..]);
+        list[start..].iter().take_while(|row| row[..32] == id.0[..]).map(Row::decode)
     }
 
     pub(crate) fn rows(&self) -> impl Iterator<Item = Row> {
-        self.0.iter().map(Row::decode)
+        self.list().iter().map(Row::decode)
+    }
+
+    fn list(&self) -> &[[u8; ROW]] {
+        self.0.as_chunks().0
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.0.len() * ROW
+        self.0.capacity()
     }
 }
 

@@ -137,7 +137,7 @@ impl Stream {
             rest.next_block += 1;
             let bytes = rest.segment.read(&index.source, BlockKind::Chunks, number, place)?;
             let object = rest.segment.block_name(BlockKind::Chunks, number);
-            let block = ChunkBlock::parse(&bytes, count.into()).in_object(&object)?;
+            let block = ChunkBlock::parse(bytes, count.into()).in_object(&object)?;
             let mut rows: Vec<Row> = block.rows().collect();
             for row in &mut rows {
                 if row.frame >= rest.root.frames {

@@ -180,7 +180,7 @@ impl Index {
             (None, Io::Never) => return Ok(false),
         };
         // Equal ids may run over several blocks.
-        let mut number = root.chunks.partition_point(|(first, _, _)| first < id).saturating_sub(1);
+        let mut number = root.blocks_below(id).saturating_sub(1);
         while root.chunks.get(number).is_some_and(|(first, _, _)| first <= id) {
             let Some(filter) = self.filter(segment, root, number / FILTERED, io)? else { return Ok(false) };
             if !filter.may_contain(id) {
@@ -223,7 +223,7 @@ impl Index {
         }
         for (number, (_, rows, place)) in root.chunks.iter().enumerate() {
             let Some((bytes, key)) = of(BlockKind::Chunks, number, *place) else { continue };
-            if let Ok(block) = ChunkBlock::parse(&bytes, (*rows).into()) {
+            if let Ok(block) = ChunkBlock::parse(bytes, (*rows).into()) {
                 let size = block.heap_bytes();
                 self.cache.put(key, Block::Chunks(Arc::new(block)), size + BLOCK_OVERHEAD);
             }
@@ -257,7 +257,7 @@ impl Index {
     ) -> Result<Option<Arc<ChunkBlock>>, RepositoryError> {
         let (_, rows, place) = root.chunks[number];
         let parse = |bytes: Vec<u8>| {
-            let block = ChunkBlock::parse(&bytes, rows.into())?;
+            let block = ChunkBlock::parse(bytes, rows.into())?;
             let size = block.heap_bytes();
             Ok((Block::Chunks(Arc::new(block)), size))
         };
@@ -342,7 +342,7 @@ pub(crate) fn decode_block_for_tests(bytes: &[u8]) {
     if let Ok(filter) = Filter::parse(bytes.to_vec()) {
         filter.may_contain(&ChunkId([9; 32]));
     }
-    if let Ok(block) = ChunkBlock::parse(bytes, bytes.len() / 44) {
+    if let Ok(block) = ChunkBlock::parse(bytes.to_vec(), bytes.len() / 44) {
         assert_eq!(block.rows().count() * 44, bytes.len());
     }
 }

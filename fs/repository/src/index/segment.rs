@@ -131,11 +131,27 @@ pub(crate) struct Root {
     pub(crate) frames: u32,
     pub(crate) packs: u32,
     pub(crate) chunks: Vec<(ChunkId, u16, Place)>,
+    /// The first bytes of each chunk block's first id: a lookup searches these, which lie close together.
+    fences: Vec<u64>,
     pub(crate) filters: Vec<Place>,
     pub(crate) pack_blocks: Vec<(u32, Place)>,
 }
 
 impl Root {
+    /// Adds the next chunk block.
+    pub(crate) fn push_chunks(&mut self, chunk: (ChunkId, u16, Place)) {
+        self.fences.push(fence(&chunk.0));
+        self.chunks.push(chunk);
+    }
+
+    /// How many chunk blocks begin with a lower id.
+    pub(crate) fn blocks_below(&self, id: &ChunkId) -> usize {
+        let fence = fence(id);
+        let below = self.fences.partition_point(|first| *first < fence);
+        let equal = self.fences[below..].partition_point(|first| *first == fence);
+        below + self.chunks[below..below + equal].partition_point(|(first, _, _)| first < id)
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.chunks.len() * 46);
         out.put_u16(u16::try_from(self.chains.len()).expect("bounded by the limit of chains"));
@@ -177,7 +193,7 @@ impl Root {
             if root.chunks.last().is_some_and(|(id, _, _)| *id > chunk.0) {
                 return Err(Malformed("its chunk blocks do not ascend"));
             }
-            root.chunks.push(chunk);
+            root.push_chunks(chunk);
         }
         for _ in 0..r.count(12, usize::MAX)? {
             root.filters.push(Place::decode(&mut r, end)?);
@@ -195,6 +211,12 @@ impl Root {
         }
         Ok(root)
     }
+}
+
+fn fence(id: &ChunkId) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.0[..8]);
+    u64::from_be_bytes(first)
 }
 
 impl Place {

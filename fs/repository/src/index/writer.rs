@@ -17,7 +17,7 @@ use crate::keyring::Keyring;
 use crate::pack::{Chain, intern};
 use crate::temporary::Temporary;
 
-const PACK_BLOCK: usize = 32 << 10;
+const PACK_BLOCK: usize = 4 << 10;
 
 /// Writes a segment into a local file: first all packs, then all rows in ascending order. Memory stays small whatever its size.
 pub(crate) struct SegmentWriter {
@@ -180,7 +180,7 @@ impl SegmentWriter {
         let count = u16::try_from(rows.len() / ROW).expect("a block has at most 512 rows");
         let number = self.root.chunks.len();
         let place = self.block(BlockKind::Chunks, number, rows)?;
-        self.root.chunks.push((self.first, count, place));
+        self.root.push_chunks((self.first, count, place));
         if self.root.chunks.len().is_multiple_of(FILTERED) {
             self.end_filter()?;
         }
