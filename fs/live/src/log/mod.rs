@@ -202,8 +202,9 @@ pub struct Log {
     disk: disk::Disk,
     active: Mutex<append::Active>,
     table: RwLock<space::Table>,
-    /// Held by who allocates spares.
-    stocking: Mutex<()>,
+    /// Held by who allocates spares. The segment beside which that failed: on a full disk it is tried again with the next one only, since
+    /// each try takes what room there is for a moment.
+    stocking: Mutex<Option<u64>>,
     syncing: sync::Syncing,
     cache: cache::ReadCache,
     /// Bytes left in the active segment; 0 while the next one is begun. Read without the lock, so only a good guess.

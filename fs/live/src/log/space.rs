@@ -180,13 +180,15 @@ impl Log {
         if self.left.load(Ordering::Relaxed) > self.options.segment_bytes / 4 {
             return;
         }
-        let _stocking = self.stocking.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = {
+        let mut failed = self.stocking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, wanted) = {
             let table = self.table();
-            let spares = table.spares.len();
-            spares <= kept(&self.options, &table) && (spares as u64) < spare_quota(&self.options, &table)
+            let (spares, last) = (table.spares.len(), table.segments.last_key_value().map(|(number, _)| *number));
+            let few = spares <= kept(&self.options, &table) && (spares as u64) < spare_quota(&self.options, &table);
+            (last, few && *failed != last)
         };
         if wanted && let Err(error) = add_spare(&self.disk, &self.options, &self.table) {
+            *failed = last;
             tracing::debug!(%error, "could not allocate the next segment of the log ahead");
         }
     }

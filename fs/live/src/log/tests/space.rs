@@ -144,12 +144,14 @@ fn the_next_segment_is_allocated_before_it_is_needed() {
     let bench = Bench::new(16 << 10, 8, true);
     Disk::open_or_create(&bench.options.dir).unwrap();
     let allocated = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let count = Arc::clone(&allocated);
-    let probe = Probe::new(move |_, op| {
-        if matches!(op, Op::Allocate) {
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (count, now) = (Arc::clone(&allocated), Arc::clone(&full));
+    let probe = Probe::new(move |_, op| match op {
+        Op::Allocate => {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            if now.load(std::sync::atomic::Ordering::SeqCst) { Verdict::Fail(ENOSPC) } else { Verdict::Pass }
         }
-        Verdict::Pass
+        _ => Verdict::Pass,
     });
     let allocated = || allocated.load(std::sync::atomic::Ordering::SeqCst);
     let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(probe);
@@ -169,6 +171,16 @@ fn the_next_segment_is_allocated_before_it_is_needed() {
         append(&log, b"record", &[1; 900]);
     }
     assert_eq!((allocated(), log.usage().spares), (begun + 1, 1), "the segment was begun with what lay ready");
+
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    while !log.would_wait(0, 4 << 10) {
+        append(&log, b"record", &[1; 900]);
+    }
+    let before = allocated();
+    log.stock();
+    log.stock();
+    assert_eq!((allocated(), log.usage().spares), (before + 1, 1), "a full disk is asked once for each segment");
+    full.store(false, std::sync::atomic::Ordering::SeqCst);
 
     fill(&log, Urgency::Reserve);
     log.stock();
