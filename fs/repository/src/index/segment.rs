@@ -329,3 +329,25 @@ impl Segment {
         format!("{kind:?} block {number} of {}", self.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fences_find_what_whole_ids_do() {
+        // Ids that differ early, late, and not at all.
+        let id = |first: u8, last: u8| {
+            ChunkId(std::array::from_fn(|i| if i == 0 { first } else { last * u8::from(i == 31) }))
+        };
+        let mut root = Root::default();
+        for (first, last) in [(1, 1), (1, 3), (1, 3), (2, 0), (2, 5), (7, 5), (7, 5), (7, 9)] {
+            root.push_chunks((id(first, last), 1, Place { offset: 0, len: 0 }));
+        }
+        for (first, last) in (0..9).flat_map(|first| (0..11).map(move |last| (first, last))) {
+            let wanted = id(first, last);
+            let expected = root.chunks.iter().filter(|(begin, _, _)| *begin < wanted).count();
+            assert_eq!(root.blocks_below(&wanted), expected, "{first}, {last}");
+        }
+    }
+}
