@@ -33,10 +33,6 @@ impl<K: Hash + Eq, V: Clone> ByteLru<K, V> {
         Self { inner: Mutex::new(Inner { entries: LruCache::unbounded(), bytes: 0, limit }) }
     }
 
-    pub(crate) fn limit(&self) -> usize {
-        self.lock().limit
-    }
-
     /// Sets another limit.
     pub(crate) fn set_limit(&self, limit: usize) {
         let mut evicted = Vec::new();

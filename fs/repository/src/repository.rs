@@ -15,7 +15,7 @@ use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{ChunkId, RepositoryId, SequenceNo, VolumeId};
-use crate::index::{Index, Io, SegmentRef, index_cache};
+use crate::index::{Index, IndexCache, Io, SegmentRef};
 use crate::keyring::Keyring;
 use crate::keys::{KdfParams, Unlocked, create_slot, slots_and_keyrings, unlock};
 use crate::labels::Labels;
@@ -207,7 +207,7 @@ impl Repository {
             Packer::start(setup, opts.workers)
         });
         let share = |percent: u64| usize::try_from(opts.cache_bytes / 100 * percent).unwrap_or(usize::MAX);
-        let blocks = index_cache(share(15));
+        let blocks = Arc::new(IndexCache::new(share(15)));
         let source = Source { store: store.clone(), near: opts.near.and_then(open_near) };
         let index_of = |id| {
             let index = Index::new(source.clone(), seal.clone(), keyring.clone(), id, blocks.clone());

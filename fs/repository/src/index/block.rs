@@ -1,5 +1,7 @@
 //! Blocks of an index segment, decoded in place (format.md §6).
 
+use axiomfs_api::TAG_LEN;
+
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::SALT;
 use crate::frame::{FrameKind, FrameRecord, RECORD};
@@ -8,10 +10,12 @@ use crate::limits;
 
 /// Length of a chunk's row in bytes.
 pub(crate) const ROW: usize = 44;
-/// Rows in a chunk block.
-pub(crate) const ROWS: usize = 512;
-/// Chunk blocks under one filter.
-pub(crate) const FILTERED: usize = 64;
+
+/// Length of a sealed chunk block of so many rows.
+pub(crate) fn sealed_rows(rows: usize) -> u64 {
+    (rows * ROW + TAG_LEN) as u64
+}
+
 const BITS_PER_ROW: usize = 12;
 const PROBES: u64 = 8;
 
@@ -153,58 +157,74 @@ pub(crate) fn encode_pack(entry: &PackEntry, frames: &[FrameRecord], out: &mut V
     }
 }
 
-/// Packs with their frames.
+/// Packs with their frames, which are decoded when they are asked for.
 pub(crate) struct PackBlock {
-    /// With the number, through the segment, of the pack's first frame.
-    packs: Vec<(u32, PackEntry, Vec<FrameRecord>)>,
+    bytes: Vec<u8>,
+    packs: Vec<PackInBlock>,
+}
+
+struct PackInBlock {
+    entry: PackEntry,
+    /// The number, through the segment, of its first frame.
+    first: u32,
+    /// Where its frames begin, and how many there are.
+    at: usize,
     frames: usize,
 }
 
 impl PackBlock {
-    pub(crate) fn parse(bytes: &[u8], first_frame: u32, chains: usize) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
+    pub(crate) fn parse(bytes: Vec<u8>, first_frame: u32) -> Result<Self, Malformed> {
+        let mut r = Reader::new(&bytes);
         let count = r.count16(PACK_ENTRY, usize::MAX)?;
-        let (mut packs, mut next) = (Vec::with_capacity(count), first_frame);
+        let (mut packs, mut first) = (Vec::with_capacity(count), first_frame);
         for _ in 0..count {
             let (id, len, epoch) = (r.array()?.into(), r.u64()?, r.u32()?);
             let entry = PackEntry { id, len, epoch, salt: r.array()?, kind: FrameKind::from_byte(r.u8()?)? };
             if len > limits::PACK {
                 return Err(Malformed("a pack's length is not possible"));
             }
-            let mut frames = Vec::new();
-            for _ in 0..r.count(RECORD, limits::FRAMES)? {
-                let frame = FrameRecord::decode(&mut r)?;
-                if usize::from(frame.chain) >= chains
-                    || frame.kind != entry.kind
-                    || u64::from(frame.offset) + u64::from(frame.stored) > len
-                {
-                    return Err(Malformed("a frame does not fit its pack"));
-                }
-                frames.push(frame);
-            }
-            let first = next;
-            next = u32::try_from(frames.len())
+            let frames = r.count(RECORD, limits::FRAMES)?;
+            let at = bytes.len() - r.left();
+            r.bytes(frames * RECORD)?;
+            packs.push(PackInBlock { entry, first, at, frames });
+            first = u32::try_from(frames)
                 .ok()
-                .and_then(|n| next.checked_add(n))
+                .and_then(|n| first.checked_add(n))
                 .ok_or(Malformed("it counts too many frames"))?;
-            packs.push((first, entry, frames));
         }
         r.end()?;
-        Ok(Self { packs, frames: (next - first_frame) as usize })
+        Ok(Self { packs, bytes })
     }
 
-    /// The frame with that number through the segment, and its pack.
-    pub(crate) fn frame(&self, number: u32) -> Option<(&PackEntry, &FrameRecord)> {
-        let place = self.packs.partition_point(|(first, _, _)| *first <= number).checked_sub(1)?;
-        let (first, entry, frames) = &self.packs[place];
-        frames.get((number - first) as usize).map(|frame| (entry, frame))
+    /// The frame with that number through the segment, and its pack. `chains` is how many the segment has.
+    pub(crate) fn frame(&self, number: u32, chains: usize) -> Result<(PackEntry, FrameRecord), Malformed> {
+        let place = self.packs.partition_point(|pack| pack.first <= number).checked_sub(1).ok_or(ROW_WITHOUT_FRAME)?;
+        let pack = &self.packs[place];
+        let within = (number - pack.first) as usize;
+        if within < pack.frames { Ok((pack.entry, self.decode(pack, within, chains)?)) } else { Err(ROW_WITHOUT_FRAME) }
     }
 
-    pub(crate) fn packs(&self) -> impl Iterator<Item = (&PackEntry, &[FrameRecord])> {
-        self.packs.iter().map(|(_, entry, frames)| (entry, frames.as_slice()))
+    fn decode(&self, pack: &PackInBlock, number: usize, chains: usize) -> Result<FrameRecord, Malformed> {
+        let frame = FrameRecord::decode(&mut Reader::new(&self.bytes[pack.at + number * RECORD..][..RECORD]))?;
+        let end = u64::from(frame.offset) + u64::from(frame.stored);
+        if usize::from(frame.chain) >= chains || frame.kind != pack.entry.kind || end > pack.entry.len {
+            return Err(Malformed("a frame does not fit its pack"));
+        }
+        Ok(frame)
+    }
+
+    /// All packs, each with its frames.
+    pub(crate) fn packs(&self, chains: usize) -> Result<Vec<(PackEntry, Vec<FrameRecord>)>, Malformed> {
+        let all = |pack: &PackInBlock| -> Result<_, Malformed> {
+            (0..pack.frames).map(|number| self.decode(pack, number, chains)).collect()
+        };
+        self.packs.iter().map(|pack| Ok((pack.entry, all(pack)?))).collect()
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
-        self.packs.len() * size_of::<(u32, PackEntry, Vec<FrameRecord>)>() + self.frames * size_of::<FrameRecord>()
+        self.packs.len() * size_of::<PackInBlock>() + self.bytes.capacity()
     }
 }
+
+/// A row past the end of its segment's frames.
+pub(crate) const ROW_WITHOUT_FRAME: Malformed = Malformed("a row names a frame that no pack has");

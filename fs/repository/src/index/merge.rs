@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::block::{ChunkBlock, PackBlock};
-use super::segment::{BlockKind, Root, Segment};
+use super::root::{ROWS, Root};
+use super::segment::{BlockKind, Segment, block_number};
 use super::writer::{SegmentWriter, Written};
 use super::{Index, Located, PackEntry, Row, SegmentRef};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameRecord, Member};
 use crate::ids::ChunkId;
+use crate::limits;
 use crate::pack::{Chain, intern};
 
 /// More live segments than this are merged.
 const MOST_SEGMENTS: usize = 8;
+/// Segments are not merged where their roots together are longer: a reader takes none over `limits::INDEX_ROOT`.
+const MOST_ROOT: u64 = limits::INDEX_ROOT / 4 * 3;
 
 /// An uploaded pack that the new segment is to locate.
 pub(crate) struct NewPack<'a> {
@@ -89,15 +93,16 @@ fn add_borrowed(
 }
 
 /// Places of the segments to merge with `new_rows` new ones: none while there are few; else the smallest, and more while
-/// the next is not much larger than what is merged already. So a row is copied O(log n) times.
+/// the next is not much larger than what is merged already. So a row is copied O(log n) times. None gets a root beyond [`MOST_ROOT`] that way.
 fn choose(live: &[SegmentRef], new_rows: u64) -> Vec<usize> {
     let Some(least) = (live.len() + 1).checked_sub(MOST_SEGMENTS).filter(|n| *n > 0) else { return Vec::new() };
     let mut by_size: Vec<usize> = (0..live.len()).collect();
     by_size.sort_by_key(|place| live[*place].rows);
-    let (mut taken, mut sum) = (0, new_rows);
+    let (mut taken, mut sum, mut roots) = (0, new_rows, 0);
     for place in &by_size {
         let rows = live[*place].rows;
-        if taken >= least && rows > sum.saturating_mul(2) {
+        roots += root_len(&live[*place]);
+        if roots > MOST_ROOT || (taken >= least && rows > sum.saturating_mul(2)) {
             break;
         }
         sum = sum.saturating_add(rows);
@@ -106,6 +111,11 @@ fn choose(live: &[SegmentRef], new_rows: u64) -> Vec<usize> {
     by_size.truncate(taken);
     by_size.sort_unstable();
     by_size
+}
+
+/// What a segment's root takes once it is written anew: an early one had larger blocks.
+fn root_len(segment: &SegmentRef) -> u64 {
+    u64::from(segment.root_len).max(segment.rows / u64::from(ROWS) * 8)
 }
 
 /// Rows of one source, block after block.
@@ -132,13 +142,13 @@ impl Stream {
                 return Ok(Some(row));
             }
             let Some(rest) = &mut self.rest else { return Ok(None) };
-            let Some((_, count, place)) = rest.root.chunks.get(rest.next_block).copied() else { return Ok(None) };
-            let number = u32::try_from(rest.next_block).expect("a root has fewer blocks, being bounded in bytes");
-            rest.next_block += 1;
-            let bytes = rest.segment.read(&index.source, BlockKind::Chunks, number, place)?;
-            let object = rest.segment.block_name(BlockKind::Chunks, number);
-            let block = ChunkBlock::parse(bytes, count.into()).in_object(&object)?;
-            let mut rows: Vec<Row> = block.rows().collect();
+            let blocks = rest.segment.read_run(&index.source, &rest.root, rest.next_block)?;
+            if blocks.is_empty() {
+                return Ok(None);
+            }
+            let object = rest.segment.block_name(BlockKind::Chunks, block_number(rest.next_block));
+            rest.next_block += blocks.len();
+            let mut rows: Vec<Row> = blocks.iter().flat_map(ChunkBlock::rows).collect();
             for row in &mut rows {
                 if row.frame >= rest.root.frames {
                     return Err(RepositoryError::corrupt(&object, super::ROW_WITHOUT_FRAME.0));
@@ -157,10 +167,9 @@ fn copy_packs(index: &Index, segment: &Arc<Segment>, writer: &mut SegmentWriter)
     let mut copied = 0u64;
     for (number, (first, place)) in (0u32..).zip(&root.pack_blocks) {
         let bytes = segment.read(&index.source, BlockKind::Packs, number, *place)?;
-        let block = PackBlock::parse(&bytes, *first, root.chains.len())
-            .in_object(segment.block_name(BlockKind::Packs, number))?;
-        for (entry, frames) in block.packs() {
-            let first = writer.pack(entry, &root.chains, frames)?;
+        let packs = PackBlock::parse(bytes, *first).and_then(|block| block.packs(root.chains.len()));
+        for (entry, frames) in packs.in_object(segment.block_name(BlockKind::Packs, number))? {
+            let first = writer.pack(&entry, &root.chains, &frames)?;
             first_frame.get_or_insert(first);
             copied += frames.len() as u64;
         }
@@ -215,5 +224,22 @@ mod tests {
             assert!(live.len() <= MOST_SEGMENTS);
         }
         assert!(copied < 10_000 * 100 * 14, "each row was copied {} times", copied / 1_000_000);
+    }
+    #[test]
+    fn no_segment_grows_beyond_what_a_reader_takes() {
+        let with_root = |root_len: u64| SegmentRef { root_len: root_len as u32, ..segment(1000) };
+        let part = MOST_ROOT / 4;
+        let live: Vec<SegmentRef> =
+            [1; 4].map(|_| with_root(3 * part)).into_iter().chain([1; 8].map(|_| with_root(part))).collect();
+        let merged = choose(&live, 100);
+        assert!(merged.iter().map(|place| root_len(&live[*place])).sum::<u64>() <= MOST_ROOT, "{merged:?}");
+        assert_eq!(
+            choose(&vec![with_root(MOST_ROOT); 12], 100),
+            [0],
+            "more segments rather than one that can't be read"
+        );
+        // Of an early form, whose root was shorter for as many rows.
+        let early = segment(MOST_ROOT / 8 * u64::from(ROWS));
+        assert_eq!(choose(&vec![early; 12], 100), [0]);
     }
 }

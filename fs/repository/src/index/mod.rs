@@ -1,7 +1,9 @@
 //! Finds chunks: the live index segments of a volume, and a cache of their blocks.
 
 mod block;
+mod cache;
 mod merge;
+mod root;
 mod segment;
 mod writer;
 
@@ -9,23 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axiomfs_api::Seal;
 
-use block::{ChunkBlock, FILTERED, Filter, PackBlock};
+use block::{ChunkBlock, Filter, PackBlock, ROW_WITHOUT_FRAME};
 pub(crate) use block::{PackEntry, Row};
+use cache::Block;
+pub(crate) use cache::IndexCache;
 pub(crate) use merge::{NewPack, write_segment};
+use root::{Place, Root};
 pub use segment::SegmentRef;
-use segment::{BlockKind, Root, Segment};
-use writer::ROW_WITHOUT_FRAME;
+use segment::{BlockKind, Segment, block_number};
 
 use crate::error::{InObject, RepositoryError};
 use crate::frame::FrameRecord;
-use crate::ids::{ChunkId, SegmentId, VolumeId};
+use crate::ids::{ChunkId, VolumeId};
 use crate::keyring::Keyring;
-use crate::lru_bytes::ByteLru;
 use crate::near::Source;
 use crate::pack::Chain;
-
-/// What a cached block takes beside its bytes.
-const BLOCK_OVERHEAD: usize = 128;
 
 /// A segment of up to this is read by one request where requests are dear.
 const WHOLE: u64 = 2 << 20;
@@ -40,14 +40,6 @@ pub(crate) struct Located {
     pub(crate) len: u32,
 }
 
-/// A block of a segment, parsed.
-#[derive(Clone)]
-pub(crate) enum Block {
-    Chunks(Arc<ChunkBlock>),
-    Packs(Arc<PackBlock>),
-    Filter(Arc<Filter>),
-}
-
 /// The live segments, newest first.
 pub(crate) struct Index {
     source: Source,
@@ -60,14 +52,6 @@ pub(crate) struct Index {
     cache: Arc<IndexCache>,
     /// Segments of up to this many bytes are read whole.
     whole: u64,
-}
-
-/// Blocks of the segments of all volumes.
-pub(crate) type IndexCache = ByteLru<(SegmentId, BlockKind, u32), Block>;
-
-/// A cache of `bytes`.
-pub(crate) fn index_cache(bytes: usize) -> Arc<IndexCache> {
-    Arc::new(ByteLru::new(bytes))
 }
 
 /// Whether a lookup may ask the store.
@@ -115,7 +99,7 @@ impl Index {
         let segment = Segment::new(&self.keyring, self.seal.as_ref(), self.volume, reference)?;
         segment.set_root(root);
         for (number, filter) in (0..).zip(filters) {
-            let size = filter.as_bytes().len() + BLOCK_OVERHEAD;
+            let size = filter.as_bytes().len();
             self.cache.put((reference.id, BlockKind::Filter, number), Block::Filter(Arc::new(filter)), size);
         }
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(segment));
@@ -180,9 +164,9 @@ impl Index {
             (None, Io::Never) => return Ok(false),
         };
         // Equal ids may run over several blocks.
-        let mut number = root.blocks_below(id).saturating_sub(1);
-        while root.chunks.get(number).is_some_and(|(first, _, _)| first <= id) {
-            let Some(filter) = self.filter(segment, root, number / FILTERED, io)? else { return Ok(false) };
+        let mut number = root.first_block(id);
+        while root.may_hold(number, id) {
+            let Some(filter) = self.filter(segment, root, root.filter_of(number), io)? else { return Ok(false) };
             if !filter.may_contain(id) {
                 // The next block may begin with the id, under another filter.
                 number += 1;
@@ -211,21 +195,21 @@ impl Index {
             let Some((bytes, key)) = of(BlockKind::Filter, number, *place) else { continue };
             let size = bytes.len();
             if let Ok(filter) = Filter::parse(bytes) {
-                self.cache.put(key, Block::Filter(Arc::new(filter)), size + BLOCK_OVERHEAD);
+                self.cache.put(key, Block::Filter(Arc::new(filter)), size);
             }
         }
         for (number, (first, place)) in root.pack_blocks.iter().enumerate() {
             let Some((bytes, key)) = of(BlockKind::Packs, number, *place) else { continue };
-            if let Ok(block) = PackBlock::parse(&bytes, *first, root.chains.len()) {
+            if let Ok(block) = PackBlock::parse(bytes, *first) {
                 let size = block.heap_bytes();
-                self.cache.put(key, Block::Packs(Arc::new(block)), size + BLOCK_OVERHEAD);
+                self.cache.put(key, Block::Packs(Arc::new(block)), size);
             }
         }
-        for (number, (_, rows, place)) in root.chunks.iter().enumerate() {
-            let Some((bytes, key)) = of(BlockKind::Chunks, number, *place) else { continue };
-            if let Ok(block) = ChunkBlock::parse(bytes, (*rows).into()) {
+        for (number, (rows, place)) in (0..root.blocks()).filter_map(|number| Some((number, root.block(number)?))) {
+            let Some((bytes, key)) = of(BlockKind::Chunks, number, place) else { continue };
+            if let Ok(block) = ChunkBlock::parse(bytes, rows) {
                 let size = block.heap_bytes();
-                self.cache.put(key, Block::Chunks(Arc::new(block)), size + BLOCK_OVERHEAD);
+                self.cache.put(key, Block::Chunks(Arc::new(block)), size);
             }
         }
         Ok(root)
@@ -255,9 +239,9 @@ impl Index {
         number: usize,
         io: Io,
     ) -> Result<Option<Arc<ChunkBlock>>, RepositoryError> {
-        let (_, rows, place) = root.chunks[number];
+        let (rows, place) = root.block(number).expect("the caller found it in the root");
         let parse = |bytes: Vec<u8>| {
-            let block = ChunkBlock::parse(bytes, rows.into())?;
+            let block = ChunkBlock::parse(bytes, rows)?;
             let size = block.heap_bytes();
             Ok((Block::Chunks(Arc::new(block)), size))
         };
@@ -276,7 +260,7 @@ impl Index {
     ) -> Result<Option<Arc<PackBlock>>, RepositoryError> {
         let (first, place) = root.pack_blocks[number];
         let parse = |bytes: Vec<u8>| {
-            let block = PackBlock::parse(&bytes, first, root.chains.len())?;
+            let block = PackBlock::parse(bytes, first)?;
             let size = block.heap_bytes();
             Ok((Block::Packs(Arc::new(block)), size))
         };
@@ -290,12 +274,12 @@ impl Index {
         let place = root.pack_blocks.partition_point(|(first, _)| *first <= row.frame).checked_sub(1);
         let place = place.ok_or(ROW_WITHOUT_FRAME).in_object(&segment.name)?;
         let Some(block) = self.packs(segment, root, place, io)? else { return Ok(None) };
-        let (pack, frame) = block.frame(row.frame).ok_or(ROW_WITHOUT_FRAME).in_object(&segment.name)?;
+        let (pack, frame) = block.frame(row.frame, root.chains.len()).in_object(&segment.name)?;
         if row.offset.checked_add(row.len).is_none_or(|end| end > frame.raw) {
             return Err(RepositoryError::corrupt(&segment.name, "a row passes the end of its frame"));
         }
         let chain = root.chains[usize::from(frame.chain)].clone();
-        Ok(Some(Located { pack: *pack, frame: *frame, chain, offset: row.offset, len: row.len }))
+        Ok(Some(Located { pack, frame, chain, offset: row.offset, len: row.len }))
     }
 
     /// A block from the cache, or read, parsed and cached.
@@ -304,11 +288,11 @@ impl Index {
         segment: &Segment,
         kind: BlockKind,
         number: usize,
-        place: segment::Place,
+        place: Place,
         io: Io,
         parse: impl FnOnce(Vec<u8>) -> Result<(Block, usize), crate::codec::Malformed>,
     ) -> Result<Option<Block>, RepositoryError> {
-        let number = u32::try_from(number).expect("a root has fewer blocks, being bounded in bytes");
+        let number = block_number(number);
         let key = (segment.reference.id, kind, number);
         if let Some(block) = self.cache.get(&key) {
             return Ok(Some(block));
@@ -318,7 +302,7 @@ impl Index {
         }
         let bytes = segment.read(&self.source, kind, number, place)?;
         let (block, size) = parse(bytes).in_object(segment.block_name(kind, number))?;
-        self.cache.put(key, block.clone(), size + BLOCK_OVERHEAD);
+        self.cache.put(key, block.clone(), size);
         Ok(Some(block))
     }
 
@@ -338,7 +322,9 @@ pub(crate) type TestFrames = Vec<(FrameRecord, Vec<crate::frame::Member>)>;
 #[cfg(test)]
 pub(crate) fn decode_block_for_tests(bytes: &[u8]) {
     drop(Root::decode(bytes, 1 << 20));
-    drop(PackBlock::parse(bytes, 7, 3));
+    if let Ok(block) = PackBlock::parse(bytes.to_vec(), 7) {
+        drop((block.packs(3), block.frame(9, 3)));
+    }
     if let Ok(filter) = Filter::parse(bytes.to_vec()) {
         filter.may_contain(&ChunkId([9; 32]));
     }

@@ -4,18 +4,27 @@ use std::sync::{Arc, OnceLock};
 
 use axiomfs_api::{ObjectKey, Sealer};
 
+use super::block::ChunkBlock;
+use super::root::{self, Place, Root};
 use crate::codec::{Malformed, Put, Reader};
 use crate::crypto::{SALT, derive, nonce};
 use crate::error::{InObject, RepositoryError};
-use crate::ids::{ChunkId, RepositoryId, SegmentId, VolumeId};
+use crate::ids::{RepositoryId, SegmentId, VolumeId};
 use crate::keyring::Keyring;
 use crate::near::Source;
-use crate::pack::{Chain, decode_chains};
 use crate::{limits, names};
 
 pub(crate) const MAGIC: &[u8; 4] = b"AXIX";
 pub(crate) const END: &[u8; 4] = b"AXIE";
 pub(crate) const HEADER: usize = 48;
+/// Bytes of chunk blocks that are read by one request where all are wanted.
+const RUN: u64 = 256 << 10;
+const WRONG_SEAL: Malformed = Malformed("its seal does not fit");
+
+/// The number of a block as seals and caches take it.
+pub(crate) fn block_number(number: usize) -> u32 {
+    u32::try_from(number).expect("a root has fewer blocks, being bounded in bytes")
+}
 
 /// What a head says of an index segment; enough to read its root with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,9 +109,7 @@ impl SegmentSeal {
     }
 
     fn open(&self, kind: BlockKind, number: u32, block: &mut Vec<u8>) -> Result<(), Malformed> {
-        self.sealer
-            .open(&nonce(kind as u8, number.into()), &self.aad(kind, number), block)
-            .map_err(|_| Malformed("its seal does not fit"))
+        self.sealer.open(&nonce(kind as u8, number.into()), &self.aad(kind, number), block).map_err(|_| WRONG_SEAL)
     }
 
     fn aad(&self, kind: BlockKind, number: u32) -> Vec<u8> {
@@ -113,126 +120,6 @@ impl SegmentSeal {
         aad.put_u8(kind as u8);
         aad.put_u32(number);
         aad
-    }
-}
-
-/// Place of a sealed block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
-    pub(crate) offset: u64,
-    pub(crate) len: u32,
-}
-
-/// A segment's root.
-#[derive(Debug, Default)]
-pub(crate) struct Root {
-    pub(crate) chains: Vec<Chain>,
-    pub(crate) rows: u64,
-    pub(crate) frames: u32,
-    pub(crate) packs: u32,
-    pub(crate) chunks: Vec<(ChunkId, u16, Place)>,
-    /// The first bytes of each chunk block's first id: a lookup searches these, which lie close together.
-    fences: Vec<u64>,
-    pub(crate) filters: Vec<Place>,
-    pub(crate) pack_blocks: Vec<(u32, Place)>,
-}
-
-impl Root {
-    /// Adds the next chunk block.
-    pub(crate) fn push_chunks(&mut self, chunk: (ChunkId, u16, Place)) {
-        self.fences.push(fence(&chunk.0));
-        self.chunks.push(chunk);
-    }
-
-    /// How many chunk blocks begin with a lower id.
-    pub(crate) fn blocks_below(&self, id: &ChunkId) -> usize {
-        let fence = fence(id);
-        let below = self.fences.partition_point(|first| *first < fence);
-        let equal = self.fences[below..].partition_point(|first| *first == fence);
-        below + self.chunks[below..below + equal].partition_point(|(first, _, _)| first < id)
-    }
-
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.chunks.len() * 46);
-        out.put_u16(u16::try_from(self.chains.len()).expect("bounded by the limit of chains"));
-        for chain in &self.chains {
-            out.put_bytes16(&chain.descriptor);
-        }
-        out.put_u64(self.rows);
-        out.put_u32(self.frames);
-        out.put_u32(self.packs);
-        out.put_len32(self.chunks.len());
-        for (first, rows, place) in &self.chunks {
-            out.put(&first.0);
-            out.put_u16(*rows);
-            place.encode(&mut out);
-        }
-        out.put_len32(self.filters.len());
-        for place in &self.filters {
-            place.encode(&mut out);
-        }
-        out.put_len32(self.pack_blocks.len());
-        for (first, place) in &self.pack_blocks {
-            out.put_u32(*first);
-            place.encode(&mut out);
-        }
-        out
-    }
-
-    pub(crate) fn decode(bytes: &[u8], end: u64) -> Result<Self, Malformed> {
-        let mut r = Reader::new(bytes);
-        let mut root = Self {
-            chains: decode_chains(&mut r)?,
-            rows: r.u64()?,
-            frames: r.u32()?,
-            packs: r.u32()?,
-            ..Self::default()
-        };
-        for _ in 0..r.count(46, usize::MAX)? {
-            let chunk = (r.array()?.into(), r.u16()?, Place::decode(&mut r, end)?);
-            if root.chunks.last().is_some_and(|(id, _, _)| *id > chunk.0) {
-                return Err(Malformed("its chunk blocks do not ascend"));
-            }
-            root.push_chunks(chunk);
-        }
-        for _ in 0..r.count(12, usize::MAX)? {
-            root.filters.push(Place::decode(&mut r, end)?);
-        }
-        for _ in 0..r.count(16, usize::MAX)? {
-            let block = (r.u32()?, Place::decode(&mut r, end)?);
-            if root.pack_blocks.last().is_some_and(|(first, _)| *first >= block.0) {
-                return Err(Malformed("its pack blocks do not ascend"));
-            }
-            root.pack_blocks.push(block);
-        }
-        r.end()?;
-        if root.filters.len() != root.chunks.len().div_ceil(super::block::FILTERED) {
-            return Err(Malformed("it has another number of filters than its chunk blocks need"));
-        }
-        Ok(root)
-    }
-}
-
-fn fence(id: &ChunkId) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&id.0[..8]);
-    u64::from_be_bytes(first)
-}
-
-impl Place {
-    fn encode(self, out: &mut Vec<u8>) {
-        out.put_u64(self.offset);
-        out.put_u32(self.len);
-    }
-
-    fn decode(r: &mut Reader<'_>, end: u64) -> Result<Self, Malformed> {
-        let place = Self { offset: r.u64()?, len: r.u32()? };
-        let fits = place.offset.checked_add(place.len.into()).is_some_and(|e| e <= end);
-        if fits && u64::from(place.len) <= limits::INDEX_BLOCK {
-            Ok(place)
-        } else {
-            Err(Malformed("a block lies outside of the segment"))
-        }
     }
 }
 
@@ -278,10 +165,8 @@ impl Segment {
         }
         let read = || {
             let mut bytes = source.range(&self.key, self.reference.root_offset, self.reference.root_len.into())?;
-            self.seal
-                .open(BlockKind::Root, 0, &mut bytes)
-                .and_then(|()| Root::decode(&bytes, self.reference.root_offset))
-                .in_object(format_args!("Root of {}", self.name))
+            self.seal.open(BlockKind::Root, 0, &mut bytes).in_object(self.root_name())?;
+            self.decode_root(&bytes)
         };
         let root = source.again_if_damaged(&self.key, read)?;
         Ok(self.root.get_or_init(|| Arc::new(root)))
@@ -293,13 +178,24 @@ impl Segment {
         let read = || {
             let bytes = source.range(&self.key, 0, len)?;
             let place = Place { offset: root_offset, len: root_len };
-            let opened = self.open_in(&bytes, BlockKind::Root, 0, place);
-            let root =
-                opened.ok_or(Malformed("its seal does not fit")).and_then(|root| Root::decode(&root, root_offset));
-            Ok((root.in_object(format_args!("Root of {}", self.name))?, bytes))
+            let root = self.open_in(&bytes, BlockKind::Root, 0, place).ok_or(WRONG_SEAL).in_object(self.root_name())?;
+            Ok((self.decode_root(&root)?, bytes))
         };
         let (root, bytes) = source.again_if_damaged(&self.key, read)?;
         Ok((self.root.get_or_init(|| Arc::new(root)), bytes))
+    }
+
+    fn decode_root(&self, bytes: &[u8]) -> Result<Root, RepositoryError> {
+        let found = Root::version(bytes).in_object(self.root_name())?;
+        if found > root::VERSION {
+            let (object, supported) = (self.root_name(), root::VERSION.into());
+            return Err(RepositoryError::UnsupportedVersion { object, found: found.into(), supported });
+        }
+        Root::decode(bytes, self.reference.root_offset).in_object(self.root_name())
+    }
+
+    fn root_name(&self) -> String {
+        format!("Root of {}", self.name)
     }
 
     /// One block out of the whole segment, unless it is damaged.
@@ -325,29 +221,38 @@ impl Segment {
         })
     }
 
+    /// The chunk blocks from `number` on that lie one after the other, at least one, up to [`RUN`] bytes of them: one request for many.
+    pub(crate) fn read_run(
+        &self,
+        source: &Source,
+        root: &Root,
+        number: usize,
+    ) -> Result<Vec<ChunkBlock>, RepositoryError> {
+        let (mut run, mut end) = (Vec::new(), None);
+        while let Some((rows, place)) = root.block(number + run.len()) {
+            let begin = run.first().map_or(place.offset, |(_, first): &(usize, Place)| first.offset);
+            let follows = end.is_none_or(|end| end == place.offset && end + u64::from(place.len) - begin <= RUN);
+            if !follows {
+                break;
+            }
+            end = Some(place.offset + u64::from(place.len));
+            run.push((rows, place));
+        }
+        let (Some((_, first)), Some(end)) = (run.first(), end) else { return Ok(Vec::new()) };
+        source.again_if_damaged(&self.key, || {
+            let bytes = source.range(&self.key, first.offset, end - first.offset)?;
+            let open = |(number, (rows, place)): (usize, &(usize, Place))| {
+                let number = block_number(number);
+                let within = Place { offset: place.offset - first.offset, len: place.len };
+                let block = self.open_in(&bytes, BlockKind::Chunks, number, within).ok_or(WRONG_SEAL);
+                let parsed = block.and_then(|block| ChunkBlock::parse(block, *rows));
+                parsed.in_object(self.block_name(BlockKind::Chunks, number))
+            };
+            (number..).zip(&run).map(open).collect()
+        })
+    }
+
     pub(crate) fn block_name(&self, kind: BlockKind, number: u32) -> String {
         format!("{kind:?} block {number} of {}", self.name)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fences_find_what_whole_ids_do() {
-        // Ids that differ early, late, and not at all.
-        let id = |first: u8, last: u8| {
-            ChunkId(std::array::from_fn(|i| if i == 0 { first } else { last * u8::from(i == 31) }))
-        };
-        let mut root = Root::default();
-        for (first, last) in [(1, 1), (1, 3), (1, 3), (2, 0), (2, 5), (7, 5), (7, 5), (7, 9)] {
-            root.push_chunks((id(first, last), 1, Place { offset: 0, len: 0 }));
-        }
-        for (first, last) in (0..9).flat_map(|first| (0..11).map(move |last| (first, last))) {
-            let wanted = id(first, last);
-            let expected = root.chunks.iter().filter(|(begin, _, _)| *begin < wanted).count();
-            assert_eq!(root.blocks_below(&wanted), expected, "{first}, {last}");
-        }
     }
 }

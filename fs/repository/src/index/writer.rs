@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use axiomfs_api::Seal;
 
-use super::block::{FILTERED, Filter, PackEntry, ROW, ROWS, Row, encode_pack};
-use super::segment::{BlockKind, END, HEADER, MAGIC, Place, Root, SegmentRef, SegmentSeal};
-use crate::codec::{Malformed, Put};
-use crate::crypto::{SALT, VERSION, random};
+use super::block::{Filter, PackEntry, ROW, Row, encode_pack};
+use super::root::{FILTERED, Place, ROWS, Root, VERSION};
+use super::segment::{BlockKind, END, HEADER, MAGIC, SegmentRef, SegmentSeal, block_number};
+use crate::codec::Put;
+use crate::crypto::{SALT, random};
 use crate::error::RepositoryError;
 use crate::frame::FrameRecord;
 use crate::ids::{ChunkId, SegmentId, VolumeId};
@@ -17,7 +18,7 @@ use crate::keyring::Keyring;
 use crate::pack::{Chain, intern};
 use crate::temporary::Temporary;
 
-const PACK_BLOCK: usize = 4 << 10;
+const PACK_BLOCK: usize = 1 << 10;
 
 /// Writes a segment into a local file: first all packs, then all rows in ascending order. Memory stays small whatever its size.
 pub(crate) struct SegmentWriter {
@@ -73,7 +74,7 @@ impl SegmentWriter {
             out: BufWriter::with_capacity(256 << 10, file),
             temporary: Temporary::new(path),
             offset: 0,
-            root: Root::default(),
+            root: Root::new(),
             packs: Vec::new(),
             packs_in_block: 0,
             block_first_frame: 0,
@@ -118,13 +119,17 @@ impl SegmentWriter {
     /// Adds a row; ids must not descend.
     pub(crate) fn row(&mut self, row: &Row) -> Result<(), RepositoryError> {
         debug_assert!(self.filtered.last().is_none_or(|last| *last <= row.id), "rows ascend");
+        if self.root.rows == 0 {
+            // Chunk blocks lie one after the other: no pack block between them.
+            self.end_pack_block()?;
+        }
         if self.rows.is_empty() {
             self.first = row.id;
         }
         row.encode(&mut self.rows);
         self.filtered.push(row.id);
         self.root.rows += 1;
-        if self.rows.len() == ROWS * ROW {
+        if self.rows.len() == usize::from(ROWS) * ROW {
             self.end_chunk_block()?;
         }
         Ok(())
@@ -177,11 +182,9 @@ impl SegmentWriter {
             return Ok(());
         }
         let rows = std::mem::take(&mut self.rows);
-        let count = u16::try_from(rows.len() / ROW).expect("a block has at most 512 rows");
-        let number = self.root.chunks.len();
-        let place = self.block(BlockKind::Chunks, number, rows)?;
-        self.root.push_chunks((self.first, count, place));
-        if self.root.chunks.len().is_multiple_of(FILTERED) {
+        let place = self.block(BlockKind::Chunks, self.root.blocks(), rows)?;
+        self.root.push_block(&self.first, place.offset);
+        if self.root.blocks().is_multiple_of(FILTERED.into()) {
             self.end_filter()?;
         }
         Ok(())
@@ -203,7 +206,7 @@ impl SegmentWriter {
     }
 
     fn block(&mut self, kind: BlockKind, number: usize, mut block: Vec<u8>) -> Result<Place, RepositoryError> {
-        self.seal.seal(kind, u32::try_from(number).expect("bounded by the limit of rows"), &mut block);
+        self.seal.seal(kind, block_number(number), &mut block);
         let len = u32::try_from(block.len()).expect("blocks are bounded");
         let place = Place { offset: self.offset, len };
         self.write(&block)?;
@@ -216,6 +219,3 @@ impl SegmentWriter {
         Ok(())
     }
 }
-
-/// A row past the end of its segment's frames.
-pub(crate) const ROW_WITHOUT_FRAME: Malformed = Malformed("a row names a frame that no pack has");

@@ -38,7 +38,11 @@ fn load(dir: &Path, prefix: &str, store: &TestStore) {
 
 /// Data that anybody can make again.
 fn content(number: usize) -> Vec<u8> {
-    let len = if number == 23 { 150_000 } else { 40 * (number * number + 1) };
+    let len = match number {
+        0..23 => 40 * (number * number + 1),
+        23 => 150_000,
+        _ => number,
+    };
     (0..len).map(|i| (i / 7 + i * number % 251) as u8).collect()
 }
 
@@ -55,6 +59,43 @@ fn the_repository_with_clear_frames_is_readable() {
 #[test]
 fn the_repository_with_an_overlay_is_readable() {
     read("overlay-v1");
+}
+
+#[test]
+fn the_repository_with_index_segments_of_version_2_is_readable() {
+    read("index-v2");
+}
+
+#[test]
+fn a_repository_of_format_1_is_written_on() {
+    let store = Arc::new(TestStore::default());
+    load(&dir("format-v1").join("store"), "", &store);
+    let bed = Bed { store, dir: tempfile::TempDir::new().unwrap() };
+    let writer = bed.open();
+    let head = writer.latest_head(writer.volume("main").unwrap()).unwrap().unwrap();
+    writer.load_segments(&head.segments).unwrap();
+    let early = |repository: &Repository| repository.segments().iter().filter(|s| head.segments.contains(s)).count();
+    let mut added = Vec::new();
+    while early(&writer) > 0 {
+        assert_eq!(add(&writer, &content(added.len() % 24)).1, Added::Known, "its chunks are not stored again");
+        added.push(format!("another {}", added.len()).into_bytes());
+        add(&writer, added.last().unwrap());
+        commit(&writer, head.live_root);
+        assert!(added.len() < 50, "its segments are merged with what comes");
+    }
+    let cold = bed.open_cold();
+    for data in (0..24).map(content).chain(added) {
+        assert_eq!(*cold.read_chunk(&cold.data_id(&data)).unwrap(), *data);
+    }
+    for number in 0..500 {
+        let value = get(&*cold, head.live_root, &name_of(number)).unwrap();
+        assert_eq!(value.as_deref(), value_of("plain", number).as_deref());
+    }
+}
+
+/// How many chunks of data: in the last fixture so many that their rows fill several blocks.
+fn chunks_of(name: &str) -> usize {
+    if name == "index-v2" { 200 } else { 24 }
 }
 
 fn name_of(number: usize) -> Vec<u8> {
@@ -86,7 +127,7 @@ fn read(name: &str) {
     assert_eq!(head.sequence.0.to_string(), field("sequence"));
     assert_eq!(head.commit.to_hex(), field("commit"));
     assert_eq!(repository.chunker_seed().to_string(), field("seed"));
-    for number in 0..24 {
+    for number in 0..chunks_of(name) {
         let data = content(number);
         let id = id_of(&repository, is_clear(name, number), &data);
         assert_eq!(id.to_hex(), field("chunk"));
@@ -112,7 +153,7 @@ fn write_fixture() {
     let bed = Bed::new();
     let repository = bed.open();
     let mut head = None;
-    for part in [0..16, 16..24] {
+    for part in [0..16, 16..chunks_of(&name)] {
         for number in part {
             let data = content(number);
             let route = if number % 3 == 0 { "media" } else { "default" };
@@ -150,7 +191,7 @@ fn write_fixture() {
         hex::encode(&head.commit.0),
         repository.chunker_seed(),
     );
-    for number in 0..24 {
+    for number in 0..chunks_of(&name) {
         let id = id_of(&repository, is_clear(&name, number), &content(number));
         expected += &format!("chunk {id}\n");
     }

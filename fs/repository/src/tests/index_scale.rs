@@ -23,7 +23,7 @@ const CHUNKS_IN_PACK: u64 = CHUNKS_IN_FRAME * FRAMES_IN_PACK;
 const COMMITS: u64 = 20;
 
 /// What the index may hold of blocks, so that a process that looks up stays under 128 MiB.
-const BLOCKS: u64 = 72 << 20;
+const BLOCKS: u64 = 64 << 20;
 /// The share of all caches that the index has, in per cent.
 const SHARE: u64 = 15;
 
