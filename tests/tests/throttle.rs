@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
-use axiomfs_tests::rng::noise;
+use axiomfs_tests::rng::{noise, prose};
 use axiomfs_tests::run::{must, run, wait_for};
 use axiomfs_tests::source::{check_noise, tree_bytes, write_noise};
 
@@ -72,6 +72,66 @@ fn a_lower_bound_of_the_log_than_earlier_segments_take_holds_at_once() {
     // The segments of the last mount, and room for as much again in spares.
     let bytes = tree_bytes(&repo.state.join("log"));
     assert!(bytes <= 96 * MIB, "the log takes {} MiB", bytes / MIB);
+}
+
+#[test]
+fn writers_that_never_pause_hold_up_neither_commits_nor_sync() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("no-pause");
+    // Each checkpoint takes somewhat longer than the least that is worth one takes to be written: the next layer is always there.
+    repo.settings(
+        "checkpoint: {bytes: 1MiB}\ncommit: {interval: 2s, bytes: 1TiB}\n\
+         chains: {default: [{plugin: zstd, level: 13}, {plugin: aes-256-gcm}]}\n",
+    );
+    repo.mount();
+    let done = AtomicBool::new(false);
+    let (commits, took) = thread::scope(|s| {
+        s.spawn(|| {
+            for number in 0.. {
+                if done.load(Ordering::SeqCst) {
+                    return;
+                }
+                let path = repo.live().join(format!("w{}", number % 10));
+                fs::write(path, prose(number, MIB as usize)).unwrap_or_else(|e| panic!("file {number}: {e}"));
+                // Not so fast that checkpoints take ever more at once.
+                thread::sleep(Duration::from_millis(2 * repo.status_number("live/layer_bytes") / MIB));
+            }
+        });
+        let first = repo.status_number("head/sequence");
+        thread::sleep(Duration::from_secs(15));
+        let commits = repo.status_number("head/sequence") - first;
+        let start = Instant::now();
+        let synced = repo.axiomfs(&["sync", text(&repo.mnt)]);
+        let took = start.elapsed();
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(synced.code(), 0, "{}", synced.stderr);
+        (commits, took)
+    });
+    eprintln!("{commits} commits in 15 s of writing, sync took {took:?}");
+    assert!(commits >= 2, "{commits} commits in 15 s, one was due each 2 s: {}", repo.events());
+    repo.umount();
+}
+
+#[test]
+fn a_store_slower_than_timeout_throttles_writers_and_refuses_nobody() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("slow-store");
+    repo.settings(
+        "log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 192MiB}\ncommit: {bytes: 190MiB}\ntimeout: 2s\nstore: {uploads: {adapt: [1, 1]}}\n",
+    );
+    let delay = repo.dir.join("delay");
+    // For each of the two calls that a pack makes: with packs of 32 MiB four seconds for all that may be staged.
+    fs::write(&delay, "300").expect("written");
+    repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
+    let path = repo.live().join("big");
+    let start = Instant::now();
+    write_noise(&path, 11, 500 << 20);
+    let took = start.elapsed();
+    eprintln!("500 MiB took {took:?}");
+    assert!(took > Duration::from_secs(5), "it took {took:?}: the store was not slow");
+    fs::write(&delay, "0").expect("written");
+    check_noise(&path, 11, 500 << 20);
+    repo.umount();
 }
 
 /// A small ext4 in a file, mounted over a directory; gone when dropped.

@@ -63,6 +63,11 @@ impl Work {
         orders.commit_asked != orders.commit_done
     }
 
+    /// Checkpoints done.
+    pub fn checkpoints(&self) -> u64 {
+        lock(&self.orders).checkpoints_done
+    }
+
     /// Room is needed.
     pub fn checkpoint_soon(&self) {
         let mut orders = lock(&self.orders);
@@ -96,7 +101,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, checkpointer: Checkpointer) {
 
 fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
     let mut retry = RETRY_MIN;
-    let mut last_commit = Instant::now();
+    let mut pace = Pace { last_commit: Instant::now(), changed_since: None, failed: false };
     lock(&shared.work.orders).newest = checkpointer.newest();
     loop {
         let (checkpoint, asked) = next_orders(shared);
@@ -105,14 +110,16 @@ fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
         }
         let commit = asked.is_some();
         freeze_if_due(shared, checkpoint, commit);
-        match run(shared, &mut checkpointer, commit, &mut last_commit) {
+        match run(shared, &mut checkpointer, commit, &mut pace) {
             Ok(()) => {
                 retry = RETRY_MIN;
+                pace.failed = false;
                 shared.over_quota.store(false, Ordering::Relaxed);
                 report(shared, asked, Ok(checkpointer.newest()));
             }
             Err(e) => {
                 let error = describe(&e);
+                pace.failed = true;
                 shared.over_quota.store(is_quota(&e), Ordering::Relaxed);
                 shared.events.add("error", error.clone());
                 let fenced = matches!(e, CheckpointError::Fenced { .. });
@@ -178,12 +185,23 @@ fn many_segments(state: &State) -> bool {
     state.active.first_segment.is_some_and(|first| state.last_segment >= first + IDLE_SEGMENTS)
 }
 
-fn run(
-    shared: &Shared,
-    checkpointer: &mut Checkpointer,
-    commit: bool,
-    last_commit: &mut Instant,
-) -> Result<(), CheckpointError> {
+/// When the worker commits.
+struct Pace {
+    last_commit: Instant,
+    /// Since when there is a checkpoint that no commit has.
+    changed_since: Option<Instant>,
+    /// Whether the last checkpoint or commit failed.
+    failed: bool,
+}
+
+impl Pace {
+    /// Whether a commit can't wait any longer for writers to pause. One that failed can: while it is tried checkpoints stand still, and writers soon wait for the log.
+    fn is_overdue(&self, shared: &Shared) -> bool {
+        !self.failed && self.changed_since.is_some_and(|since| since.elapsed() >= shared.options.commit_interval)
+    }
+}
+
+fn run(shared: &Shared, checkpointer: &mut Checkpointer, commit: bool, pace: &mut Pace) -> Result<(), CheckpointError> {
     if commit {
         // Everything up to the order must be in it. Audit records go with what else there is: alone they are no reason for a head.
         let mut state = shared.state_mut();
@@ -200,19 +218,32 @@ fn run(
             state.freeze();
         }
     }
-    while checkpointer.checkpoint(shared)? {
-        // Under writers that never pause this goes on for long: each must see what the last one has staged.
+    // Under writers that never pause there is always a next layer: each checkpoint must tell what it has staged, and who asks for a
+    // commit, or has waited for one for long, doesn't wait for those that come after.
+    loop {
+        let done = checkpointer.checkpoint(shared)?;
         shared.note_staged();
-        lock(&shared.work.orders).checkpoints_done += 1;
-        shared.work.changed.notify_all();
+        if done {
+            lock(&shared.work.orders).checkpoints_done += 1;
+            shared.work.changed.notify_all();
+        }
+        if checkpointer.changed() {
+            pace.changed_since.get_or_insert_with(Instant::now);
+        }
+        if !done || commit || pace.is_overdue(shared) || shared.work.commit_waits() {
+            break;
+        }
     }
     let staged = shared.note_staged();
-    let due = last_commit.elapsed() >= shared.options.commit_interval || staged >= shared.options.commit_bytes;
+    let due = pace.last_commit.elapsed() >= shared.options.commit_interval || staged >= shared.options.commit_bytes;
     if commit || due && checkpointer.changed() {
         checkpointer.commit(shared)?;
         shared.note_staged();
         shared.made_room();
-        *last_commit = Instant::now();
+        (pace.last_commit, pace.changed_since) = (Instant::now(), None);
+    }
+    if !shared.state().frozen.is_empty() {
+        shared.work.wake();
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ impl Shared {
         mut f: impl FnMut(&mut Change<'_>, &mut dyn FnMut(u64) -> u64) -> OpResult<T>,
     ) -> FsResult<T> {
         let log = self.writable()?;
-        let started = Instant::now();
+        let mut patience = Patience::new();
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         let mut failed = None;
         let len = data.map_or(0, <[u8]>::len);
@@ -161,7 +161,7 @@ impl Shared {
                 Ok(value) => return Ok(value),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(id))) => self.fetch(access, id, &mut pinned, &mut failed)?,
-                Err(TryError::NoRoom) => self.wait_or_give_up(access, started)?,
+                Err(TryError::NoRoom) => self.wait_or_give_up(access, &mut patience)?,
             }
         }
     }
@@ -219,7 +219,7 @@ impl Shared {
         mut f: impl FnMut(&State) -> FsResult<Option<Vec<Edit>>>,
     ) -> FsResult<bool> {
         let log = self.writable()?;
-        let started = Instant::now();
+        let mut patience = Patience::new();
         loop {
             self.prepare_log(access, log, need, 0)?;
             let tried = {
@@ -241,7 +241,7 @@ impl Shared {
                 Ok(()) => return Ok(true),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(_))) => return Err(FsError::WouldBlock),
-                Err(TryError::NoRoom) => self.wait_or_give_up(access, started)?,
+                Err(TryError::NoRoom) => self.wait_or_give_up(access, &mut patience)?,
             }
         }
     }
@@ -275,12 +275,13 @@ impl Shared {
         Ok(())
     }
 
-    fn wait_or_give_up(&self, access: Access, started: Instant) -> FsResult<()> {
+    /// Waits a moment for room. An error once nothing has moved for `timeout`: who is behind others that are served may wait longer.
+    fn wait_or_give_up(&self, access: Access, patience: &mut Patience) -> FsResult<()> {
         self.work.checkpoint_soon();
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
-        if started.elapsed() > self.options.timeout {
+        if patience.without_progress(self) > self.options.timeout {
             let over_quota = self.over_quota.load(Ordering::Relaxed);
             return Err(if over_quota { FsError::QuotaExceeded } else { FsError::NoSpace });
         }
@@ -337,6 +338,28 @@ impl Shared {
         if !state.frozen.is_empty() {
             self.work.wake();
         }
+    }
+}
+
+/// How long somebody has waited for room in vain.
+struct Patience {
+    since: Instant,
+    /// Checkpoints done and bytes that reached the store.
+    seen: Option<(u64, u64)>,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: Instant::now(), seen: None }
+    }
+
+    /// The time since a checkpoint was done or something reached the store, or since it began.
+    fn without_progress(&mut self, shared: &Shared) -> Duration {
+        let now = Some((shared.work.checkpoints(), shared.repository.stats().bytes_uploaded));
+        if self.seen != now {
+            *self = Self { since: Instant::now(), seen: now };
+        }
+        self.since.elapsed()
     }
 }
 
