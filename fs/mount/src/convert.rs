@@ -8,6 +8,9 @@ use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 /// What `stat` shows as preferred size of a request. `cp` and `cat` write and read in units of it, and every unit is
 /// at least one request, so larger is faster until it reaches the 1 MiB that fit into one.
 const PREFERRED_IO: u32 = 1 << 20;
+/// The same of a small directory. `opendir` makes its buffer of it (32 KiB at least), and the kernel one of as many pages for each request:
+/// a megabyte cost more than the listing.
+const SMALL_DIRECTORY: u32 = 4 << 10;
 /// Unit of `st_blocks`.
 const BLOCK: u64 = 512;
 
@@ -28,9 +31,18 @@ pub(crate) fn file_attr(node: NodeId, attr: &Attr) -> FileAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
-        blksize: PREFERRED_IO,
+        blksize: preferred_io(attr.kind, attr.size),
         flags: 0,
     }
+}
+
+/// The preferred size of a request: for a directory what its listing takes, which its size tells roughly.
+fn preferred_io(kind: FileKind, size: u64) -> u32 {
+    if kind != FileKind::Directory {
+        return PREFERRED_IO;
+    }
+    let size = u32::try_from(size).unwrap_or(PREFERRED_IO).min(PREFERRED_IO);
+    size.next_power_of_two().max(SMALL_DIRECTORY)
 }
 
 /// The kind as a reply has it.
@@ -119,6 +131,14 @@ mod tests {
         (-86_400 * 365 * 60, 123_456_789),
         (4_000_000_000, 5),
     ];
+
+    #[test]
+    fn directories_are_listed_by_as_much_as_they_are_large() {
+        for (size, expected) in [(0, 4096), (4096, 4096), (12_288, 16_384), (1 << 19, 1 << 19), (u64::MAX, 1 << 20)] {
+            assert_eq!(preferred_io(FileKind::Directory, size), expected, "{size}");
+        }
+        assert_eq!(preferred_io(FileKind::File, 7), 1 << 20);
+    }
 
     #[test]
     fn times_before_1970_keep_their_fraction() {
