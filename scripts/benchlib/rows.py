@@ -36,11 +36,20 @@ class Figures:
     """Values of each row and contender, in the order of the runs, for one way in which idle CPUs wait."""
 
     def __init__(self, way):
-        self.way, self.values, self.requests = way, {}, {}
+        self.way, self.values, self.requests, self.server = way, {}, {}, {}
 
     def add(self, contender, row, value):
         self.values.setdefault(row, {}).setdefault(contender.name, []).append(value)
-        say(f"  {contender.name}, {self.way}: {ROWS[row][0]}: {value:.4g} {ROWS[row][1]}")
+        say(f"  {contender.name}, {self.way}: {ROWS[row][0]}: {value:.4g} {ROWS[row][1]}{self.server_since(contender)}")
+
+    def server_since(self, contender):
+        """What the store's server took since the figure before, where it has one. With every session a new one begins."""
+        cpu = getattr(contender, "server_cpu", lambda: None)()
+        if cpu is None:
+            return ""
+        before = self.server.get(contender.name, 0)
+        self.server[contender.name] = cpu
+        return f" (the server took {cpu - before if cpu >= before else cpu:.2f} s of CPU since the last figure)"
 
     def note_requests(self, contender, session):
         """What the session just done has asked of the store, and what its server took for that."""
@@ -129,7 +138,7 @@ def in_flight(one, source, figures):
     before = one.config
     try:
         for most in (1, 32):
-            one.config = one.base.parent / f"in-flight-{most}.yaml"
+            one.config = one.base.parent / "in-flight.yaml"
             one.config.write_text(f"version: 1\nlimits: {{max_in_flight: {most}}}\n")
             directory = one.open()
             start = time.monotonic()
@@ -140,6 +149,7 @@ def in_flight(one, source, figures):
             if most == 1:
                 one.close()
     finally:
+        one.config.unlink(missing_ok=True)
         one.config = before
 
 

@@ -74,27 +74,40 @@ fn a_lower_bound_of_the_log_than_earlier_segments_take_holds_at_once() {
     assert!(bytes <= 96 * MIB, "the log takes {} MiB", bytes / MIB);
 }
 
+/// Tells a thread to end, whatever becomes of this one.
+struct AtLast<'a>(&'a AtomicBool);
+
+impl Drop for AtLast<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn writers_that_never_pause_hold_up_neither_commits_nor_sync() {
     let _slot = alone();
     let mut repo = TestRepo::new("no-pause");
-    // Each checkpoint takes somewhat longer than the least that is worth one takes to be written: the next layer is always there.
+    // Each checkpoint takes longer than the least that is worth one takes to be written: the next layer is always there.
     repo.settings(
-        "checkpoint: {bytes: 1MiB}\ncommit: {interval: 2s, bytes: 1TiB}\n\
+        "log: {max: 1GiB, segment: 4MiB}\ncheckpoint: {bytes: 1MiB}\ncommit: {interval: 2s, bytes: 1TiB}\n\
          chains: {default: [{plugin: zstd, level: 13}, {plugin: aes-256-gcm}]}\n",
     );
     repo.mount();
     let done = AtomicBool::new(false);
     let (commits, took) = thread::scope(|s| {
+        let _at_last = AtLast(&done);
         s.spawn(|| {
             for number in 0.. {
                 if done.load(Ordering::SeqCst) {
                     return;
                 }
+                // Not so far ahead that checkpoints take ever more at once.
+                if repo.status_number("log/bytes") > 24 * MIB {
+                    thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
                 let path = repo.live().join(format!("w{}", number % 10));
                 fs::write(path, prose(number, MIB as usize)).unwrap_or_else(|e| panic!("file {number}: {e}"));
-                // Not so fast that checkpoints take ever more at once.
-                thread::sleep(Duration::from_millis(2 * repo.status_number("live/layer_bytes") / MIB));
             }
         });
         let first = repo.status_number("head/sequence");
@@ -103,7 +116,6 @@ fn writers_that_never_pause_hold_up_neither_commits_nor_sync() {
         let start = Instant::now();
         let synced = repo.axiomfs(&["sync", text(&repo.mnt)]);
         let took = start.elapsed();
-        done.store(true, Ordering::SeqCst);
         assert_eq!(synced.code(), 0, "{}", synced.stderr);
         (commits, took)
     });
@@ -191,7 +203,7 @@ fn an_exhausted_quota_of_the_state_disk_is_called_so_and_loses_nothing() {
     let disk_dir = repo.dir.join("disk");
     let _disk = disk_with_quota(&repo.dir.join("image"), &disk_dir, 96 << 20);
     repo.state = disk_dir.join("state");
-    repo.settings("log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 64MiB}\ncheckpoint: {interval: 1s}\ncommit: {interval: 1h, bytes: 1GiB}\ntimeout: 2s\n");
+    repo.settings("log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 1GiB}\ncheckpoint: {interval: 1s}\ncommit: {interval: 1h, bytes: 1GiB}\ntimeout: 2s\n");
     repo.mount();
     let mut kept = 0;
     let refused = loop {

@@ -17,6 +17,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Pause after a failed checkpoint or commit; doubled up to the maximum while it fails.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Under writers that never pause a commit that failed is tried again after so many intervals, or so many times the longest pause.
+const AFTER_FAILURE: u32 = 4;
 /// How often somebody who waits for a commit reports progress.
 const REPORT: Duration = Duration::from_millis(100);
 
@@ -37,7 +39,6 @@ struct Orders {
     newest: Option<Committed>,
     /// The newest failure, with the commit that was asked for then.
     failed: Option<(u64, FsError)>,
-    checkpoints_done: u64,
 }
 
 /// Orders to the worker.
@@ -57,15 +58,11 @@ impl Work {
         }
     }
 
-    /// Somebody waits for a commit.
+    /// Somebody waits for a commit that was not tried in vain yet.
     pub fn commit_waits(&self) -> bool {
         let orders = lock(&self.orders);
-        orders.commit_asked != orders.commit_done
-    }
-
-    /// Checkpoints done.
-    pub fn checkpoints(&self) -> u64 {
-        lock(&self.orders).checkpoints_done
+        let failed = orders.failed.as_ref().map_or(0, |(asked, _)| *asked);
+        orders.commit_asked != orders.commit_done && orders.commit_asked > failed
     }
 
     /// Room is needed.
@@ -101,7 +98,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, checkpointer: Checkpointer) {
 
 fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
     let mut retry = RETRY_MIN;
-    let mut pace = Pace { last_commit: Instant::now(), changed_since: None, failed: false };
+    let mut pace = Pace { last_commit: Instant::now(), changed_since: None, failed: None };
     lock(&shared.work.orders).newest = checkpointer.newest();
     loop {
         let (checkpoint, asked) = next_orders(shared);
@@ -113,13 +110,11 @@ fn work(shared: &Arc<Shared>, mut checkpointer: Checkpointer) {
         match run(shared, &mut checkpointer, commit, &mut pace) {
             Ok(()) => {
                 retry = RETRY_MIN;
-                pace.failed = false;
                 shared.over_quota.store(false, Ordering::Relaxed);
                 report(shared, asked, Ok(checkpointer.newest()));
             }
             Err(e) => {
                 let error = describe(&e);
-                pace.failed = true;
                 shared.over_quota.store(is_quota(&e), Ordering::Relaxed);
                 shared.events.add("error", error.clone());
                 let fenced = matches!(e, CheckpointError::Fenced { .. });
@@ -190,14 +185,17 @@ struct Pace {
     last_commit: Instant,
     /// Since when there is a checkpoint that no commit has.
     changed_since: Option<Instant>,
-    /// Whether the last checkpoint or commit failed.
-    failed: bool,
+    /// When the last commit failed, if it did.
+    failed: Option<Instant>,
 }
 
 impl Pace {
-    /// Whether a commit can't wait any longer for writers to pause. One that failed can: while it is tried checkpoints stand still, and writers soon wait for the log.
+    /// Whether a commit can't wait any longer for writers to pause. One that failed is not tried again as soon: checkpoints stand still
+    /// meanwhile, and writers soon wait for the log.
     fn is_overdue(&self, shared: &Shared) -> bool {
-        !self.failed && self.changed_since.is_some_and(|since| since.elapsed() >= shared.options.commit_interval)
+        let interval = shared.options.commit_interval;
+        let spared = self.failed.is_some_and(|at| at.elapsed() < AFTER_FAILURE * interval.max(RETRY_MAX));
+        !spared && self.changed_since.is_some_and(|since| since.elapsed() >= interval)
     }
 }
 
@@ -223,24 +221,23 @@ fn run(shared: &Shared, checkpointer: &mut Checkpointer, commit: bool, pace: &mu
     loop {
         let done = checkpointer.checkpoint(shared)?;
         shared.note_staged();
-        if done {
-            lock(&shared.work.orders).checkpoints_done += 1;
-            shared.work.changed.notify_all();
-        }
         if checkpointer.changed() {
             pace.changed_since.get_or_insert_with(Instant::now);
         }
-        if !done || commit || pace.is_overdue(shared) || shared.work.commit_waits() {
+        if !done || pace.is_overdue(shared) || shared.work.commit_waits() {
             break;
         }
     }
-    let staged = shared.note_staged();
-    let due = pace.last_commit.elapsed() >= shared.options.commit_interval || staged >= shared.options.commit_bytes;
+    let (staged, options) = (shared.note_staged(), &shared.options);
+    let full = staged >= options.commit_bytes.min(options.staging_max);
+    // Who asked meanwhile wants more in it than there is; the next turn serves them.
+    let due = (full || pace.last_commit.elapsed() >= options.commit_interval) && !shared.work.commit_waits();
     if commit || due && checkpointer.changed() {
+        pace.failed = Some(Instant::now());
         checkpointer.commit(shared)?;
         shared.note_staged();
         shared.made_room();
-        (pace.last_commit, pace.changed_since) = (Instant::now(), None);
+        *pace = Pace { last_commit: Instant::now(), changed_since: None, failed: None };
     }
     if !shared.state().frozen.is_empty() {
         shared.work.wake();

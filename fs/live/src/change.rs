@@ -17,6 +17,8 @@ use crate::volume::{Shared, lock, now};
 
 /// Most layers that wait for a checkpoint before changes wait.
 const FROZEN_MAX: usize = 4;
+/// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.
+const MOST_PATIENT: usize = 4;
 /// The same for snapshots, which must not wait.
 const FROZEN_SNAPSHOT_MAX: usize = 64;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
@@ -151,7 +153,7 @@ impl Shared {
         mut f: impl FnMut(&mut Change<'_>, &mut dyn FnMut(u64) -> u64) -> OpResult<T>,
     ) -> FsResult<T> {
         let log = self.writable()?;
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self);
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         let mut failed = None;
         let len = data.map_or(0, <[u8]>::len);
@@ -219,7 +221,7 @@ impl Shared {
         mut f: impl FnMut(&State) -> FsResult<Option<Vec<Edit>>>,
     ) -> FsResult<bool> {
         let log = self.writable()?;
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self);
         loop {
             self.prepare_log(access, log, need, 0)?;
             let tried = {
@@ -275,13 +277,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits a moment for room. An error once nothing has moved for `timeout`: who is behind others that are served may wait longer.
-    fn wait_or_give_up(&self, access: Access, patience: &mut Patience) -> FsResult<()> {
+    /// Waits a moment for room. An error once patience is over.
+    fn wait_or_give_up(&self, access: Access, patience: &mut Patience<'_>) -> FsResult<()> {
         self.work.checkpoint_soon();
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
-        if patience.without_progress(self) > self.options.timeout {
+        if patience.is_over() {
             let over_quota = self.over_quota.load(Ordering::Relaxed);
             return Err(if over_quota { FsError::QuotaExceeded } else { FsError::NoSpace });
         }
@@ -341,25 +343,49 @@ impl Shared {
     }
 }
 
-/// How long somebody has waited for room in vain.
-struct Patience {
+/// How long somebody waits for room: `timeout`, and on while packs reach the store.
+struct Patience<'a> {
+    shared: &'a Shared,
     since: Instant,
-    /// Checkpoints done and bytes that reached the store.
-    seen: Option<(u64, u64)>,
+    /// Packs that the store had when `since` was set.
+    packs: Option<u64>,
+    /// Whether this is one of those that wait on.
+    is_patient: bool,
 }
 
-impl Patience {
-    fn new() -> Self {
-        Self { since: Instant::now(), seen: None }
+impl<'a> Patience<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self { shared, since: Instant::now(), packs: None, is_patient: false }
     }
 
-    /// The time since a checkpoint was done or something reached the store, or since it began.
-    fn without_progress(&mut self, shared: &Shared) -> Duration {
-        let now = Some((shared.work.checkpoints(), shared.repository.stats().bytes_uploaded));
-        if self.seen != now {
-            *self = Self { since: Instant::now(), seen: now };
+    /// Whether it has ended.
+    fn is_over(&mut self) -> bool {
+        let packs = self.shared.repository.packs_uploaded();
+        let before = *self.packs.get_or_insert(packs);
+        if self.since.elapsed() <= self.shared.options.timeout {
+            return false;
         }
-        self.since.elapsed()
+        if packs == before || !self.is_patient && !self.may_wait_on() {
+            return true;
+        }
+        (self.since, self.packs, self.is_patient) = (Instant::now(), Some(packs), true);
+        false
+    }
+
+    fn may_wait_on(&self) -> bool {
+        let taken = self
+            .shared
+            .patient
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < MOST_PATIENT).then_some(now + 1));
+        taken.is_ok()
+    }
+}
+
+impl Drop for Patience<'_> {
+    fn drop(&mut self) {
+        if self.is_patient {
+            self.shared.patient.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A mounted volume: what the parts share, and how an operation runs.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     pub ahead: ReadAhead,
     pub follow: Follow,
     pub room: (Mutex<()>, Condvar),
+    /// Those that wait for room longer than `timeout`.
+    pub patient: AtomicUsize,
     /// Bytes of file data accepted since the mount.
     pub written: AtomicU64,
     /// Bytes of packs that wait for a commit, as of the last checkpoint or commit.
@@ -173,6 +175,7 @@ impl Shared {
             ahead: ReadAhead::default(),
             follow: Follow::default(),
             room: (Mutex::new(()), Condvar::new()),
+            patient: AtomicUsize::new(0),
             written: AtomicU64::new(0),
             staged_bytes: AtomicU64::new(0),
             ingested: AtomicU64::new(0),

@@ -278,7 +278,9 @@ impl Repository {
     }
 
     fn upload(&self, kind: FrameKind, id: &PackId, path: &Path, len: u64) -> Result<(), RepositoryError> {
-        self.put_object(kind, &names::pack(id), path, len)
+        self.put_object(kind, &names::pack(id), path, len)?;
+        count(&self.counters.packs_uploaded, 1);
+        Ok(())
     }
 
     fn put_object(&self, kind: FrameKind, name: &str, path: &Path, len: u64) -> Result<(), RepositoryError> {

@@ -422,6 +422,11 @@ impl Repository {
         stats
     }
 
+    /// Packs that reached the store since this was opened, which is what makes room on this machine.
+    pub fn packs_uploaded(&self) -> u64 {
+        self.counters.packs_uploaded.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     pub(crate) fn packer(&self) -> Result<&Packer, RepositoryError> {
         self.packer.as_ref().ok_or(RepositoryError::ReadOnly)
     }

@@ -67,6 +67,7 @@ pub(crate) struct Counters {
     pub(crate) cache_hits: AtomicU64,
     pub(crate) objects_uploaded: AtomicU64,
     pub(crate) bytes_uploaded: AtomicU64,
+    pub(crate) packs_uploaded: AtomicU64,
 }
 
 /// Adds to a counter; nothing is ordered by it.

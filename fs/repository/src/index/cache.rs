@@ -9,7 +9,7 @@ use crate::lru_bytes::ByteLru;
 
 /// What a cached block takes beside its bytes.
 const OVERHEAD: usize = 128;
-/// The fewest bytes that a part is worth; more than any block that is written.
+/// The fewest bytes that a part is worth; more than a block takes, but for that of a pack of very many frames.
 const PART: usize = 1 << 20;
 /// Parts of a large cache.
 const PARTS: usize = 16;

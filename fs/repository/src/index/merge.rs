@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::block::{ChunkBlock, PackBlock};
 use super::root::{ROWS, Root};
 use super::segment::{BlockKind, Segment, block_number};
-use super::writer::{SegmentWriter, Written};
+use super::writer::{ROOT, SegmentWriter, Written};
 use super::{Index, Located, PackEntry, Row, SegmentRef};
 use crate::error::{InObject, RepositoryError};
 use crate::frame::{FrameRecord, Member};
@@ -36,14 +36,43 @@ pub(crate) fn write_segment(
     packs: &[NewPack<'_>],
     borrowed: &[(ChunkId, Located)],
 ) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
+    write_segment_within(limits::INDEX_ROOT, index, dir, packs, borrowed)
+}
+
+/// The same; no segment's root is longer than `most_root`.
+pub(crate) fn write_segment_within(
+    most_root: u64,
+    index: &Index,
+    dir: &Path,
+    packs: &[NewPack<'_>],
+    borrowed: &[(ChunkId, Located)],
+) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
     let live = index.segments();
     let members: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
     let new_rows = members + borrowed.len() as u64;
     let merged = choose(&live.iter().map(|s| s.reference).collect::<Vec<_>>(), new_rows);
-    let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
+    match write_merged(most_root, index, dir, packs, borrowed, &merged) {
+        // What merging makes of a root was estimated. Rather one segment more than none.
+        Err(RepositoryError::TooLarge { what: ROOT, .. }) if !merged.is_empty() => {
+            write_merged(most_root, index, dir, packs, borrowed, &[])
+        }
+        written => written,
+    }
+}
 
+/// The same, merged with the live segments at these places.
+fn write_merged(
+    most_root: u64,
+    index: &Index,
+    dir: &Path,
+    packs: &[NewPack<'_>],
+    borrowed: &[(ChunkId, Located)],
+    merged: &[usize],
+) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
+    let live = index.segments();
+    let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
     let mut writer = SegmentWriter::create(dir, &index.keyring, index.seal.as_ref(), index.volume)?;
-    let mut rows = Vec::with_capacity(usize::try_from(new_rows).unwrap_or(0));
+    let mut rows = Vec::new();
     for pack in packs {
         let records: Vec<FrameRecord> = pack.frames.iter().map(|(record, _)| *record).collect();
         let first = writer.pack(&pack.entry, pack.chains, &records)?;
@@ -62,7 +91,7 @@ pub(crate) fn write_segment(
         streams.push(copy_packs(index, segment, &mut writer)?);
     }
     merge_rows(index, streams, &mut writer)?;
-    let Written { reference, path, root, filters } = writer.finish()?;
+    let Written { reference, path, root, filters } = writer.finish(most_root)?;
     index.prepare(reference, root, filters)?;
     let kept = live.iter().enumerate().filter(|(place, _)| !merged.contains(place)).map(|(_, s)| s.reference);
     let refs = std::iter::once(reference).chain(kept).collect();

@@ -15,6 +15,8 @@ use block::{ChunkBlock, Filter, PackBlock, ROW_WITHOUT_FRAME};
 pub(crate) use block::{PackEntry, Row};
 use cache::Block;
 pub(crate) use cache::IndexCache;
+#[cfg(test)]
+pub(crate) use merge::write_segment_within;
 pub(crate) use merge::{NewPack, write_segment};
 use root::{Place, Root};
 pub use segment::SegmentRef;
@@ -321,7 +323,16 @@ pub(crate) type TestFrames = Vec<(FrameRecord, Vec<crate::frame::Member>)>;
 
 #[cfg(test)]
 pub(crate) fn decode_block_for_tests(bytes: &[u8]) {
-    drop(Root::decode(bytes, 1 << 20));
+    // A root of version 2 without chains, too.
+    for bytes in [bytes, &[&[0xff, 0xff, 2, 0, 0, 0], bytes].concat()] {
+        let Ok(root) = Root::decode(bytes, 1 << 20) else { continue };
+        for number in 0..=root.blocks() {
+            assert_eq!(root.block(number).is_some(), number < root.blocks());
+            assert!(number == root.blocks() || root.filter_of(number) < root.filters.len());
+        }
+        let id = ChunkId([9; 32]);
+        assert!(root.first_block(&id) <= root.blocks() && !root.may_hold(root.blocks(), &id));
+    }
     if let Ok(block) = PackBlock::parse(bytes.to_vec(), 7) {
         drop((block.packs(3), block.frame(9, 3)));
     }

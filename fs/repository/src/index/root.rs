@@ -164,7 +164,7 @@ impl Root {
         };
         r.end()?;
         if !root.fences.is_sorted() {
-            return Err(Malformed("its chunk blocks do not ascend"));
+            return Err(DISORDER);
         }
         if root.filters.len() != root.fences.len().div_ceil(usize::from(root.filtered)) {
             return Err(Malformed("it has another number of filters than its chunk blocks need"));
@@ -206,9 +206,14 @@ impl Root {
     fn decode_1(r: &mut Reader<'_>, end: u64) -> Result<Self, Malformed> {
         let chains = decode_chains(r)?;
         let (rows, frames, packs) = (r.u64()?, r.u32()?, r.u32()?);
-        let (mut fences, mut list) = (Vec::new(), Vec::new());
+        let (mut fences, mut list, mut last) = (Vec::new(), Vec::new(), ChunkId([0; 32]));
         for _ in 0..r.count(46, usize::MAX)? {
-            fences.push(fence(&r.array()?.into()));
+            let first = r.array()?.into();
+            if last > first {
+                return Err(DISORDER);
+            }
+            last = first;
+            fences.push(fence(&first));
             list.push((r.u16()?, Place::decode(r, end)?));
         }
         let filters = (0..r.count(12, usize::MAX)?).map(|_| Place::decode(r, end)).collect::<Result<_, _>>()?;
@@ -227,6 +232,7 @@ fn fence(id: &ChunkId) -> u64 {
     u64::from_be_bytes(first)
 }
 
+const DISORDER: Malformed = Malformed("its chunk blocks do not ascend");
 const OUTSIDE: Malformed = Malformed("a block lies outside of the segment");
 
 impl Place {

@@ -19,6 +19,8 @@ use crate::pack::{Chain, intern};
 use crate::temporary::Temporary;
 
 const PACK_BLOCK: usize = 1 << 10;
+/// What errors call a root.
+pub(crate) const ROOT: &str = "Root of an index segment";
 
 /// Writes a segment into a local file: first all packs, then all rows in ascending order. Memory stays small whatever its size.
 pub(crate) struct SegmentWriter {
@@ -34,6 +36,7 @@ pub(crate) struct SegmentWriter {
     block_first_frame: u32,
     rows: Vec<u8>,
     first: ChunkId,
+    last: ChunkId,
     filtered: Vec<ChunkId>,
     filters: Vec<Filter>,
 }
@@ -80,6 +83,7 @@ impl SegmentWriter {
             block_first_frame: 0,
             rows: Vec::new(),
             first: ChunkId([0; 32]),
+            last: ChunkId([0; 32]),
             filtered: Vec::new(),
             filters: Vec::new(),
         };
@@ -116,9 +120,13 @@ impl SegmentWriter {
         Ok(first)
     }
 
-    /// Adds a row; ids must not descend.
+    /// Adds a row; ids must not descend: nobody would read such a segment.
     pub(crate) fn row(&mut self, row: &Row) -> Result<(), RepositoryError> {
-        debug_assert!(self.filtered.last().is_none_or(|last| *last <= row.id), "rows ascend");
+        if self.last > row.id {
+            let reason = "rows of the segments that are put together do not ascend";
+            return Err(RepositoryError::corrupt(self.temporary.path().display(), reason));
+        }
+        self.last = row.id;
         if self.root.rows == 0 {
             // Chunk blocks lie one after the other: no pack block between them.
             self.end_pack_block()?;
@@ -136,12 +144,18 @@ impl SegmentWriter {
     }
 
     /// Completes and fsyncs the file.
-    pub(crate) fn finish(mut self) -> Result<Written, RepositoryError> {
+    ///
+    /// # Errors
+    /// `TooLarge`, of a [`ROOT`], if its root is longer than `most_root`; the disk's.
+    pub(crate) fn finish(mut self, most_root: u64) -> Result<Written, RepositoryError> {
         self.end_pack_block()?;
         self.end_chunk_block()?;
         self.end_filter()?;
         let mut bytes = self.root.encode();
         self.seal.seal(BlockKind::Root, 0, &mut bytes);
+        if bytes.len() as u64 > most_root {
+            return Err(RepositoryError::TooLarge { what: ROOT, len: bytes.len() as u64, limit: most_root });
+        }
         let (root_offset, root_len) = (self.offset, bytes.len());
         bytes.put_u64(root_offset);
         bytes.put_len32(root_len);

@@ -43,6 +43,27 @@ proptest! {
     }
 
     #[test]
+    fn roots_of_few_blocks(rows in 0u64..300, full in 0u16..70, filtered in 0u16..5, bytes in prop::collection::vec(any::<u8>(), 0..120)) {
+        // Behind the chains: rows, frames, packs, rows in a block, blocks under a filter, and then anything.
+        let mut root = rows.to_le_bytes().to_vec();
+        root.extend([0; 8]);
+        root.extend(full.to_le_bytes());
+        root.extend(filtered.to_le_bytes());
+        let blocks = if full == 0 { 0 } else { rows.div_ceil(full.into()) as u32 };
+        let filters = if filtered == 0 { 0 } else { blocks.div_ceil(filtered.into()) };
+        root.extend(filters.to_le_bytes());
+        for filter in 0..filters {
+            let offset = bytes.get(filter as usize).copied().unwrap_or(0);
+            root.extend((u64::from(offset) << (offset % 57)).to_le_bytes());
+            root.extend([0; 12]);
+        }
+        root.extend(blocks.to_le_bytes());
+        root.resize(root.len() + blocks as usize * 8, 7);
+        root.extend([0; 4]);
+        decode_everything(&root);
+    }
+
+    #[test]
     fn changed_heads(place in 0usize..600, value in any::<u8>()) {
         let segment = SegmentRef {
             id: crate::ids::SegmentId([1; 16]), len: 5000, root_offset: 4000, root_len: 100, epoch: 1, salt: [3; 32], rows: 9,

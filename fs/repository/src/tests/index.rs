@@ -42,7 +42,10 @@ fn made_up(
 }
 
 fn write(repository: &Repository, dir: &std::path::Path, packs: &[NewPack<'_>]) {
-    let (path, reference, refs) = crate::index::write_segment(&repository.index, dir, packs, &[]).unwrap();
+    put(repository, crate::index::write_segment(&repository.index, dir, packs, &[]).unwrap());
+}
+
+fn put(repository: &Repository, (path, reference, refs): (std::path::PathBuf, SegmentRef, Vec<SegmentRef>)) {
     let key = axiomfs_api::ObjectKey::new(crate::names::segment(repository.index.volume(), reference.id)).unwrap();
     repository.store().put_new(&key, axiomfs_api::Body::File(&path)).unwrap();
     std::fs::remove_file(path).unwrap();
@@ -133,5 +136,24 @@ fn merging_keeps_every_place_of_a_chunk_newest_first() {
         assert_eq!(sorted[0], packs[0], "the newest is preferred");
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         assert_eq!(sorted, packs);
+    }
+}
+
+#[test]
+fn segments_whose_root_would_be_too_long_are_not_merged() {
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions::default()).unwrap();
+    let (mut random, mut all) = (Random(83), Vec::new());
+    // Of 800 rows: a root of some 150 bytes; of nine times as many, one of over 1,000.
+    for _ in 0..12 {
+        let (entry, chains, frames, ids) = made_up(&mut random, 800);
+        let pack = [NewPack { entry, chains: &chains, frames: &frames }];
+        let written = crate::index::write_segment_within(700, &repository.index, bed.dir.path(), &pack, &[]).unwrap();
+        put(&repository, written);
+        all.extend(ids);
+    }
+    assert_eq!(repository.segments().len(), 12);
+    for id in all.iter().step_by(41) {
+        assert_eq!(repository.index.locate(id, crate::index::Io::Allowed).unwrap().unwrap().len(), 1);
     }
 }
