@@ -46,6 +46,7 @@ static ALLOCATOR: axiomfs_meter::Metered<std::alloc::System> = axiomfs_meter::Me
 
 fn main() -> ExitCode {
     system::forbid_dumps();
+    system::share_heaps();
     let environment = Environment::take();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

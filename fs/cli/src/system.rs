@@ -23,6 +23,22 @@ pub fn forbid_dumps() {
     }
 }
 
+/// Lets threads share their heaps: with eight for each processor, as glibc has it, a sixth of what a busy mount holds is memory that one of
+/// them has freed and none of the others can use. Call it before any thread exists.
+#[cfg(target_env = "gnu")]
+pub fn share_heaps() {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let heaps = libc::c_int::try_from(processors.clamp(2, 8)).unwrap_or(2);
+    // SAFETY: plain values only. If it is refused nothing changes.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, heaps);
+    }
+}
+
+/// Other C libraries have one heap, or manage theirs otherwise.
+#[cfg(not(target_env = "gnu"))]
+pub fn share_heaps() {}
+
 /// Marks this thread, and those it will start, as one that memory reclaim may have to wait for, so that reclaim never waits for it in a circle.
 /// Needs a capability; without it the kernel refuses and nothing changes.
 pub fn become_io_flusher() -> bool {
