@@ -31,7 +31,7 @@ def micro(quick):
     remove(results)
     packages = [word for crate in CRATES for word in ("--package", crate)]
     say("building and running the benchmarks of the parts")
-    cargo("bench", "--quiet", "--benches", *packages, "--", "--noplot", *(["--quick"] if quick else []))
+    cargo("bench", "--quiet", "--bench", "*", *packages, "--", "--noplot", *(["--quick"] if quick else []))
     lines = [["part", "median", "per second", "least–most of the estimate"]]
     for found in sorted(results.glob("*/*/new/benchmark.json")):
         about, estimate = json.loads(found.read_text()), json.loads((found.parent / "estimates.json").read_text())["median"]
