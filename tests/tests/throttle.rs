@@ -129,11 +129,11 @@ fn a_store_slower_than_timeout_throttles_writers_and_refuses_nobody() {
     let _slot = alone();
     let mut repo = TestRepo::new("slow-store");
     repo.settings(
-        "log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 192MiB}\ncommit: {bytes: 190MiB}\ntimeout: 2s\nstore: {uploads: {adapt: [1, 1]}}\n",
+        "log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 192MiB}\ncommit: {bytes: 190MiB}\ntimeout: 4s\nstore: {uploads: {adapt: [1, 1]}}\n",
     );
     let delay = repo.dir.join("delay");
-    // For each of the two calls that a pack makes: with packs of 32 MiB four seconds for all that may be staged.
-    fs::write(&delay, "300").expect("written");
+    // For each pack of 32 MiB: over five seconds for all that may be staged.
+    fs::write(&delay, "900").expect("written");
     repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
     let path = repo.live().join("big");
     let start = Instant::now();
