@@ -218,21 +218,22 @@ fn run(shared: &Shared, checkpointer: &mut Checkpointer, commit: bool, pace: &mu
     }
     // Under writers that never pause there is always a next layer: each checkpoint must tell what it has staged, and who asks for a
     // commit, or has waited for one for long, doesn't wait for those that come after.
-    loop {
+    let staged = loop {
         let done = checkpointer.checkpoint(shared)?;
-        shared.note_staged();
+        let staged = shared.note_staged();
         if checkpointer.changed() {
             pace.changed_since.get_or_insert_with(Instant::now);
         }
         if !done || pace.is_overdue(shared) || shared.work.commit_waits() {
-            break;
+            break staged;
         }
-    }
-    let (staged, options) = (shared.note_staged(), &shared.options);
+    };
+    let options = &shared.options;
     let full = staged >= options.commit_bytes.min(options.staging_max);
     // Who asked meanwhile wants more in it than there is; the next turn serves them.
     let due = (full || pace.last_commit.elapsed() >= options.commit_interval) && !shared.work.commit_waits();
     if commit || due && checkpointer.changed() {
+        // Until it is done: an error ends this here.
         pace.failed = Some(Instant::now());
         checkpointer.commit(shared)?;
         shared.note_staged();

@@ -51,25 +51,25 @@ pub(crate) fn write_segment_within(
     let members: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
     let new_rows = members + borrowed.len() as u64;
     let merged = choose(&live.iter().map(|s| s.reference).collect::<Vec<_>>(), new_rows);
-    match write_merged(most_root, index, dir, packs, borrowed, &merged) {
+    match write_merged(most_root, index, &live, dir, packs, borrowed, &merged) {
         // What merging makes of a root was estimated. Rather one segment more than none.
         Err(RepositoryError::TooLarge { what: ROOT, .. }) if !merged.is_empty() => {
-            write_merged(most_root, index, dir, packs, borrowed, &[])
+            write_merged(most_root, index, &live, dir, packs, borrowed, &[])
         }
         written => written,
     }
 }
 
-/// The same, merged with the live segments at these places.
+/// The same, merged with those of the `live` segments at these places.
 fn write_merged(
     most_root: u64,
     index: &Index,
+    live: &[Arc<Segment>],
     dir: &Path,
     packs: &[NewPack<'_>],
     borrowed: &[(ChunkId, Located)],
     merged: &[usize],
 ) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
-    let live = index.segments();
     let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
     let mut writer = SegmentWriter::create(dir, &index.keyring, index.seal.as_ref(), index.volume)?;
     let mut rows = Vec::new();

@@ -166,9 +166,6 @@ impl Root {
         if !root.fences.is_sorted() {
             return Err(DISORDER);
         }
-        if root.filters.len() != root.fences.len().div_ceil(usize::from(root.filtered)) {
-            return Err(Malformed("it has another number of filters than its chunk blocks need"));
-        }
         if root.pack_blocks.windows(2).any(|two| two[0].0 >= two[1].0) {
             return Err(Malformed("its pack blocks do not ascend"));
         }
@@ -216,7 +213,10 @@ impl Root {
             fences.push(fence(&first));
             list.push((r.u16()?, Place::decode(r, end)?));
         }
-        let filters = (0..r.count(12, usize::MAX)?).map(|_| Place::decode(r, end)).collect::<Result<_, _>>()?;
+        let filters: Vec<_> = (0..r.count(12, usize::MAX)?).map(|_| Place::decode(r, end)).collect::<Result<_, _>>()?;
+        if filters.len() != list.len().div_ceil(FILTERED_1.into()) {
+            return Err(Malformed("it has another number of filters than its chunk blocks need"));
+        }
         let (blocks, filtered, pack_blocks) = (Blocks::Listed(list), FILTERED_1, decode_packs(r, end)?);
         Ok(Self { chains, rows, frames, packs, fences, blocks, filtered, filters, pack_blocks })
     }
