@@ -136,13 +136,61 @@ fn a_store_slower_than_timeout_throttles_writers_and_refuses_nobody() {
     fs::write(&delay, "900").expect("written");
     repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
     let path = repo.live().join("big");
-    let start = Instant::now();
-    write_noise(&path, 11, 500 << 20);
+    let mut file = fs::File::create(&path).expect("a file");
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
+    let bytes = noise(11, 500 << 20);
+    for piece in bytes.chunks(1 << 20) {
+        let begun = Instant::now();
+        file.write_all(piece).expect("a slow store refuses nobody");
+        longest = longest.max(begun.elapsed());
+    }
+    drop(file);
     let took = start.elapsed();
-    eprintln!("500 MiB took {took:?}");
+    eprintln!("500 MiB took {took:?}, one MiB at most {longest:?}");
     assert!(took > Duration::from_secs(5), "it took {took:?}: the store was not slow");
+    assert!(longest < Duration::from_secs(4), "a writer waited for {longest:?}, for more than the next packs");
     fs::write(&delay, "0").expect("written");
-    check_noise(&path, 11, 500 << 20);
+    assert!(fs::read(&path).expect("read") == bytes);
+    repo.umount();
+}
+
+#[test]
+fn a_commit_to_a_slow_store_holds_up_no_checkpoint() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("slow-commit");
+    repo.settings(
+        "log: {max: 64MiB, segment: 4MiB}\nstaging: {max: 1GiB}\ncheckpoint: {interval: 1s}\ncommit: {bytes: 32MiB}\ntimeout: 30s\n\
+         store: {uploads: {adapt: [1, 1]}}\n",
+    );
+    let delay = repo.dir.join("delay");
+    fs::write(&delay, "0").expect("written");
+    repo.environment("AXIOMFS_FAULT_STORE_DELAY", text(&delay)).mount();
+    let first = repo.live().join("first");
+    write_noise(&first, 1, 40 << 20);
+    repo.sync();
+    let before = repo.status_number("head/sequence");
+    // A commit takes at least three times as long: a pack, the index, the head. Twice the log's bound comes in meanwhile.
+    fs::write(&delay, "3000").expect("written");
+    write_noise(&repo.live().join("second"), 2, 40 << 20);
+    wait_for("a pack is staged", LIMIT, || repo.status_number("staging/bytes") >= 32 * MIB);
+    thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    write_noise(&repo.live().join("third"), 3, 128 << 20);
+    let took = start.elapsed();
+    eprintln!("128 MiB through 64 MiB of log took {took:?} beside a commit");
+    assert_eq!(repo.status_number("head/sequence"), before, "the commit was over before: {}", repo.events());
+    assert!(took < Duration::from_secs(3), "writers waited for the commit: {took:?}");
+    // What the two know of each other survives a crash in the middle of it.
+    repo.kill9();
+    fs::write(&delay, "0").expect("written");
+    repo.mount();
+    for (name, seed, len) in [("first", 1, 40 << 20), ("second", 2, 40 << 20), ("third", 3, 128 << 20)] {
+        check_noise(&repo.live().join(name), seed, len);
+    }
+    repo.umount();
+    fs::remove_dir_all(&repo.state).expect("the state can be deleted");
+    repo.mount();
+    check_noise(&repo.live().join("third"), 3, 128 << 20);
     repo.umount();
 }
 

@@ -284,11 +284,14 @@ impl Shared {
             return Err(FsError::WouldBlock);
         }
         if patience.is_over() {
-            let over_quota = self.over_quota.load(Ordering::Relaxed);
+            let over_quota = [&self.checkpoint_over_quota, &self.commit_over_quota];
+            let over_quota = over_quota.iter().any(|flag| flag.load(Ordering::Relaxed));
             return Err(if over_quota { FsError::QuotaExceeded } else { FsError::NoSpace });
         }
         let guard = lock(&self.room.0);
         drop(self.room.1.wait_timeout(guard, WAIT_SLICE));
+        // A commit makes room pack by pack.
+        self.note_staged();
         Ok(())
     }
 

@@ -8,20 +8,21 @@ use axiomfs_host::HostError;
 use axiomfs_repository::ids::{ChunkId, Ordinal};
 use axiomfs_repository::record::{self, Inode, Xattr};
 use axiomfs_repository::tree::{self, Root, TreeError};
-use axiomfs_repository::{AuditHash, FrameClass, FrameKind, Label, RepositoryError, SnapshotRecord};
+use axiomfs_repository::{FrameClass, FrameKind, Label, RepositoryError, SnapshotRecord};
 use thiserror::Error;
 
 use crate::audit;
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::ingest::{Ingest, Paths};
-use crate::layer::{AUDITS_ALONE, Layer, NodeDelta, Slot, Stand};
+use crate::layer::{Layer, NodeDelta, Slot, Stand};
+use crate::ledger::{Made, SharedLedger};
 use crate::log::LogError;
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::ManifestError;
 use crate::sealing::{Pass, Sealing};
 use crate::state::{SnapshotTree, State};
 use crate::view::{LookError, Nodes, View, extent_run};
-use crate::volume::Shared;
+use crate::volume::{Shared, lock};
 
 /// Why a checkpoint or a commit could not be done. Nothing is lost: the log still has it all.
 #[derive(Debug, Error)]
@@ -68,27 +69,24 @@ pub enum CheckpointError {
     ReadOnly,
 }
 
-/// What checkpoints and commits carry on from one to the next. One thread owns it.
+/// What checkpoints carry on from one to the next. One thread owns it.
 pub(crate) struct Checkpointer {
-    /// The manifest as it stands on disk.
-    pub manifest: Manifest,
-    /// The snapshot table as of the last checkpoint.
-    pub table: BTreeMap<String, SnapshotRecord>,
-    /// Numbers of the snapshots in the newest head.
-    pub committed: std::collections::HashSet<u32>,
-    /// File data under the last checkpoint.
-    pub data_bytes: u64,
+    /// How far checkpoints and commits are.
+    pub ledger: SharedLedger,
     /// What is known of files with clear chunks.
     pub sealing: Sealing,
-    /// Hash of the last audit record in the live tree of the last checkpoint.
-    pub audit: AuditHash,
-    /// Audit records in checkpoints of this mount and in no head.
-    pub audits: usize,
+    /// The newest commit asked for of which the last checkpoint has everything.
+    pub asked: u64,
 }
 
 type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl Checkpointer {
+    /// Goes on from what the ledger says.
+    pub fn new(ledger: SharedLedger) -> Self {
+        Self { ledger, sealing: Sealing::default(), asked: 0 }
+    }
+
     /// Makes trees of all frozen layers, makes them durable here, and frees the log behind them. False if there are none.
     ///
     /// # Errors
@@ -99,10 +97,11 @@ impl Checkpointer {
             return Ok(false);
         }
         shared.fault("checkpoint.frozen");
-        let mut root = self.manifest.root;
+        let last = lock(&self.ledger).newest.clone();
+        let mut root = last.root;
         let mut roots = Vec::with_capacity(frozen.layers.len());
-        let mut table = self.table.clone();
-        let mut next_ino = self.manifest.next_ino;
+        let mut table = (*last.table).clone();
+        let mut next_ino = last.next_ino;
         let mut changed = false;
         let mut waited_for = false;
         while let Some(layer) = frozen.layers.get(roots.len()).cloned() {
@@ -112,67 +111,71 @@ impl Checkpointer {
             roots.push(root);
             change_table(&mut table, &layer, root);
             next_ino = next_ino.max(layer.max_ino + 1);
-            if roots.len() == frozen.layers.len() && !waited_for && shared.work.commit_waits() {
+            if roots.len() == frozen.layers.len()
+                && !waited_for
+                && let Some(asked) = shared.work.commit_waits()
+            {
                 // What came meanwhile goes with this checkpoint: else a second one would be waited for.
                 waited_for = true;
                 frozen = Frozen::with_active(&mut shared.state_mut());
+                self.asked = asked;
             }
         }
         let Frozen { layers, first, next_ordinal } = frozen;
         let Some(newest) = layers.last() else { return Ok(false) };
         shared.fault("checkpoint.ingested");
-        let snapshots_root =
-            if table == self.table { self.manifest.snapshots_root } else { write_table(shared, &table)? };
-        let staged = shared.repository.flush()?;
+        let table = Arc::new(table);
+        let snapshots_root = if table == last.table { last.snapshots_root } else { write_table(shared, &table)? };
+        shared.repository.flush()?;
         shared.fault("checkpoint.packs-synced");
 
-        let mut manifest = self.manifest.clone();
-        manifest.root = root;
-        manifest.snapshots_root = snapshots_root;
-        manifest.last_op = newest.last_op;
-        manifest.next_ino = next_ino;
-        manifest.next_ordinal = next_ordinal;
-        // Audit records alone are no reason for a head, until there are many.
-        let audits = self.audits + layers.iter().map(|layer| layer.audits().len()).sum::<usize>();
-        manifest.dirty |= changed || audits >= AUDITS_ALONE;
-        manifest.staged = staged.iter().map(|pack| pack.id).collect();
-        manifest.first_segment = shared.state().first_needed_segment(layers.len());
-        manifest.write(&shared.options.state_dir, &shared.repository)?;
-        self.manifest = manifest;
-        self.table = table;
+        let made = Made {
+            number: last.number + 1,
+            root,
+            snapshots_root,
+            table,
+            next_ino,
+            next_ordinal,
+            audit: audit::last_hash(shared, &layers).unwrap_or(last.audit),
+            audits: last.audits + layers.iter().map(|layer| layer.audits().len()).sum::<usize>(),
+            data_bytes: last.data_bytes + layers.iter().map(|layer| layer.data_bytes()).sum::<u64>(),
+            upto: shared.repository.mark()?,
+        };
+        let first_segment = shared.state().first_needed_segment(layers.len());
+        {
+            let mut ledger = lock(&self.ledger);
+            ledger.checkpointed(shared, made, changed, newest.last_op, first_segment)?;
+            shared.fault("checkpoint.manifest-written");
+            // Before a commit can drop what only the tree before it had.
+            switch(shared, root, &roots, first, layers.len());
+        }
         self.sealing.done();
-        self.audit = audit::last_hash(shared, &layers).unwrap_or(self.audit);
-        self.audits = audits;
-        self.data_bytes += layers.iter().map(|layer| layer.data_bytes()).sum::<u64>();
-        shared.fault("checkpoint.manifest-written");
-
-        self.switch(shared, root, &roots, first, layers.len());
         if let Some(log) = &shared.log {
-            log.release_before(self.manifest.first_segment)?;
+            log.release_before(first_segment)?;
         }
         shared.made_room();
         Ok(true)
     }
+}
 
-    /// From now on reads see the trees in the layers' place.
-    fn switch(&self, shared: &Shared, root: Option<Root>, roots: &[Option<Root>], first: u64, count: usize) {
-        let old: Vec<Arc<Layer>>;
-        {
-            let mut state = shared.state_mut();
-            state.base = root;
-            old = state.frozen.drain(..count).collect();
-            state.first_layer = first + count as u64;
-            for snapshot in state.snapshots.values_mut() {
-                if let SnapshotTree::Layers(id) = snapshot.tree
-                    && let Some(root) = id.checked_sub(first).and_then(|n| roots.get(n as usize))
-                {
-                    snapshot.tree = SnapshotTree::Root(*root);
-                }
+/// From now on reads see the trees in the layers' place.
+fn switch(shared: &Shared, root: Option<Root>, roots: &[Option<Root>], first: u64, count: usize) {
+    let old: Vec<Arc<Layer>>;
+    {
+        let mut state = shared.state_mut();
+        state.base = root;
+        old = state.frozen.drain(..count).collect();
+        state.first_layer = first + count as u64;
+        for snapshot in state.snapshots.values_mut() {
+            if let SnapshotTree::Layers(id) = snapshot.tree
+                && let Some(root) = id.checked_sub(first).and_then(|n| roots.get(n as usize))
+            {
+                snapshot.tree = SnapshotTree::Root(*root);
             }
         }
-        // Freed outside the lock: a layer may hold a hundred thousand nodes.
-        drop(old);
     }
+    // Freed outside the lock: a layer may hold a hundred thousand nodes.
+    drop(old);
 }
 
 /// The frozen layers, and what the state says of them at that moment.

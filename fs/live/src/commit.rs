@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axiomfs_repository::ids::{CommitId, Epoch, SequenceNo};
 use axiomfs_repository::tree::Root;
-use axiomfs_repository::{Head, PutHead, RepositoryError};
+use axiomfs_repository::{CommitSet, Head, PutHead, RepositoryError};
 
-use crate::checkpoint::{CheckpointError, Checkpointer};
+use crate::checkpoint::CheckpointError;
+use crate::ledger::{Made, SharedLedger};
 use crate::memory::Memory;
 use crate::open::{seen, warn_of_foreign};
 use crate::types::{Committed, FsError};
@@ -17,38 +18,50 @@ use crate::volume::{HeadSeen, Shared, lock};
 /// Heads kept for recovery by hand.
 const HEADS_KEPT: u64 = 64;
 
-impl Checkpointer {
-    /// Uploads what the last checkpoint has and the newest head has not, and creates the next head. Does nothing where
-    /// there is nothing new.
+/// What commits carry on from one to the next. One thread owns it.
+pub(crate) struct Committer {
+    /// How far checkpoints and commits are.
+    pub ledger: SharedLedger,
+    /// Numbers of the snapshots in the newest head.
+    pub committed: HashSet<u32>,
+}
+
+impl Committer {
+    /// Uploads what the newest checkpoint has and the newest head has not, and creates the next head, while other checkpoints are made.
+    /// Does nothing where there is nothing new.
     ///
     /// # Errors
     /// [`CheckpointError`]. Whatever failed, the store shows the head before or the new one, each complete.
     pub fn commit(&mut self, shared: &Shared) -> Result<(), CheckpointError> {
-        if !self.changed() {
-            return Ok(());
-        }
+        let made = {
+            let ledger = lock(&self.ledger);
+            if !ledger.changed() {
+                return Ok(());
+            }
+            ledger.newest.clone()
+        };
         if let Some(FsError::Fenced) = &shared.state().refused {
             return Err(CheckpointError::Fenced { sequence: lock(&shared.head).sequence + 1 });
         }
-        let data_bytes = self.data_bytes;
         let volume = shared.options.volume;
         self.find_earlier_attempt(shared)?;
         let uploaded = || shared.fault("commit.packs-uploaded");
-        let set = shared.repository.commit_packs_then(&self.roots(), &uploaded)?;
+        let set = shared.repository.commit_packs_then(&self.roots(&made), made.upto, &uploaded)?;
         shared.fault("commit.index-written");
         let head = loop {
             let seen = *lock(&shared.head);
             let mut commit = [0; 16];
             getrandom::fill(&mut commit).map_err(|_| CheckpointError::Entropy)?;
-            let head = self.next_head(shared.repository.keyring_generation(), commit, &seen, set.segments.clone());
-            self.manifest.attempt(head.commit);
-            self.manifest.write(&shared.options.state_dir, &shared.repository)?;
+            let head = self.next_head(shared, commit, &seen, &made, set.segments.clone());
+            {
+                let mut ledger = lock(&self.ledger);
+                ledger.manifest.attempt(head.commit);
+                ledger.write(shared)?;
+            }
             match shared.repository.put_head(volume, &head)? {
                 PutHead::Created => break head,
                 // An attempt that went unanswered was carried out after all; what came since goes on top.
-                PutHead::Exists(other) if self.manifest.pending.contains(&other.commit) => {
-                    self.go_on_from(shared, &other)?;
-                }
+                PutHead::Exists(other) if self.is_attempt(other.commit) => self.go_on_from(shared, &other)?,
                 PutHead::Exists(other) => return Err(fence(shared, &other)),
             }
         };
@@ -56,8 +69,7 @@ impl Checkpointer {
             return Err(fence(shared, &newer));
         }
         shared.fault("commit.head-created");
-        self.finished(shared, &head, data_bytes)?;
-        shared.repository.finish_commit(set)?;
+        self.finished(shared, &head, &made, &set)?;
         shared.fault("commit.finished");
         if head.sequence.0.is_multiple_of(16)
             && let Err(error) = shared.repository.trim_heads(volume, HEADS_KEPT)
@@ -70,87 +82,82 @@ impl Checkpointer {
     }
 
     /// Looks for a head of ours that was created without an answer.
-    fn find_earlier_attempt(&mut self, shared: &Shared) -> Result<(), CheckpointError> {
-        if self.manifest.pending.is_empty() {
+    fn find_earlier_attempt(&self, shared: &Shared) -> Result<(), CheckpointError> {
+        if lock(&self.ledger).manifest.pending.is_empty() {
             return Ok(());
         }
         let next = SequenceNo(lock(&shared.head).sequence + 1);
         match shared.repository.head(shared.options.volume, next) {
-            Ok(head) if self.manifest.pending.contains(&head.commit) => self.go_on_from(shared, &head),
+            Ok(head) if self.is_attempt(head.commit) => self.go_on_from(shared, &head),
             Ok(other) => Err(fence(shared, &other)),
             Err(RepositoryError::MissingObject { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Takes a head of ours for the newest. What the last checkpoint has may be more than it has, so that stays to be committed.
-    fn go_on_from(&mut self, shared: &Shared, head: &Head) -> Result<(), CheckpointError> {
+    fn is_attempt(&self, commit: CommitId) -> bool {
+        lock(&self.ledger).manifest.pending.contains(&commit)
+    }
+
+    /// Takes a head of ours for the newest. The newest checkpoint may have more than it, so that stays to be committed.
+    fn go_on_from(&self, shared: &Shared, head: &Head) -> Result<(), CheckpointError> {
         if let Some(newer) = shared.repository.newer_than(shared.options.volume, head)? {
             return Err(fence(shared, &newer));
         }
         *lock(&shared.head) = seen(head);
-        self.manifest.head = Some((head.sequence.0, head.commit));
-        self.manifest.pending.clear();
-        Ok(self.manifest.write(&shared.options.state_dir, &shared.repository)?)
-    }
-
-    /// Whether the last checkpoint has something that the newest head has not.
-    pub fn changed(&self) -> bool {
-        self.manifest.head.is_none() || self.manifest.dirty
+        let mut ledger = lock(&self.ledger);
+        ledger.manifest.head = Some((head.sequence.0, head.commit));
+        ledger.manifest.pending.clear();
+        Ok(ledger.write(shared)?)
     }
 
     /// Every root that the store does not have yet may name new nodes.
-    fn roots(&self) -> Vec<Option<Root>> {
-        let new = self.table.values().filter(|record| !self.committed.contains(&record.ordinal.0));
-        [self.manifest.root, self.manifest.snapshots_root].into_iter().chain(new.map(|record| record.root)).collect()
+    fn roots(&self, made: &Made) -> Vec<Option<Root>> {
+        let new = made.table.values().filter(|record| !self.committed.contains(&record.ordinal.0));
+        [made.root, made.snapshots_root].into_iter().chain(new.map(|record| record.root)).collect()
     }
 
     fn next_head(
         &self,
-        keyring_generation: u32,
+        shared: &Shared,
         commit: [u8; 16],
         seen: &HeadSeen,
+        made: &Made,
         segments: Vec<axiomfs_repository::SegmentRef>,
     ) -> Head {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Head {
             sequence: SequenceNo(seen.sequence + 1),
-            epoch: Epoch(self.manifest.epoch),
+            epoch: Epoch(lock(&self.ledger).manifest.epoch),
             commit: CommitId(commit),
             parent: seen.commit,
-            live_root: self.manifest.root,
-            snapshots_root: self.manifest.snapshots_root,
-            next_ino: self.manifest.next_ino,
-            next_ordinal: self.manifest.next_ordinal,
+            live_root: made.root,
+            snapshots_root: made.snapshots_root,
+            next_ino: made.next_ino,
+            next_ordinal: made.next_ordinal,
             segments,
-            keyring_generation,
+            keyring_generation: shared.repository.keyring_generation(),
             index_generation: seen.index_generation + 1,
             time_ns: time.as_nanos() as i64,
-            audit: self.audit,
+            audit: made.audit,
         }
     }
 
-    fn finished(&mut self, shared: &Shared, head: &Head, data_bytes: u64) -> Result<(), CheckpointError> {
-        *lock(&shared.head) = seen(head);
-        self.manifest.head = Some((head.sequence.0, head.commit));
-        self.manifest.pending.clear();
-        self.manifest.dirty = false;
-        self.audits = 0;
-        self.manifest.staged.clear();
-        self.manifest.write(&shared.options.state_dir, &shared.repository)?;
-        self.committed = self.table.values().map(|record| record.ordinal.0).collect::<HashSet<_>>();
+    fn finished(&mut self, shared: &Shared, head: &Head, made: &Made, set: &CommitSet) -> Result<(), CheckpointError> {
+        let noted = lock(&self.ledger).committed(shared, head, made, || shared.repository.supersede(set));
+        self.committed = made.table.values().map(|record| record.ordinal.0).collect();
         let mut state = shared.state_mut();
-        for snapshot in state.snapshots.values_mut() {
-            snapshot.committed = self.committed.contains(&snapshot.ordinal);
+        for (name, snapshot) in &mut state.snapshots {
+            snapshot.committed = made.table.get(&**name).is_some_and(|record| record.ordinal.0 == snapshot.ordinal);
         }
         drop(state);
-        shared.committed_bytes.store(data_bytes, Ordering::Relaxed);
-        Ok(())
+        shared.committed_bytes.store(made.data_bytes, Ordering::Relaxed);
+        Ok(noted?.remove()?)
     }
 
     /// The newest committed head.
     pub fn newest(&self) -> Option<Committed> {
-        self.manifest.head.map(|(sequence, commit)| Committed { sequence, commit: commit.0 })
+        lock(&self.ledger).manifest.head.map(|(sequence, commit)| Committed { sequence, commit: commit.0 })
     }
 }
 

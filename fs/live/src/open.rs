@@ -14,15 +14,16 @@ use crate::audit::AuditTail;
 use crate::background::{self, describe};
 use crate::base::{self, Local, first_manifest};
 use crate::checkpoint::Checkpointer;
+use crate::commit::Committer;
 use crate::edit::{self, Edit};
 use crate::events::Events;
 use crate::follow;
 use crate::layer::Stand;
+use crate::ledger::{Ledger, SharedLedger};
 use crate::log::{Log, LogIdentity, LogOptions, Record, SealerFactory};
 use crate::manifest::Manifest;
 use crate::open_error::OpenError;
 use crate::read_ahead::ReadAhead;
-use crate::sealing::Sealing;
 use crate::set_aside;
 use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
 use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
@@ -87,11 +88,10 @@ impl Volume {
         let set_aside = set_aside::list(&shared.options.state_dir)
             .map_err(|source| OpenError::State { dir: shared.options.state_dir.clone(), source })?;
         shared.local.get_or_init(|| LocalFacts { id, set_aside });
-        let sealing = Sealing::default();
-        let checkpointer = Checkpointer { manifest, table, committed, data_bytes: 0, audit, audits: 0, sealing };
+        let ledger = Ledger::begin(&shared, manifest, table, audit)?;
         make_root(&shared)?;
         reclaim_orphans(&shared)?;
-        Self::spawn(shared, Some(checkpointer))
+        Self::spawn(shared, Some((ledger, committed)))
     }
 
     /// Shows what the store's newest head has, and from then on what the heads after it have. The state directory is neither needed nor touched, so this works
@@ -117,7 +117,7 @@ impl Volume {
         Self::spawn(Arc::new(shared), None)
     }
 
-    fn spawn(shared: Arc<Shared>, checkpointer: Option<Checkpointer>) -> Result<Arc<Self>, OpenError> {
+    fn spawn(shared: Arc<Shared>, writes: Option<(SharedLedger, HashSet<u32>)>) -> Result<Arc<Self>, OpenError> {
         let mut threads = Vec::new();
         let mut spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(run).map_err(OpenError::Thread)?;
@@ -132,9 +132,12 @@ impl Volume {
             let follower = shared.clone();
             spawn("follow", Box::new(move || follow::serve(&follower)))?;
         }
-        if let Some(checkpointer) = checkpointer {
+        if let Some((ledger, committed)) = writes {
+            let (checkpointer, committer) = (Checkpointer::new(ledger.clone()), Committer { ledger, committed });
             let worker = shared.clone();
-            spawn("checkpoint", Box::new(move || background::serve(&worker, checkpointer)))?;
+            spawn("checkpoint", Box::new(move || background::make_checkpoints(&worker, checkpointer)))?;
+            let worker = shared.clone();
+            spawn("commit", Box::new(move || background::make_commits(&worker, committer)))?;
             let ticker = shared.clone();
             spawn("log-sync", Box::new(move || background::tick(&ticker)))?;
         }

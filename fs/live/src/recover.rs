@@ -16,13 +16,13 @@ use axiomfs_repository::{Head, PutHead, Repository, RepositoryError, SegmentRef,
 use crate::base::{Local, random};
 use crate::checkpoint::{Checkpointer, write_table};
 use crate::events::Events;
+use crate::ledger::{Ledger, Made};
 use crate::log::{Log, LogIdentity};
 use crate::manifest::Manifest;
 use crate::open::{borrow_again, load, log_options, replay, sealer, table_of};
 use crate::open_error::OpenError;
-use crate::sealing::Sealing;
 use crate::types::Committed;
-use crate::volume::{Shared, VolumeOptions};
+use crate::volume::{Shared, VolumeOptions, lock};
 
 /// How often others may commit in between.
 const TRIES: usize = 8;
@@ -74,13 +74,13 @@ pub fn recover(
     let known = base.as_ref().or(newest.as_ref()).and_then(|head| head.snapshots_root);
     let known: HashSet<Ordinal> = table_of(repository, known)?.values().map(|record| record.ordinal).collect();
     let takeover = options.takeover;
-    let (shared, checkpointer) = rebuild(repository, host, chunker, options, manifest)?;
-    let mine = checkpointer.table.iter().filter(|(_, record)| !known.contains(&record.ordinal));
+    let (shared, made) = rebuild(repository, host, chunker, options, manifest)?;
+    let mine = made.table.iter().filter(|(_, record)| !known.contains(&record.ordinal));
     let found = Found {
         name,
-        root: checkpointer.manifest.root,
+        root: made.root,
         others: mine.map(|(name, record)| (name.clone(), *record)).collect(),
-        next_ino: checkpointer.manifest.next_ino,
+        next_ino: made.next_ino,
         base,
         takeover,
     };
@@ -121,7 +121,7 @@ fn rebuild(
     chunker: Arc<dyn Chunker>,
     options: VolumeOptions,
     manifest: Manifest,
-) -> Result<(Shared, Checkpointer), OpenError> {
+) -> Result<(Shared, Arc<Made>), OpenError> {
     let events = Events::default();
     let (mut state, table) = load(repository, &manifest, manifest.snapshots_root)?;
     borrow_again(repository, &manifest, &table, &events)?;
@@ -137,11 +137,11 @@ fn rebuild(
         state.freeze();
     }
     let shared = Shared::new(repository.clone(), host, chunker, options, Some(log), state, Default::default(), events);
-    let sealing = Sealing::default();
-    let mut checkpointer =
-        Checkpointer { manifest, table, committed: HashSet::new(), data_bytes: 0, audit, audits: 0, sealing };
+    let ledger = Ledger::begin(&shared, manifest, table, audit)?;
+    let mut checkpointer = Checkpointer::new(ledger.clone());
     while checkpointer.checkpoint(&shared)? {}
-    Ok((shared, checkpointer))
+    let made = lock(&ledger).newest.clone();
+    Ok((shared, made))
 }
 
 /// What is to be brought into the table of snapshots.

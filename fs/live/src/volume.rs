@@ -11,12 +11,12 @@ use axiomfs_repository::ids::{ChunkId, CommitId, StateId, VolumeId};
 use axiomfs_repository::tree::Node;
 use axiomfs_repository::{Repository, RepositoryError};
 
-use crate::background::Work;
 use crate::change::{OpError, OpResult};
 use crate::events::Events;
 use crate::follow::Follow;
 use crate::handles::Handles;
 use crate::log::Log;
+use crate::orders::Work;
 use crate::read_ahead::ReadAhead;
 use crate::samples::Samples;
 use crate::state::State;
@@ -97,10 +97,12 @@ pub(crate) struct Shared {
     /// Of what was written, under a committed head.
     pub committed_bytes: AtomicU64,
     pub stopped: AtomicBool,
-    /// The checkpoint thread panicked.
+    /// The thread of checkpoints or that of commits panicked.
     pub worker_dead: AtomicBool,
     /// The newest checkpoint failed by a quota of the state directory's disk: why there is no room.
-    pub over_quota: AtomicBool,
+    pub checkpoint_over_quota: AtomicBool,
+    /// The newest commit failed by one, of that disk or of the store's.
+    pub commit_over_quota: AtomicBool,
     pub head: Mutex<HeadSeen>,
     pub started: SystemTime,
     /// Data since the log was last synced early.
@@ -182,7 +184,8 @@ impl Shared {
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             worker_dead: AtomicBool::new(false),
-            over_quota: AtomicBool::new(false),
+            checkpoint_over_quota: AtomicBool::new(false),
+            commit_over_quota: AtomicBool::new(false),
             head: Mutex::new(head),
             started: SystemTime::now(),
             unsynced: AtomicU64::new(0),

@@ -39,7 +39,7 @@ fn forge(bench: &Bench, change: Change) {
     )
     .expect("tree");
     repository.flush().expect("flushed");
-    let set = repository.commit_packs_then(&[root, old.snapshots_root], &|| {}).expect("uploaded");
+    let set = repository.commit_packs(&[root, old.snapshots_root]).expect("uploaded");
     let forged = Head {
         sequence: SequenceNo(old.sequence.0 + 1),
         commit: CommitId([7; 16]),

@@ -1,7 +1,7 @@
 //! Bringing staged packs into the store (design: packs, index, head; deletions after).
 
 use std::collections::{HashSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use crate::index::{Located, NewPack, PackEntry, SegmentRef, write_segment};
 use crate::names;
 use crate::node_packs::NodePacks;
 use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
-use crate::packer::Packer;
+use crate::packer::{Mark, Packer};
 use crate::repository::Repository;
 use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
@@ -34,8 +34,23 @@ pub struct CommitSet {
     slots: HashSet<u32>,
     /// Chunks of other volumes that its segments locate.
     borrowed: Vec<(ChunkId, Located)>,
-    /// Completed flushes when it began.
-    generation: u32,
+    /// Up to where it has what was staged.
+    upto: Mark,
+}
+
+/// Files that a commit superseded, to be removed once nothing names them.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Superseded(Vec<PathBuf>);
+
+impl Superseded {
+    /// Removes them.
+    ///
+    /// # Errors
+    /// If one can't be removed, which leaves rubbish until the next mount, nothing worse.
+    pub fn remove(self) -> Result<(), RepositoryError> {
+        self.0.iter().try_for_each(|path| remove_if_there(path))
+    }
 }
 
 /// What was uploaded since the last finished commit. A commit that failed half-way is continued from it.
@@ -88,6 +103,22 @@ enum Task {
 }
 
 impl Repository {
+    /// Up to where things are staged now. After [`flush`](Self::flush), and before anything else is added: all of what is durable.
+    ///
+    /// # Errors
+    /// The repository was opened without a staging directory.
+    pub fn mark(&self) -> Result<Mark, RepositoryError> {
+        Ok(self.packer()?.mark())
+    }
+
+    /// The packs that are finished, staged and in no head: a later mount needs them.
+    ///
+    /// # Errors
+    /// The repository was opened without a staging directory.
+    pub fn staged(&self) -> Result<Vec<PackId>, RepositoryError> {
+        Ok(self.packer()?.finished().iter().filter_map(|pack| pack.info()).map(|(info, _)| info.id).collect())
+    }
+
     /// Uploads what was staged and flushed, then writes the index segment for it.
     ///
     /// Of staged tree nodes only those reachable from `roots` are uploaded: `roots` must name every tree that is still needed and was
@@ -97,19 +128,25 @@ impl Repository {
     /// [`RepositoryError::CommitRunning`], or what store, staging directory or chain met; then what was uploaded is kept and the next
     /// call goes on from there.
     pub fn commit_packs(&self, roots: &[Option<Root>]) -> Result<CommitSet, RepositoryError> {
-        self.commit_packs_then(roots, &|| {})
+        self.commit_packs_then(roots, self.mark()?, &|| {})
     }
 
-    /// The same; `uploaded` is called when the packs are in the store and the index segment is not yet.
+    /// The same for what was staged up to `upto` only, while more is added and flushed; `roots` are those of then. `uploaded` is called
+    /// when the packs are in the store and the index segment is not yet.
     ///
     /// # Errors
     /// As [`commit_packs`](Self::commit_packs).
-    pub fn commit_packs_then(&self, roots: &[Option<Root>], uploaded: &dyn Fn()) -> Result<CommitSet, RepositoryError> {
+    pub fn commit_packs_then(
+        &self,
+        roots: &[Option<Root>],
+        upto: Mark,
+        uploaded: &dyn Fn(),
+    ) -> Result<CommitSet, RepositoryError> {
         let packer = self.packer()?;
         let _running = Running::begin(&self.committing)?;
         self.follow_keys();
-        let (packs, generation) = packer.finished();
-        let (data, metadata): (Vec<_>, Vec<_>) = packs.into_iter().partition(|p| p.seal.kind != FrameKind::Metadata);
+        let packs = packer.finished().into_iter().filter(|pack| pack.slot < upto.slots);
+        let (data, metadata): (Vec<_>, Vec<_>) = packs.partition(|p| p.seal.kind != FrameKind::Metadata);
         let nodes = self.pack_nodes(packer, roots)?;
         let covered = self.progress().covered();
         let again = std::mem::take(&mut self.progress().unanswered);
@@ -127,30 +164,34 @@ impl Repository {
         let borrowed = self.others.all();
         let (segments, packs, bytes) = self.write_index(packer, &borrowed)?;
         slots.extend(&self.progress().slots);
-        Ok(CommitSet { segments, packs, bytes, slots, borrowed, generation })
+        Ok(CommitSet { segments, packs, bytes, slots, borrowed, upto })
     }
 
-    /// To be called once the head is created: the index switches over and staged files that the commit superseded are removed.
+    /// To be called once the head is created: the index switches over, and what the commit superseded is forgotten. The files that are
+    /// returned may be removed when no manifest names them any more; those that [`staged`](Self::staged) names are not among them.
     ///
     /// # Errors
-    /// If a segment's reference is not possible, or a file can't be removed (which leaves rubbish, nothing worse).
-    pub fn finish_commit(&self, set: CommitSet) -> Result<(), RepositoryError> {
+    /// If a segment's reference is not possible.
+    pub fn supersede(&self, set: &CommitSet) -> Result<Superseded, RepositoryError> {
         let packer = self.packer()?;
         self.index.set_segments(&set.segments)?;
         self.others.returned(&set.borrowed);
         let progress = std::mem::take(&mut *self.progress());
         let data = &progress.slots;
         // A node that is not in the store may be needed by a tree that was not in `roots`, if it was added lately.
-        let kept_from = set.generation.saturating_sub(1);
+        let kept_from = set.upto.generation.saturating_sub(1);
         let gone = packer.forget(&set.slots, |id, chunk| {
             data.contains(&chunk.slot) || progress.nodes.contains(id) || chunk.touched < kept_from
         });
-        for pack in gone {
-            if let Some((info, _)) = pack.info() {
-                remove_if_there(&info.path)?;
-            }
-        }
-        Ok(())
+        Ok(Superseded(gone.iter().filter_map(|pack| pack.info()).map(|(info, _)| info.path).collect()))
+    }
+
+    /// [`supersede`](Self::supersede) where nothing names the files: they are removed.
+    ///
+    /// # Errors
+    /// As for that, or a file can't be removed (which leaves rubbish, nothing worse).
+    pub fn finish_commit(&self, set: CommitSet) -> Result<(), RepositoryError> {
+        self.supersede(&set)?.remove()
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -220,6 +261,8 @@ impl Repository {
                     if !uploaded {
                         self.upload(staged.seal.kind, &info.id, &info.path, info.len)?;
                         staged.uploaded();
+                        // The disk has room for others at once; who wants it finds it in the store.
+                        remove_if_there(&info.path)?;
                     }
                     self.note(entry(&staged.seal, info.id, info.len), table, &[]);
                 }

@@ -54,7 +54,7 @@ mod yielding;
 
 pub use audit::{AUDIT_KEPT, AuditCheck, AuditHash, AuditRecord, AuditReport, audit_hash};
 pub use bytes::Bytes;
-pub use commit::CommitSet;
+pub use commit::{CommitSet, Superseded};
 pub use error::RepositoryError;
 pub use frame::FrameKind;
 pub use frame_info::FrameInfo;
@@ -66,7 +66,7 @@ pub use key_slots::{KeyEpoch, KeySlot, Keys, key_slots};
 pub use keys::KdfParams;
 pub use labels::{Label, LabelCount};
 pub use lease::{Lease, LeaseState};
-pub use packer::{Added, FrameClass};
+pub use packer::{Added, FrameClass, Mark};
 pub use recovery::Adopted;
 pub use repository::{InitOptions, OpenOptions, Repository};
 pub use seen::Reread;

@@ -249,11 +249,15 @@ impl Packer {
         }
     }
 
-    /// All finished packs, oldest first, and the number of completed flushes.
-    pub(crate) fn finished(&self) -> (Vec<Arc<Staged>>, u32) {
+    /// All finished packs, oldest first.
+    pub(crate) fn finished(&self) -> Vec<Arc<Staged>> {
+        self.shared.lock().packs.values().filter(|pack| pack.info().is_some()).cloned().collect()
+    }
+
+    /// How far packing is.
+    pub(crate) fn mark(&self) -> Mark {
         let state = self.shared.lock();
-        let packs = state.packs.values().filter(|pack| pack.info().is_some()).cloned().collect();
-        (packs, state.generation)
+        Mark { generation: state.generation, slots: state.next_slot }
     }
 
     /// Forgets the chunks for which `gone` says so and then the packs in `slots` that hold none any more; returns those.
@@ -296,6 +300,15 @@ impl Packer {
         }
         usage
     }
+}
+
+/// A point between two flushes: a commit takes what was staged before it, while more comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mark {
+    /// Completed flushes.
+    pub(crate) generation: u32,
+    /// Packs begun later have this slot or a higher one.
+    pub(crate) slots: u32,
 }
 
 /// What the packer holds.

@@ -1,0 +1,106 @@
+//! Bringing everything into the store, and ending.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::orders::Waiting;
+use crate::types::{Committed, FsError, FsResult, Progress};
+use crate::volume::{Volume, lock};
+
+/// How often somebody who waits for a commit reports progress.
+const REPORT: Duration = Duration::from_millis(100);
+
+impl Volume {
+    /// Everything that was written before is in the store under a committed head when this returns.
+    ///
+    /// # Errors
+    /// `TimedOut` after `deadline`, or what kept the commit from being done.
+    pub fn sync(&self, deadline: Duration, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
+        let shared = &self.shared;
+        if shared.log.is_none() {
+            let head = *lock(&shared.head);
+            let commit = head.commit.map_or([0; 16], |c| c.0);
+            return Ok(Committed { sequence: head.sequence, commit });
+        }
+        let started = Instant::now();
+        let total = shared.written.load(Ordering::Relaxed);
+        let from = shared.committed_bytes.load(Ordering::Relaxed);
+        let number = shared.work.ask_commit();
+        loop {
+            match shared.work.wait_for(number, REPORT) {
+                Waiting::Done(newest) => return Ok(newest),
+                Waiting::Failed(error) => return Err(error),
+                Waiting::NotYet => {}
+            }
+            if shared.stopped.load(Ordering::Relaxed) {
+                return Err(FsError::Stale);
+            }
+            if shared.worker_dead.load(Ordering::Relaxed) {
+                return Err(FsError::Io("A thread panicked; what was acknowledged is in the state directory".into()));
+            }
+            if started.elapsed() > deadline {
+                return Err(FsError::TimedOut(
+                    "The store did not take everything in time; it goes on in the background".into(),
+                ));
+            }
+            let done = shared.ingested.load(Ordering::Relaxed);
+            progress(Progress {
+                bytes_total: total.saturating_sub(from),
+                bytes_done: done.saturating_sub(from).min(total),
+            });
+        }
+    }
+
+    /// A local checkpoint of everything up to now.
+    ///
+    /// # Errors
+    /// `TimedOut`, or the volume is shut down.
+    pub fn checkpoint_now(&self) -> FsResult<()> {
+        let shared = &self.shared;
+        let started = Instant::now();
+        {
+            let mut state = shared.state_mut();
+            if !state.active.is_empty() {
+                state.freeze();
+            }
+        }
+        while !shared.state().frozen.is_empty() {
+            if shared.stopped.load(Ordering::Relaxed) {
+                return Err(FsError::Stale);
+            }
+            if started.elapsed() > shared.options.timeout {
+                return Err(FsError::TimedOut("The checkpoint is not done yet; it goes on in the background".into()));
+            }
+            shared.work.checkpoint_soon();
+            shared.work.wait_for_change(REPORT);
+        }
+        Ok(())
+    }
+
+    /// Drains everything into the store and stops. All calls after it give `Stale`.
+    ///
+    /// # Errors
+    /// What kept the drain from being done; the volume is stopped all the same, and its state directory has everything.
+    pub fn shutdown(&self, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
+        let drained = self.sync(Duration::from_secs(24 * 3600), progress);
+        self.stop();
+        drained
+    }
+
+    /// Stops the threads without draining. What isn't in the store stays in the state directory, for the next mount.
+    pub fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.work.stop();
+        for thread in lock(&self.threads).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("A thread of the volume panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,217 @@
+//! What is asked of the threads that make checkpoints and commits, and how far they are.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::types::{Committed, FsError};
+use crate::volume::lock;
+
+/// How often the workers look at the clock.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+/// How often somebody looks who has nothing to do until there is a checkpoint.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Commits that are asked for are numbered; each is first in a checkpoint, then in a head.
+#[derive(Debug, Default)]
+struct Orders {
+    /// Something is frozen.
+    wake: bool,
+    /// Freeze now and make a checkpoint.
+    checkpoint: bool,
+    /// The newest commit asked for.
+    asked: u64,
+    /// The newest of them of which a checkpoint has everything.
+    checkpointed: u64,
+    /// The newest done.
+    committed: u64,
+    /// The newest head.
+    newest: Option<Committed>,
+    /// The newest failure, with the newest commit that it kept from being done.
+    failed: Option<(u64, FsError)>,
+    /// Counts checkpoints.
+    checkpoints: u64,
+    /// Nobody waits any more.
+    stopped: bool,
+}
+
+/// Orders to the workers.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+/// What the thread that makes checkpoints is to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Order {
+    /// Make one now.
+    pub checkpoint: bool,
+    /// The newest commit asked for, if no checkpoint has it yet.
+    pub commit: Option<u64>,
+    /// The newest commit asked for.
+    pub asked: u64,
+}
+
+/// What the thread that commits may do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Next {
+    /// The newest commit asked for that a checkpoint has.
+    pub number: u64,
+    /// Whether somebody waits for it.
+    pub waited_for: bool,
+    checkpoints: u64,
+}
+
+/// How a commit goes that somebody waits for.
+pub(crate) enum Waiting {
+    Done(Committed),
+    Failed(FsError),
+    NotYet,
+}
+
+impl Work {
+    /// A layer was frozen.
+    pub fn wake(&self) {
+        let mut orders = lock(&self.orders);
+        if !orders.wake {
+            orders.wake = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Room is needed.
+    pub fn checkpoint_soon(&self) {
+        let mut orders = lock(&self.orders);
+        if !orders.checkpoint {
+            orders.checkpoint = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Asks for a commit of all that was written before. Gives its number.
+    pub fn ask_commit(&self) -> u64 {
+        let mut orders = lock(&self.orders);
+        orders.asked += 1;
+        self.changed.notify_all();
+        orders.asked
+    }
+
+    /// The newest commit asked for, if no checkpoint has everything of it and none was tried in vain.
+    pub fn commit_waits(&self) -> Option<u64> {
+        let orders = lock(&self.orders);
+        let failed = orders.failed.as_ref().map_or(0, |(number, _)| *number);
+        (orders.asked > orders.checkpointed && orders.asked > failed).then_some(orders.asked)
+    }
+
+    /// Waits for an order or for the clock.
+    pub fn next_order(&self) -> Order {
+        let orders = lock(&self.orders);
+        let idle = !orders.wake && !orders.checkpoint && orders.asked == orders.checkpointed;
+        let mut orders = if idle { self.wait(orders, TICK) } else { orders };
+        orders.wake = false;
+        let checkpoint = std::mem::take(&mut orders.checkpoint);
+        let commit = (orders.asked != orders.checkpointed).then_some(orders.asked);
+        Order { checkpoint, commit, asked: orders.asked }
+    }
+
+    /// What may be committed now.
+    pub fn next_commit(&self) -> Next {
+        let orders = lock(&self.orders);
+        let number = orders.checkpointed;
+        Next { number, waited_for: number != orders.committed, checkpoints: orders.checkpoints }
+    }
+
+    /// Waits for a checkpoint after those that `next` knew of. Where there is something to be committed, also for the clock.
+    pub fn wait_for_checkpoint(&self, next: Next, something: bool) {
+        let until = Instant::now() + if something { TICK } else { IDLE };
+        self.wait_until(until, |orders| orders.checkpoints != next.checkpoints);
+    }
+
+    /// A checkpoint has everything of the commits up to `number`.
+    pub fn checkpointed(&self, number: u64) {
+        let mut orders = lock(&self.orders);
+        orders.checkpointed = orders.checkpointed.max(number);
+        orders.checkpoints += 1;
+        self.changed.notify_all();
+    }
+
+    /// A head has everything of the commits up to `number`.
+    pub fn committed(&self, number: u64, newest: Option<Committed>) {
+        let mut orders = lock(&self.orders);
+        orders.committed = number;
+        orders.newest = newest;
+        if orders.failed.as_ref().is_some_and(|(failed, _)| *failed <= number) {
+            orders.failed = None;
+        }
+        self.changed.notify_all();
+    }
+
+    /// What kept the commits up to `number` from being done; those who wait for them are told, and the work is tried again.
+    pub fn failed(&self, number: u64, error: FsError) {
+        let mut orders = lock(&self.orders);
+        if orders.failed.as_ref().map_or(0, |(failed, _)| *failed) <= number {
+            orders.failed = Some((number, error));
+        }
+        self.changed.notify_all();
+    }
+
+    /// How the commit `number` goes; waits a moment if it isn't done.
+    pub fn wait_for(&self, number: u64, time: Duration) -> Waiting {
+        let mut orders = lock(&self.orders);
+        for last in [false, true] {
+            if orders.committed >= number
+                && let Some(newest) = orders.newest
+            {
+                return Waiting::Done(newest);
+            }
+            if let Some((failed, error)) = &orders.failed
+                && *failed >= number
+            {
+                return Waiting::Failed(error.clone());
+            }
+            if !last {
+                orders = self.wait(orders, time);
+            }
+        }
+        Waiting::NotYet
+    }
+
+    /// Waits for whatever changes next.
+    pub fn wait_for_change(&self, time: Duration) {
+        drop(self.wait(lock(&self.orders), time));
+    }
+
+    /// A pause of checkpoints after one failed, when `failed` was the newest commit asked for; a newer one ends it.
+    pub fn pause_checkpoints(&self, time: Duration, failed: u64) {
+        self.wait_until(Instant::now() + time, |orders| orders.asked > failed);
+    }
+
+    /// The same of commits: a checkpoint with a newer one ends it.
+    pub fn pause_commits(&self, time: Duration, failed: u64) {
+        self.wait_until(Instant::now() + time, |orders| orders.checkpointed > failed);
+    }
+
+    fn wait_until(&self, until: Instant, ends: impl Fn(&Orders) -> bool) {
+        let mut orders = lock(&self.orders);
+        while !ends(&orders) && !orders.stopped {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            orders = self.wait(orders, left);
+        }
+    }
+
+    fn wait<'a>(&self, orders: MutexGuard<'a, Orders>, time: Duration) -> MutexGuard<'a, Orders> {
+        if orders.stopped {
+            return orders;
+        }
+        self.changed.wait_timeout(orders, time).unwrap_or_else(std::sync::PoisonError::into_inner).0
+    }
+
+    /// Ends the wait of everybody; nobody waits here any more.
+    pub fn stop(&self) {
+        lock(&self.orders).stopped = true;
+        self.changed.notify_all();
+    }
+}
