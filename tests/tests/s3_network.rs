@@ -119,6 +119,27 @@ fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
     }
 }
 
+#[test]
+fn a_line_that_takes_longer_than_timeout_for_a_pack_refuses_no_writer() {
+    let _slot = alone();
+    let server = S3Server::shared();
+    let mut repo = TestRepo::in_bucket("s3-slow-line", &url_at(server.port, "slow-line"));
+    // Two packs of 32 MiB beside each other take eight seconds.
+    let line = "timeout: 3s\ns3: {bandwidth: {up: 8MiB}}\nstore: {uploads: {adapt: [2, 2]}}\n";
+    repo.settings(&format!("log: {{max: 64MiB, segment: 4MiB}}\nstaging: {{max: 64MiB}}\n{line}")).mount();
+    let file = repo.live().join("file");
+    let begun = Instant::now();
+    write_noise(&file, 4, 224 << 20);
+    let took = begun.elapsed();
+    eprintln!("224 MiB into a line of 8 MiB/s took {took:?}");
+    assert!(took > 2 * Duration::from_secs(3), "{took:?}: nobody had to wait");
+    repo.umount();
+    repo.forget_local_state();
+    repo.mount();
+    check_noise(&file, 4, 224 << 20);
+    repo.umount();
+}
+
 /// Stages packs, each large enough to be uploaded by itself, and has them stored, each late: the most uploads that ran at once.
 fn most_uploads(repo: &TestRepo, proxy: &Proxy, seed: u64, count: u64) -> u64 {
     let staged = || Metrics::of(repo).value("axiomfs_staged_packs") as u64;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use axiomfs_repository::Sent;
 use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::Inode;
 use axiomfs_repository::tree::Node;
@@ -346,32 +347,43 @@ impl Shared {
     }
 }
 
-/// How long somebody waits for room: `timeout`, and on while packs reach the store.
+/// How long somebody waits for room: `timeout`, and on while packs reach the store, or bytes of them flow.
 struct Patience<'a> {
     shared: &'a Shared,
     since: Instant,
-    /// Packs that the store had when `since` was set.
-    packs: Option<u64>,
+    /// What the store had when `since` was set.
+    before: Option<Sent>,
+    /// The same when the last pack had reached it.
+    at_pack: Sent,
     /// Whether this is one of those that wait on.
     is_patient: bool,
 }
 
 impl<'a> Patience<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, since: Instant::now(), packs: None, is_patient: false }
+        Self { shared, since: Instant::now(), before: None, at_pack: Sent::default(), is_patient: false }
     }
 
     /// Whether it has ended.
     fn is_over(&mut self) -> bool {
-        let packs = self.shared.repository.packs_uploaded();
-        let before = *self.packs.get_or_insert(packs);
+        let now = self.shared.repository.sent();
+        let before = *self.before.get_or_insert_with(|| {
+            self.at_pack = now;
+            now
+        });
+        if now.packs != self.at_pack.packs {
+            self.at_pack = now;
+        }
         if self.since.elapsed() <= self.shared.options.timeout {
             return false;
         }
-        if packs == before || !self.is_patient && !self.may_wait_on() {
+        // Twice what can be under way, and no pack has arrived: sending is not getting anywhere.
+        let flows = now.bytes != before.bytes && now.bytes - self.at_pack.bytes <= 2 * now.under_way;
+        let moves = now.packs != before.packs || flows;
+        if !moves || !self.is_patient && !self.may_wait_on() {
             return true;
         }
-        (self.since, self.packs, self.is_patient) = (Instant::now(), Some(packs), true);
+        (self.since, self.before, self.is_patient) = (Instant::now(), Some(now), true);
         false
     }
 

@@ -72,5 +72,5 @@ pub use repository::{InitOptions, OpenOptions, Repository};
 pub use seen::Reread;
 pub use snapshot::{SnapshotRecord, check_snapshot_name};
 pub use staged::StagedPack;
-pub use stats::RepositoryStats;
+pub use stats::{RepositoryStats, Sent};
 pub use yielding::Waiting;

@@ -26,7 +26,7 @@ use crate::packer::{Packer, PackerSetup};
 use crate::reader::Reader;
 use crate::rotation::follow_store;
 use crate::staged::StagedPack;
-use crate::stats::{Counters, RepositoryStats};
+use crate::stats::{Counters, RepositoryStats, Sent};
 use crate::yielding::{Gate, Reads, Waiting};
 use crate::{config, names};
 
@@ -422,9 +422,13 @@ impl Repository {
         stats
     }
 
-    /// Packs that reached the store since this was opened, which is what makes room on this machine.
-    pub fn packs_uploaded(&self) -> u64 {
-        self.counters.packs_uploaded.load(std::sync::atomic::Ordering::Relaxed)
+    /// How far uploads are.
+    pub fn sent(&self) -> Sent {
+        Sent {
+            packs: self.counters.packs_uploaded.load(std::sync::atomic::Ordering::Relaxed),
+            bytes: self.store.bytes_sent(),
+            under_way: self.uploads() as u64 * self.pack_bytes,
+        }
     }
 
     pub(crate) fn packer(&self) -> Result<&Packer, RepositoryError> {

@@ -53,6 +53,17 @@ pub struct RepositoryStats {
     pub index_cache_bytes: u64,
 }
 
+/// What has gone to the store since the repository was opened: that makes room on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// Packs that are there.
+    pub packs: u64,
+    /// Bytes, of whatever has reached it or is on its way, failed tries included; 0 where the store doesn't tell.
+    pub bytes: u64,
+    /// Most bytes of packs that may be on their way at once.
+    pub under_way: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) chunks_new: AtomicU64,

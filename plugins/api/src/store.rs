@@ -174,6 +174,12 @@ pub trait Store: Send + Sync {
         Vec::new()
     }
 
+    /// Bytes of bodies on their way to the store or there, since it was opened, those of calls that failed or are under way included: for
+    /// whoever waits for uploads. 0 where the store doesn't tell. A wrapper passes it on.
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+
     /// Free and total bytes where the store knows them.
     ///
     /// # Errors

@@ -231,6 +231,10 @@ impl Store for Counted {
         self.inner.left_out()
     }
 
+    fn bytes_sent(&self) -> u64 {
+        self.inner.bytes_sent()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.count(Operation::Space, || self.inner.space(), |_| 0)
     }

@@ -177,6 +177,10 @@ impl Store for Faulty {
         self.inner.left_out()
     }
 
+    fn bytes_sent(&self) -> u64 {
+        self.inner.bytes_sent()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.run(Operation::Space, "", || self.inner.space()).map(|(space, _)| space)
     }

@@ -164,6 +164,10 @@ impl Store for Retry {
         self.inner.left_out()
     }
 
+    fn bytes_sent(&self) -> u64 {
+        self.inner.bytes_sent()
+    }
+
     fn space(&self) -> Result<Option<(u64, u64)>, StoreError> {
         self.repeat(|_| self.inner.space())
     }

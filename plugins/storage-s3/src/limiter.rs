@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,17 +12,24 @@ pub(crate) struct Limiter {
     rate: Option<f64>,
     /// When all that was let through so far has had its time.
     free_at: Mutex<Option<Instant>>,
+    passed: AtomicU64,
 }
 
 impl Limiter {
     /// `rate` in bytes per second; without one nothing is held back.
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate: rate.map(|rate| rate.max(1) as f64), free_at: Mutex::new(None) }
+        Self { rate: rate.map(|rate| rate.max(1) as f64), free_at: Mutex::new(None), passed: AtomicU64::new(0) }
     }
 
     /// Counts bytes that pass now and says how long to wait before the next.
     pub fn pass(&self, bytes: usize) -> Duration {
+        self.passed.fetch_add(bytes as u64, Ordering::Relaxed);
         self.pass_at(bytes, Instant::now())
+    }
+
+    /// All bytes that passed.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
     }
 
     fn pass_at(&self, bytes: usize, now: Instant) -> Duration {

@@ -323,6 +323,10 @@ impl Store for S3Store {
     fn left_out(&self) -> Vec<String> {
         self.left_out.names()
     }
+
+    fn bytes_sent(&self) -> u64 {
+        self.up.passed()
+    }
 }
 
 impl S3Store {
