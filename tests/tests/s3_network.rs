@@ -119,25 +119,40 @@ fn limits_of_bandwidth_hold_within_a_tenth_both_ways() {
     }
 }
 
-#[test]
-fn a_line_that_takes_longer_than_timeout_for_a_pack_refuses_no_writer() {
-    let _slot = alone();
+/// Writes into a line of 8 MiB/s until room had to be waited for; the events that came of it.
+fn through_a_narrow_line(name: &str, uploads: &str, seed: u64, len: u64) -> String {
     let server = S3Server::shared();
-    let mut repo = TestRepo::in_bucket("s3-slow-line", &url_at(server.port, "slow-line"));
-    // Two packs of 32 MiB beside each other take eight seconds.
-    let line = "timeout: 3s\ns3: {bandwidth: {up: 8MiB}}\nstore: {uploads: {adapt: [2, 2]}}\n";
+    let mut repo = TestRepo::in_bucket(name, &url_at(server.port, name));
+    let line = format!("timeout: 3s\ns3: {{bandwidth: {{up: 8MiB}}}}\nstore: {{uploads: {{adapt: {uploads}}}}}\n");
     repo.settings(&format!("log: {{max: 64MiB, segment: 4MiB}}\nstaging: {{max: 64MiB}}\n{line}")).mount();
     let file = repo.live().join("file");
     let begun = Instant::now();
-    write_noise(&file, 4, 224 << 20);
+    write_noise(&file, seed, len);
     let took = begun.elapsed();
-    eprintln!("224 MiB into a line of 8 MiB/s took {took:?}");
+    eprintln!("{} MiB into a line of 8 MiB/s took {took:?}", len >> 20);
     assert!(took > 2 * Duration::from_secs(3), "{took:?}: nobody had to wait");
+    let events = repo.events();
     repo.umount();
     repo.forget_local_state();
     repo.mount();
-    check_noise(&file, 4, 224 << 20);
+    check_noise(&file, seed, len);
     repo.umount();
+    events
+}
+
+#[test]
+fn a_line_that_takes_longer_than_timeout_for_a_pack_refuses_no_writer() {
+    let _slot = alone();
+    // Two packs of 32 MiB beside each other take eight seconds.
+    through_a_narrow_line("s3-slow-line", "[2, 2]", 4, 160 << 20);
+}
+
+#[test]
+fn a_narrow_line_gets_no_more_uploads_than_fill_it() {
+    let _slot = alone();
+    let events = through_a_narrow_line("s3-narrow", "[1, 16]", 5, 160 << 20);
+    assert!(events.contains("uploads in flight go from 1 to 2: all of them are busy"), "{events}");
+    assert!(!events.contains("uploads in flight go from 2 to 3"), "a second brought nothing: {events}");
 }
 
 /// Stages packs, each large enough to be uploaded by itself, and has them stored, each late: the most uploads that ran at once.

@@ -23,6 +23,12 @@ const TELL_AGAIN: Duration = Duration::from_secs(30);
 const CALM: u32 = 2;
 /// Decisions over which staged packs are compared.
 const BACK: usize = 3;
+/// Seconds over which the rate of a number of uploads is taken, after one in which it settles.
+const MEASURED: u32 = 2;
+/// Of what one more upload would bring at best, so much it must bring.
+const PAYS: f64 = 0.25;
+/// For so many busy seconds one more is not tried again after it brought nothing.
+const HOLD: u32 = 60;
 
 /// Fewest uploads at the same time, moved by whoever changes the settings, and the most that this store is given.
 pub struct UploadBounds {
@@ -67,6 +73,7 @@ pub fn start(
     thread::spawn(move || {
         let mut staged: Vec<u64> = Vec::new();
         let (mut told, mut calm) = (None, 0);
+        let mut climb = Climb::default();
         while let Some(seen) = watched.look() {
             staged.push(seen.staged);
             if staged.len() > BACK + 1 {
@@ -80,7 +87,7 @@ pub fn start(
                 host.pace(pressure);
             }
             let (Some(repository), Some(volume)) = (watched.repository.upgrade(), volume.upgrade()) else { return };
-            turn_uploads(&repository, &volume, &seen, bounds.get());
+            turn_uploads(&repository, &volume, &mut climb, &seen, bounds.get());
             if seen.yields > 0 && told.is_none_or(|at: Instant| at.elapsed() >= TELL_AGAIN) {
                 told = Some(Instant::now());
                 let text = format!("encoders and uploads gave way to reads {} times within a second", seen.yields);
@@ -109,6 +116,8 @@ struct Seen {
     full: u32,
     /// Uploads that failed in a way that may pass.
     failed: u64,
+    /// Bytes sent, where the store tells.
+    sent: Option<u64>,
     /// How often background work gave way to reads.
     yields: u64,
 }
@@ -118,6 +127,7 @@ impl Watched {
         let mut seen = Seen::default();
         let failed = self.counted.upgrade()?.failed_puts();
         let yields = self.repository.upgrade()?.stats().yields;
+        let sent = self.repository.upgrade()?.sent().bytes;
         for _ in 0..LOOKS {
             thread::sleep(BETWEEN);
             let (repository, counted) = (self.repository.upgrade()?, self.counted.upgrade()?);
@@ -128,30 +138,79 @@ impl Watched {
             seen.full += u32::from(counted.putting() >= repository.uploads() as u64);
             seen.failed = counted.failed_puts() - failed;
             seen.yields = stats.yields - yields;
+            let bytes = repository.sent().bytes;
+            seen.sent = (bytes > 0).then(|| bytes.saturating_sub(sent));
         }
         Some(seen)
     }
 }
 
 /// Moves how many uploads may run, and says so.
-fn turn_uploads(repository: &Repository, volume: &Volume, seen: &Seen, bounds: (usize, usize)) {
+fn turn_uploads(repository: &Repository, volume: &Volume, climb: &mut Climb, seen: &Seen, bounds: (usize, usize)) {
     let now = repository.uploads();
-    let (wanted, why) = uploads(now, seen, bounds);
+    let (wanted, why) = climb.uploads(now, seen, bounds);
     repository.set_uploads(wanted);
     // The store's own bound may be lower.
     let then = repository.uploads();
     if then != now {
+        climb.moved();
         volume.note("adapt", format!("uploads in flight go from {now} to {then}: {why}"));
     }
 }
 
-/// One more while all are busy, half as many when one failed.
-fn uploads(now: usize, seen: &Seen, (least, most): (usize, usize)) -> (usize, &'static str) {
-    if seen.failed > 0 {
-        return ((now / 2).max(least), "one failed");
+/// What is known of how much faster more uploads are. Many that share a line which one fills all end late, and writers who wait for room
+/// wait for the first of them.
+#[derive(Debug, Default)]
+struct Climb {
+    /// Busy seconds with this number of uploads.
+    seconds: u32,
+    /// Bytes sent in those that count.
+    bytes: u64,
+    /// Bytes per second with one upload fewer, since one more is tried.
+    before: Option<f64>,
+    /// Busy seconds until one more is tried again.
+    hold: u32,
+}
+
+impl Climb {
+    /// The number of uploads has changed.
+    fn moved(&mut self) {
+        (self.seconds, self.bytes) = (0, 0);
     }
-    let wanted = if seen.full >= MOST { now + 1 } else { now };
-    (wanted.clamp(least, most), if seen.full >= MOST { "all of them are busy" } else { "the settings say so" })
+
+    /// One more while all are busy, as long as the last one paid where the store tells; half as many when one failed.
+    fn uploads(&mut self, now: usize, seen: &Seen, (least, most): (usize, usize)) -> (usize, &'static str) {
+        if seen.failed > 0 {
+            self.before = None;
+            return ((now / 2).max(least), "one failed");
+        }
+        if seen.full < MOST || now < least || now > most {
+            self.moved();
+            return (now.clamp(least, most), "the settings say so");
+        }
+        let Some(sent) = seen.sent else { return ((now + 1).clamp(least, most), "all of them are busy") };
+        self.seconds += 1;
+        self.hold = self.hold.saturating_sub(1);
+        if self.seconds <= 1 {
+            return (now, "");
+        }
+        self.bytes += sent;
+        if self.seconds <= MEASURED {
+            return (now, "");
+        }
+        let rate = self.bytes as f64 / f64::from(self.seconds - 1);
+        let paid = self.before.is_none_or(|before| rate >= before * (1.0 + PAYS / now.saturating_sub(1).max(1) as f64));
+        if !paid {
+            (self.before, self.hold) = (None, HOLD);
+            return ((now - 1).max(least), "one more brought nothing");
+        }
+        if self.hold > 0 || now >= most {
+            (self.before, self.seconds, self.bytes) = (None, 1, 0);
+            return (now, "");
+        }
+        self.before = Some(rate);
+        (now + 1, "all of them are busy")
+    }
 }
 
 /// A store that is busy while packs pile up is the slower one; encoders that are busy while it is not, or keeps up, are.
@@ -172,16 +231,48 @@ mod tests {
     #[test]
     fn uploads_rise_by_one_and_fall_by_half() {
         let seen = |full, failed| Seen { full, failed, ..Seen::default() };
+        let uploads = |now, seen: &Seen, bounds| Climb::default().uploads(now, seen, bounds).0;
         let mut now = 2;
         for wanted in [3, 4, 5, 6] {
-            now = uploads(now, &seen(10, 0), (2, 6)).0;
+            now = uploads(now, &seen(10, 0), (2, 6));
             assert_eq!(now, wanted);
         }
-        assert_eq!(uploads(6, &seen(10, 0), (2, 6)).0, 6, "up to the bound");
-        assert_eq!(uploads(6, &seen(3, 0), (2, 6)).0, 6, "those that are not needed harm nobody");
-        assert_eq!(uploads(6, &seen(10, 1), (2, 6)).0, 3);
-        assert_eq!(uploads(3, &seen(10, 5), (2, 6)).0, 2, "down to the bound");
-        assert_eq!(uploads(6, &seen(0, 0), (1, 4)).0, 4, "other settings count at once");
+        assert_eq!(uploads(6, &seen(10, 0), (2, 6)), 6, "up to the bound");
+        assert_eq!(uploads(6, &seen(3, 0), (2, 6)), 6, "those that are not needed harm nobody");
+        assert_eq!(uploads(6, &seen(10, 1), (2, 6)), 3);
+        assert_eq!(uploads(3, &seen(10, 5), (2, 6)), 2, "down to the bound");
+        assert_eq!(uploads(6, &seen(0, 0), (1, 4)), 4, "other settings count at once");
+    }
+
+    /// The numbers of uploads, second by second, where `rate` says how many bytes pass with each.
+    fn climbs(seconds: usize, bounds: (usize, usize), rate: impl Fn(usize) -> u64) -> Vec<usize> {
+        let (mut climb, mut now) = (Climb::default(), bounds.0);
+        let mut numbers = Vec::new();
+        for _ in 0..seconds {
+            let seen = Seen { full: LOOKS, sent: Some(rate(now)), ..Seen::default() };
+            let (then, _) = climb.uploads(now, &seen, bounds);
+            if then != now {
+                climb.moved();
+            }
+            now = then;
+            numbers.push(now);
+        }
+        numbers
+    }
+
+    #[test]
+    fn uploads_rise_as_long_as_one_more_pays() {
+        let wide = climbs(100, (2, 32), |n| 50_000_000 * n as u64);
+        assert_eq!(wide.iter().max(), Some(&32), "each brings as much as the one before");
+        assert!(wide.is_sorted(), "{wide:?}");
+        let narrow = climbs(300, (2, 32), |_| 2_000_000);
+        assert_eq!(narrow.iter().max(), Some(&3), "two fill the line");
+        let tries = narrow.windows(2).filter(|pair| pair[0] < pair[1]).count();
+        assert!((2..=6).contains(&tries), "it may become wider later: {tries} tries in 300 s");
+        assert!(narrow.iter().filter(|n| **n == 2).count() > 270, "{narrow:?}");
+        let five = climbs(300, (1, 32), |n| 10_000_000 * n.min(5) as u64);
+        assert_eq!(five.iter().max(), Some(&6));
+        assert!(five[100..].iter().filter(|n| **n == 5).count() > 180, "{five:?}");
     }
 
     #[test]

@@ -37,9 +37,10 @@ fn guard(shared: &Shared, name: &str, life: impl FnOnce()) {
         let text = format!(
             "The {name} thread panicked; nothing more is accepted, what was acknowledged is in the state directory: mount again"
         );
+        // First of all: the other one must not go on from what this one left half done.
+        shared.worker_dead.store(true, Ordering::SeqCst);
         shared.events.add("error", text.clone());
         shared.state_mut().refused = Some(FsError::Io(text));
-        shared.worker_dead.store(true, Ordering::SeqCst);
     }
 }
 
@@ -47,7 +48,7 @@ fn checkpoints(shared: &Shared, mut checkpointer: Checkpointer) {
     let mut retry = RETRY_MIN;
     loop {
         let order = shared.work.next_order();
-        if shared.stopped.load(Ordering::Relaxed) {
+        if shared.is_over() {
             return;
         }
         freeze_if_due(shared, order);
@@ -57,7 +58,10 @@ fn checkpoints(shared: &Shared, mut checkpointer: Checkpointer) {
                 shared.checkpoint_over_quota.store(false, Ordering::Relaxed);
             }
             Err(error) => {
-                tell(shared, order.commit.unwrap_or(0), &error, &shared.checkpoint_over_quota);
+                let told = tell(shared, &error, &shared.checkpoint_over_quota);
+                if let Some(number) = order.commit {
+                    shared.work.no_checkpoint(number, told);
+                }
                 shared.work.pause_checkpoints(retry, order.asked);
                 retry = (retry * 2).min(RETRY_MAX);
             }
@@ -70,7 +74,7 @@ fn commits(shared: &Shared, mut committer: Committer) {
     let mut retry = RETRY_MIN;
     loop {
         let next = shared.work.next_commit();
-        if shared.stopped.load(Ordering::Relaxed) {
+        if shared.is_over() {
             return;
         }
         let changed = lock(&committer.ledger).changed();
@@ -91,7 +95,7 @@ fn commits(shared: &Shared, mut committer: Committer) {
                 shared.work.committed(next.number, committer.newest());
             }
             Err(error) => {
-                tell(shared, next.number, &error, &shared.commit_over_quota);
+                shared.work.no_commit(next.number, tell(shared, &error, &shared.commit_over_quota));
                 shared.work.pause_commits(retry, next.number);
                 retry = (retry * 2).min(RETRY_MAX);
             }
@@ -119,13 +123,13 @@ impl Pace {
     }
 }
 
-/// Tells those who wait for the commits up to `number`, and everybody else, what went wrong.
-fn tell(shared: &Shared, number: u64, error: &CheckpointError, over_quota: &AtomicBool) {
+/// Notes what went wrong; the error for those who wait.
+fn tell(shared: &Shared, error: &CheckpointError, over_quota: &AtomicBool) -> FsError {
     let text = describe(error);
     over_quota.store(is_quota(error), Ordering::Relaxed);
     shared.events.add("error", text.clone());
     let fenced = matches!(error, CheckpointError::Fenced { .. });
-    shared.work.failed(number, if fenced { FsError::Fenced } else { FsError::Io(text) });
+    if fenced { FsError::Fenced } else { FsError::Io(text) }
 }
 
 /// Whether some cause of `e` is a quota.
@@ -187,10 +191,13 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, asked: Option<u6
         }
     }
     checkpointer.asked = asked.unwrap_or(0);
-    if checkpointer.checkpoint(shared)? {
+    let made = checkpointer.checkpoint(shared)?;
+    if made {
         shared.note_staged();
     }
-    shared.work.checkpointed(checkpointer.asked);
+    if made || asked.is_some() {
+        shared.work.checkpointed(checkpointer.asked);
+    }
     if !shared.state().frozen.is_empty() {
         shared.work.wake();
     }
@@ -221,6 +228,11 @@ pub(crate) fn tick(shared: &Shared) {
 }
 
 impl Shared {
+    /// Whether the workers are to end: the volume is stopped, or one of them panicked.
+    fn is_over(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed) || self.worker_dead.load(Ordering::SeqCst)
+    }
+
     /// Notes how many bytes of packs are not in the store.
     pub fn note_staged(&self) {
         self.staged_bytes.store(self.repository.stats().staged_bytes, Ordering::Relaxed);

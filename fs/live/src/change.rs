@@ -18,10 +18,12 @@ use crate::volume::{Shared, lock, now};
 
 /// Most layers that wait for a checkpoint before changes wait.
 const FROZEN_MAX: usize = 4;
-/// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.
-const MOST_PATIENT: usize = 4;
 /// The same for snapshots, which must not wait.
 const FROZEN_SNAPSHOT_MAX: usize = 64;
+/// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.
+const MOST_PATIENT: usize = 4;
+/// Bytes that flow to the store within `timeout` at least where writers wait on for them: a try that will fail may send some, too.
+const LEAST_FLOW: u64 = 512 << 10;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
 const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
@@ -164,7 +166,7 @@ impl Shared {
                 Ok(value) => return Ok(value),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(id))) => self.fetch(access, id, &mut pinned, &mut failed)?,
-                Err(TryError::NoRoom) => self.wait_or_give_up(access, &mut patience)?,
+                Err(TryError::NoRoom) => self.wait_or_give_up(access, need, &mut patience)?,
             }
         }
     }
@@ -244,7 +246,7 @@ impl Shared {
                 Ok(()) => return Ok(true),
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(_))) => return Err(FsError::WouldBlock),
-                Err(TryError::NoRoom) => self.wait_or_give_up(access, &mut patience)?,
+                Err(TryError::NoRoom) => self.wait_or_give_up(access, need, &mut patience)?,
             }
         }
     }
@@ -279,8 +281,11 @@ impl Shared {
     }
 
     /// Waits a moment for room. An error once patience is over.
-    fn wait_or_give_up(&self, access: Access, patience: &mut Patience<'_>) -> FsResult<()> {
-        self.work.checkpoint_soon();
+    fn wait_or_give_up(&self, access: Access, need: Need, patience: &mut Patience<'_>) -> FsResult<()> {
+        // Where only the store can make room, checkpoints would make it less.
+        if need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max {
+            self.work.checkpoint_soon();
+        }
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
@@ -377,8 +382,9 @@ impl<'a> Patience<'a> {
         if self.since.elapsed() <= self.shared.options.timeout {
             return false;
         }
-        // Twice what can be under way, and no pack has arrived: sending is not getting anywhere.
-        let flows = now.bytes != before.bytes && now.bytes - self.at_pack.bytes <= 2 * now.under_way;
+        // Where uploads fail, or twice what can be under way was sent and no pack has arrived, sending is not getting anywhere.
+        let useful = now.failed == before.failed && now.bytes.saturating_sub(self.at_pack.bytes) <= 2 * now.under_way;
+        let flows = useful && now.bytes.saturating_sub(before.bytes) >= LEAST_FLOW;
         let moves = now.packs != before.packs || flows;
         if !moves || !self.is_patient && !self.may_wait_on() {
             return true;

@@ -191,9 +191,9 @@ impl Frozen {
         Self { layers: state.frozen.clone(), first: state.first_layer, next_ordinal: state.next_ordinal }
     }
 
-    /// The same after freezing the active layer, if it has changes.
+    /// The same after freezing the active layer, if there is anything in it.
     fn with_active(state: &mut State) -> Self {
-        if !state.active.is_quiet() {
+        if !state.active.is_empty() {
             state.freeze();
         }
         Self::of(state)

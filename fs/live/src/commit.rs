@@ -152,7 +152,7 @@ impl Committer {
         }
         drop(state);
         shared.committed_bytes.store(made.data_bytes, Ordering::Relaxed);
-        Ok(noted?.remove()?)
+        noted
     }
 
     /// The newest committed head.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use axiomfs_repository::tree::Root;
 use axiomfs_repository::{AuditHash, Head, Mark, RepositoryError, SnapshotRecord, Superseded};
 
+use crate::background::describe;
 use crate::checkpoint::CheckpointError;
 use crate::layer::AUDITS_ALONE;
 use crate::manifest::{Manifest, ManifestError};
@@ -48,6 +49,8 @@ pub(crate) struct Ledger {
     changed: u64,
     /// Audit records that the newest head has, of this mount.
     audits_committed: usize,
+    /// Files that the manifest on disk may still name.
+    superseded: Superseded,
 }
 
 /// Where both threads find it.
@@ -76,7 +79,9 @@ impl Ledger {
             data_bytes: 0,
             upto: shared.repository.mark()?,
         };
-        Ok(Arc::new(Mutex::new(Self { manifest, newest: Arc::new(newest), changed: 0, audits_committed: 0 })))
+        let newest = Arc::new(newest);
+        let superseded = Superseded::default();
+        Ok(Arc::new(Mutex::new(Self { manifest, newest, changed: 0, audits_committed: 0, superseded })))
     }
 
     /// Whether the newest checkpoint has something that the newest head has not.
@@ -106,7 +111,7 @@ impl Ledger {
         manifest.next_ordinal = made.next_ordinal;
         manifest.dirty |= changed;
         // Here, where no commit can take any of them away before the manifest names the trees that need them.
-        manifest.staged = shared.repository.staged()?;
+        manifest.staged = shared.repository.staged(made.upto)?;
         manifest.first_segment = first_segment;
         manifest.write(&shared.options.state_dir, &shared.repository)?;
         self.manifest = manifest;
@@ -114,29 +119,38 @@ impl Ledger {
             self.changed = made.number;
         }
         self.newest = Arc::new(made);
+        self.remove_superseded();
         Ok(())
     }
 
-    /// Notes the head that was created for `made`. What `supersede` gives may be removed when this has returned.
+    /// Notes the head that was created for `made`, and removes the files that `supersede` gives.
     ///
     /// # Errors
-    /// As for `supersede`, or the manifest can't be written: the head stands, and the next manifest will say so.
+    /// As for `supersede`, or the manifest can't be written: the head stands, and the next manifest will say so; only then files go.
     pub fn committed(
         &mut self,
         shared: &Shared,
         head: &Head,
         made: &Made,
         supersede: impl FnOnce() -> Result<Superseded, RepositoryError>,
-    ) -> Result<Superseded, CheckpointError> {
+    ) -> Result<(), CheckpointError> {
         *lock(&shared.head) = seen(head);
         self.manifest.head = Some((head.sequence.0, head.commit));
         self.manifest.pending.clear();
         self.manifest.dirty = self.changed > made.number;
         self.audits_committed = made.audits;
-        let superseded = supersede()?;
-        self.manifest.staged = shared.repository.staged()?;
+        self.superseded.extend(supersede()?);
+        self.manifest.staged = shared.repository.staged(self.newest.upto)?;
         self.write(shared)?;
-        Ok(superseded)
+        self.remove_superseded();
+        Ok(())
+    }
+
+    /// To be called when the manifest on disk names none of them.
+    fn remove_superseded(&mut self) {
+        if let Err(error) = self.superseded.remove() {
+            tracing::warn!("{}; the next mount removes it", describe(&error));
+        }
     }
 
     /// Writes the manifest.

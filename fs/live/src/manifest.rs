@@ -184,10 +184,13 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Io`]; the manifest on disk is then the one before.
     pub fn write(&mut self, dir: &Path, repository: &Repository) -> Result<(), ManifestError> {
-        self.generation += 1;
-        let path = slot(dir, self.generation);
-        let sealed = repository.seal_record(PURPOSE, &aad(repository), &self.encode())?;
-        write_durably(&path, &sealed).map_err(|source| ManifestError::Io { path, source })
+        let next = Self { generation: self.generation + 1, ..self.clone() };
+        let path = slot(dir, next.generation);
+        let sealed = repository.seal_record(PURPOSE, &aad(repository), &next.encode())?;
+        write_durably(&path, &sealed).map_err(|source| ManifestError::Io { path, source })?;
+        // Only now: a second try must not go over the one that is good.
+        self.generation = next.generation;
+        Ok(())
     }
 
     /// The newer of the two that can be read; `None` where there is none yet.

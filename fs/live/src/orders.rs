@@ -26,8 +26,10 @@ struct Orders {
     committed: u64,
     /// The newest head.
     newest: Option<Committed>,
-    /// The newest failure, with the newest commit that it kept from being done.
-    failed: Option<(u64, FsError)>,
+    /// The newest checkpoint that failed, with the newest commit that would have been in it.
+    no_checkpoint: Option<(u64, FsError)>,
+    /// The newest commit that failed.
+    no_commit: Option<(u64, FsError)>,
     /// Counts checkpoints.
     checkpoints: u64,
     /// Nobody waits any more.
@@ -99,7 +101,7 @@ impl Work {
     /// The newest commit asked for, if no checkpoint has everything of it and none was tried in vain.
     pub fn commit_waits(&self) -> Option<u64> {
         let orders = lock(&self.orders);
-        let failed = orders.failed.as_ref().map_or(0, |(number, _)| *number);
+        let failed = orders.no_checkpoint.as_ref().map_or(0, |(number, _)| *number);
         (orders.asked > orders.checkpointed && orders.asked > failed).then_some(orders.asked)
     }
 
@@ -140,18 +142,18 @@ impl Work {
         let mut orders = lock(&self.orders);
         orders.committed = number;
         orders.newest = newest;
-        if orders.failed.as_ref().is_some_and(|(failed, _)| *failed <= number) {
-            orders.failed = None;
-        }
         self.changed.notify_all();
     }
 
-    /// What kept the commits up to `number` from being done; those who wait for them are told, and the work is tried again.
-    pub fn failed(&self, number: u64, error: FsError) {
-        let mut orders = lock(&self.orders);
-        if orders.failed.as_ref().map_or(0, |(failed, _)| *failed) <= number {
-            orders.failed = Some((number, error));
-        }
+    /// A checkpoint failed that would have had everything of the commits up to `number`. Those who wait for them are told; it is tried again.
+    pub fn no_checkpoint(&self, number: u64, error: FsError) {
+        lock(&self.orders).no_checkpoint = Some((number, error));
+        self.changed.notify_all();
+    }
+
+    /// The commits up to `number` failed. Those who wait for them are told; they are tried again.
+    pub fn no_commit(&self, number: u64, error: FsError) {
+        lock(&self.orders).no_commit = Some((number, error));
         self.changed.notify_all();
     }
 
@@ -164,7 +166,9 @@ impl Work {
             {
                 return Waiting::Done(newest);
             }
-            if let Some((failed, error)) = &orders.failed
+            // What else failed is nothing to who waits for this one.
+            let failed = if number > orders.checkpointed { &orders.no_checkpoint } else { &orders.no_commit };
+            if let Some((failed, error)) = failed
                 && *failed >= number
             {
                 return Waiting::Failed(error.clone());

@@ -38,18 +38,25 @@ pub struct CommitSet {
     upto: Mark,
 }
 
-/// Files that a commit superseded, to be removed once nothing names them.
+/// Files that commits superseded, to be removed once nothing names them.
 #[derive(Debug, Default)]
-#[must_use]
 pub struct Superseded(Vec<PathBuf>);
 
 impl Superseded {
+    /// Adds those of another commit.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// Removes them.
     ///
     /// # Errors
-    /// If one can't be removed, which leaves rubbish until the next mount, nothing worse.
-    pub fn remove(self) -> Result<(), RepositoryError> {
-        self.0.iter().try_for_each(|path| remove_if_there(path))
+    /// The first that can't be removed, which leaves rubbish until the next mount, nothing worse.
+    pub fn remove(&mut self) -> Result<(), RepositoryError> {
+        // All are tried, also after one failed.
+        let failed: Vec<_> =
+            std::mem::take(&mut self.0).iter().filter_map(|path| remove_if_there(path).err()).collect();
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 }
 
@@ -111,12 +118,14 @@ impl Repository {
         Ok(self.packer()?.mark())
     }
 
-    /// The packs that are finished, staged and in no head: a later mount needs them.
+    /// The packs before `upto` that are staged and in no head: a later mount needs them. Later ones may be finished, but their names are
+    /// durable only with the next flush.
     ///
     /// # Errors
     /// The repository was opened without a staging directory.
-    pub fn staged(&self) -> Result<Vec<PackId>, RepositoryError> {
-        Ok(self.packer()?.finished().iter().filter_map(|pack| pack.info()).map(|(info, _)| info.id).collect())
+    pub fn staged(&self, upto: Mark) -> Result<Vec<PackId>, RepositoryError> {
+        let packs = self.packer()?.finished().into_iter().filter(|pack| pack.slot < upto.slots);
+        Ok(packs.filter_map(|pack| pack.info()).map(|(info, _)| info.id).collect())
     }
 
     /// Uploads what was staged and flushed, then writes the index segment for it.
@@ -154,9 +163,13 @@ impl Repository {
         let mut tasks: VecDeque<Task> = again.into_iter().chain(made).map(Task::Made).collect();
         let data: Vec<_> = data.into_iter().filter(|pack| !covered.contains(&pack.slot)).collect();
         let (clear, sealed): (Vec<_>, Vec<_>) = data.into_iter().partition(|p| p.seal.kind == FrameKind::Clear);
+        let mut whole = VecDeque::new();
         for packs in [sealed, clear] {
-            plan(packs, self.pack_bytes, &mut tasks);
+            plan(packs, self.pack_bytes, &mut whole, &mut tasks);
         }
+        // First those that make room on this machine; the others need some.
+        whole.append(&mut tasks);
+        let tasks = whole;
         self.upload_all(packer, tasks)?;
         uploaded();
 
@@ -232,6 +245,7 @@ impl Repository {
                 let Some(task) = tasks.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
                 self.reads.give_way(BEFORE_UPLOAD);
                 if let Err(error) = self.run(packer, task) {
+                    count(&self.counters.uploads_failed, 1);
                     failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 }
             }
@@ -402,7 +416,7 @@ impl Repository {
 }
 
 /// Full packs of one kind go as they are, small ones together.
-fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
+fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, whole: &mut VecDeque<Task>, tasks: &mut VecDeque<Task>) {
     let mut group: Vec<Arc<Staged>> = Vec::new();
     let mut bytes = 0;
     let mut end = |group: &mut Vec<Arc<Staged>>, bytes: &mut u64| {
@@ -413,11 +427,10 @@ fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
             _ => tasks.push_back(Task::Merge(std::mem::take(group))),
         }
     };
-    let mut whole = Vec::new();
     for pack in packs {
         let Some((info, uploaded)) = pack.info() else { continue };
         if uploaded || info.len >= pack_bytes / 2 {
-            whole.push(pack);
+            whole.push_back(Task::AsIs(pack));
             continue;
         }
         if bytes + info.len > pack_bytes {
@@ -427,7 +440,6 @@ fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, tasks: &mut VecDeque<Task>) {
         group.push(pack);
     }
     end(&mut group, &mut bytes);
-    tasks.extend(whole.into_iter().map(Task::AsIs));
 }
 
 /// The chunks in a pack.

@@ -424,10 +424,12 @@ impl Repository {
 
     /// How far uploads are.
     pub fn sent(&self) -> Sent {
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
         Sent {
-            packs: self.counters.packs_uploaded.load(std::sync::atomic::Ordering::Relaxed),
+            packs: load(&self.counters.packs_uploaded),
             bytes: self.store.bytes_sent(),
             under_way: self.uploads() as u64 * self.pack_bytes,
+            failed: load(&self.counters.uploads_failed),
         }
     }
 

@@ -58,10 +58,12 @@ pub struct RepositoryStats {
 pub struct Sent {
     /// Packs that are there.
     pub packs: u64,
-    /// Bytes, of whatever has reached it or is on its way, failed tries included; 0 where the store doesn't tell.
+    /// Bytes, of whatever has reached it or is on its way; 0 where the store doesn't tell.
     pub bytes: u64,
     /// Most bytes of packs that may be on their way at once.
     pub under_way: u64,
+    /// Uploads that failed for good; a later commit tries again.
+    pub failed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,7 @@ pub(crate) struct Counters {
     pub(crate) objects_uploaded: AtomicU64,
     pub(crate) bytes_uploaded: AtomicU64,
     pub(crate) packs_uploaded: AtomicU64,
+    pub(crate) uploads_failed: AtomicU64,
 }
 
 /// Adds to a counter; nothing is ordered by it.

@@ -174,7 +174,7 @@ pub trait Store: Send + Sync {
         Vec::new()
     }
 
-    /// Bytes of bodies on their way to the store or there, since it was opened, those of calls that failed or are under way included: for
+    /// Bytes of bodies that the store was sent since it was opened, those of calls under way included, of calls that failed not: for
     /// whoever waits for uploads. 0 where the store doesn't tell. A wrapper passes it on.
     fn bytes_sent(&self) -> u64 {
         0

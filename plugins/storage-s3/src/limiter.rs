@@ -27,7 +27,12 @@ impl Limiter {
         self.pass_at(bytes, Instant::now())
     }
 
-    /// All bytes that passed.
+    /// Bytes that passed were of a transfer that failed.
+    pub fn in_vain(&self, bytes: u64) {
+        self.passed.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// All bytes that passed, but those in vain.
     pub fn passed(&self) -> u64 {
         self.passed.load(Ordering::Relaxed)
     }

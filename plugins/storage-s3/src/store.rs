@@ -174,7 +174,7 @@ impl S3Store {
             let sent = request.send().await;
             sent.map(drop).map_err(|error| written(errors::failed("put", key.as_str(), error)))
         };
-        self.drive("put", key.as_str(), len, &progress, call)
+        self.drive("put", key.as_str(), len, &progress, call).inspect_err(|_| self.up.in_vain(progress.all_sent()))
     }
 
     /// With the headers that the options ask for.

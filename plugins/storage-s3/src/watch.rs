@@ -11,16 +11,28 @@ pub(crate) struct Progress {
     begun: Instant,
     /// Milliseconds after `begun`.
     last: AtomicU64,
+    /// Bytes of a body that were sent.
+    sent: AtomicU64,
 }
 
 impl Progress {
     pub fn new() -> Self {
-        Self { begun: Instant::now(), last: AtomicU64::new(0) }
+        Self { begun: Instant::now(), last: AtomicU64::new(0), sent: AtomicU64::new(0) }
     }
 
     pub fn made(&self) {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Bytes of the body were sent.
+    pub fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// All bytes of the body that were sent.
+    pub fn all_sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     fn last(&self) -> Instant {
