@@ -35,6 +35,7 @@ impl Bench {
     }
 
     /// Opens the volume on what is there.
+    #[allow(dead_code, reason = "each test file uses some of these")]
     pub fn open(&self) -> Arc<Volume> {
         self.start(false)
     }
@@ -101,6 +102,7 @@ impl Bench {
     }
 
     /// Removes all local state, so that only the store is left.
+    #[allow(dead_code, reason = "each test file uses some of these")]
     pub fn lose_state(&mut self) {
         self.state = tempfile::tempdir().expect("a directory");
     }
