@@ -3,7 +3,8 @@
 //! ```text
 //! transport   the session with the kernel           pacer     polls for requests while that pays
 //! adapter     decodes, calls, replies               service   at once from memory, or on a worker (pool)
-//! own_nodes   root, snapshots/, .axiomfs/           control_files   what reading and writing those does
+//! own_nodes   root, snapshots/, .axiomfs/           keeper    keeps a CPU awake meanwhile
+//! control_files   what reading and writing those does
 //! ```
 //!
 //! Nothing but this crate knows FUSE or errno.
@@ -17,6 +18,7 @@ mod convert;
 mod errno;
 mod error;
 mod invalidate;
+mod keeper;
 // Takes over a descriptor that the mount helper sends.
 #[allow(unsafe_code)]
 mod kernel_mount;

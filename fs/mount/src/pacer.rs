@@ -1,14 +1,14 @@
-//! Lets the thread that reads requests poll for the next one while that pays.
+//! Lets the thread that reads requests poll for the next one, or keeps a CPU awake, while that pays.
 //!
-//! A blocked reader has to be woken for each request, and on an idle virtual machine waking a CPU costs more than most
-//! requests do. On a busy machine it costs next to nothing, and a reader that polls takes the CPU from those it
-//! serves. Neither can be known beforehand, so it is measured: while requests come densely (the mean pause between two
-//! is under [`DENSE`]) the pacer counts how many are served per second, tries the other way for a moment now and then,
-//! and keeps to the better one, for longer each time it is confirmed. Where more threads want to run than there are
-//! CPUs, polling is not even tried.
+//! A blocked reader has to be woken for each request, and its client for each answer; on an idle virtual machine waking
+//! a CPU costs more than most requests do. There are three [ways](Way). On a busy machine waking costs next to nothing,
+//! and a thread that polls takes the CPU from others. None of this can be known beforehand, so it is measured: while
+//! requests come densely (the mean pause between two is under [`DENSE`]) the pacer counts how many are served per
+//! second, tries another way for a moment now and then, and keeps to the better one, for longer each time it is
+//! confirmed. Where more threads want to run than there are CPUs, only blocking is used.
 //!
 //! fuser's loop retries a read that would block: while the descriptor is `O_NONBLOCK` it polls. A mount nobody uses
-//! costs nothing: two ticks after the last request the reader is blocked and the pacer asleep.
+//! costs nothing: two ticks after the last request the reader is blocked, and pacer and keeper are asleep.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,6 +18,9 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rustix::thread::gettid;
+
+use crate::keeper::{self, Keeper, Kept};
 
 /// Mean pause between requests under which polling is considered: some ten times what a wake-up costs at worst.
 const DENSE: Duration = Duration::from_micros(700);
@@ -33,6 +36,21 @@ const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_mi
 const CROWDED_TICKS: u32 = 2;
 /// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
 const WORTH: f64 = 1.15;
+
+/// How long it takes until reader and client have moved to one CPU, or away from it.
+const SETTLE: Duration = Duration::from_millis(40);
+
+/// How requests are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The reader blocks.
+    Block,
+    /// The reader polls. It need not be woken; its client, on another CPU, still has to be.
+    Poll,
+    /// The reader blocks, and a thread that gives way to all others runs on the CPU that reader and client leave free. They wake each
+    /// other on one CPU then, and none has to be woken from its sleep.
+    Keep,
+}
 
 /// Watches the flow of requests and switches polling on and off.
 pub(crate) struct Pacer {
@@ -53,6 +71,8 @@ struct Shared {
     watching: AtomicBool,
     closed: AtomicBool,
     pacer: Mutex<Option<Thread>>,
+    /// Whether a CPU is kept awake, and the thread that reads requests.
+    kept: Arc<Kept>,
 }
 
 impl Pacer {
@@ -67,22 +87,25 @@ impl Pacer {
             watching: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             pacer: Mutex::default(),
+            kept: Arc::default(),
         });
         Self { shared, thread: Mutex::default() }
     }
 
     /// Starts to switch `device`, a copy of the descriptor requests are read from.
     pub(crate) fn start(&self, device: OwnedFd) -> io::Result<()> {
-        self.start_with(device, runnable_threads)
+        self.start_with(device, std::thread::available_parallelism()?.get(), runnable_threads)
     }
 
-    fn start_with(&self, device: OwnedFd, runnable: fn() -> Option<usize>) -> io::Result<()> {
+    fn start_with(&self, device: OwnedFd, cpus: usize, runnable: fn() -> Option<usize>) -> io::Result<()> {
         if self.shared.tick.is_zero() {
             return Ok(());
         }
-        let cpus = std::thread::available_parallelism()?.get();
+        let keeper = (cpus == keeper::CPUS).then(|| Keeper::start(self.shared.kept.clone())).transpose()?;
+        let others = if keeper.is_some() { vec![Way::Keep, Way::Block] } else { vec![Way::Block] };
         let shared = self.shared.clone();
-        let mut watch = Watch { shared, device, polling: false, polls: true, keep: KEEP.0, cpus, runnable };
+        let (now, best, keep) = (Way::Block, Way::Poll, KEEP.0);
+        let mut watch = Watch { shared, device, keeper, now, best, others, keep, promised: 0.0, cpus, runnable };
         let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run())?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
         *lock(&self.thread) = Some(thread);
@@ -109,6 +132,7 @@ impl Pacer {
             return;
         }
         shared.requests.fetch_add(1, Ordering::Relaxed);
+        shared.kept.reader.get_or_init(gettid);
         let pause = shared.now().saturating_sub(shared.idle_since.load(Ordering::Relaxed)).min(nanos(LONGEST_PAUSE));
         let mean = shared.mean_pause.load(Ordering::Relaxed);
         let mean = mean - (mean >> WEIGHT_SHIFT) + (pause >> WEIGHT_SHIFT);
@@ -140,12 +164,17 @@ impl Shared {
 struct Watch {
     shared: Arc<Shared>,
     device: OwnedFd,
-    /// Whether the reader polls now.
-    polling: bool,
-    /// Which way has been the better one.
-    polls: bool,
-    /// How long to keep to it before the other is tried.
+    keeper: Option<Keeper>,
+    /// The way of this moment.
+    now: Way,
+    /// The one that has been the best.
+    best: Way,
+    /// The others, the next to be tried first.
+    others: Vec<Way>,
+    /// How long to keep to the best before another is tried.
     keep: Duration,
+    /// Requests per second of the best when it was chosen: what is left of them soon may have been the last one's.
+    promised: f64,
     cpus: usize,
     runnable: fn() -> Option<usize>,
 }
@@ -156,76 +185,93 @@ impl Watch {
             std::thread::park();
             while self.shared.watching.load(Ordering::Acquire) {
                 if self.follow().is_none() {
-                    self.switch(false);
+                    self.switch(Way::Block);
                     self.shared.watching.store(false, Ordering::Release);
                 }
             }
         }
-        self.switch(false);
+        self.switch(Way::Block);
     }
 
-    /// Keeps to the better way for a while, then tries the other. Nothing once requests have ceased to come densely.
+    /// Keeps to the best way for a while, then tries another. Nothing once requests have ceased to come densely.
     fn follow(&mut self) -> Option<()> {
         let begun = Instant::now();
-        let mut before = self.count(self.polls)?;
-        while begun.elapsed() < self.keep && before > 0.0 {
-            before = self.count(self.polls)?;
+        let mut before = self.count(self.best)?;
+        while begun.elapsed() < self.keep && before > 0.0 && before * WORTH >= self.promised {
+            before = self.count(self.best)?;
         }
-        let other = self.count(!self.polls)?;
-        let after = self.count(self.polls)?;
-        if is_better(other, (before + after) / 2.0, !self.polls) {
-            self.polls = !self.polls;
-            self.keep = KEEP.0;
-            tracing::trace!(polls = self.polls, before, other, after, "Reads requests the other way");
+        self.promised = 0.0;
+        let other = self.others[0];
+        let tried = self.count(other)?;
+        let after = self.count(self.best)?;
+        // What comes after a CPU was kept awake still has something of it.
+        let kept = if other == Way::Keep { before } else { (before + after) / 2.0 };
+        if is_better(other, tried, self.best, kept) {
+            // The one before is the first to be tried again.
+            self.others[0] = std::mem::replace(&mut self.best, other);
+            (self.keep, self.promised) = (KEEP.0, tried);
+            tracing::trace!(best = ?self.best, before, tried, after, "Waits for requests another way");
         } else {
+            self.others.rotate_left(1);
             self.keep = (self.keep * 2).min(KEEP.1);
         }
         Some(())
     }
 
-    /// Requests per second over a window; 0 where there is no CPU to poll with.
-    fn count(&mut self, poll: bool) -> Option<f64> {
-        if poll && self.is_crowded() {
+    /// Requests per second over a window; 0 where there is no CPU to spare for this way.
+    fn count(&mut self, way: Way) -> Option<f64> {
+        // The thread that keeps a CPU awake gives way to all others.
+        let takes = way == Way::Poll;
+        if takes && self.is_crowded() {
             return Some(0.0);
         }
         let mut crowded = 0;
-        self.switch(poll);
+        let mut settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
+        self.switch(way);
         let requests = || self.shared.requests.load(Ordering::Relaxed);
-        let (begun, first) = (Instant::now(), requests());
+        let (mut begun, mut first) = (Instant::now(), requests());
         loop {
             let last = requests();
             // Without polling nothing is lost by looking less often.
-            std::thread::sleep(if poll { self.shared.tick } else { WINDOW });
+            std::thread::sleep(if way == Way::Block { WINDOW } else { self.shared.tick });
             let sparse = self.shared.mean_pause.load(Ordering::Relaxed) > 2 * nanos(DENSE);
             if requests() == last || sparse || self.closed() {
                 return None;
             }
-            crowded = if poll && self.is_crowded() { crowded + 1 } else { 0 };
+            crowded = if takes && self.is_crowded() { crowded + 1 } else { 0 };
             if crowded >= CROWDED_TICKS {
                 return Some(0.0);
             }
             let elapsed = begun.elapsed();
-            if elapsed >= WINDOW {
+            if settles && elapsed >= SETTLE {
+                (begun, first, settles) = (Instant::now(), requests(), false);
+            } else if !settles && elapsed >= WINDOW {
                 return Some((requests() - first) as f64 / elapsed.as_secs_f64());
             }
         }
     }
 
     /// Whether more threads want to run than there are CPUs. One is this one; reader and client take turns, unless the
-    /// reader polls.
+    /// reader polls; one may be the keeper.
     fn is_crowded(&self) -> bool {
-        (self.runnable)().is_some_and(|threads| threads > self.cpus + usize::from(self.polling))
+        (self.runnable)().is_some_and(|threads| threads > self.cpus + usize::from(self.now != Way::Block))
     }
 
     fn closed(&self) -> bool {
         self.shared.closed.load(Ordering::Acquire)
     }
 
-    fn switch(&mut self, poll: bool) {
-        if self.polling == poll {
+    fn switch(&mut self, way: Way) {
+        let before = std::mem::replace(&mut self.now, way);
+        if let Some(keeper) = &self.keeper
+            && (before == Way::Keep) != (way == Way::Keep)
+        {
+            keeper.keep(way == Way::Keep);
+        }
+        let poll = way == Way::Poll;
+        if (before == Way::Poll) == poll {
             return;
         }
-        self.polling = poll;
         let set = fcntl(&self.device, FcntlArg::F_GETFL).and_then(|flags| {
             let mut flags = OFlag::from_bits_retain(flags);
             flags.set(OFlag::O_NONBLOCK, poll);
@@ -237,9 +283,13 @@ impl Watch {
     }
 }
 
-/// Whether the way that was tried serves enough more requests.
-fn is_better(tried: f64, kept: f64, tried_polls: bool) -> bool {
-    if tried_polls { tried > kept * WORTH } else { tried * WORTH > kept }
+/// Whether the way that was tried serves enough more requests than the best so far. All but blocking cost a CPU.
+fn is_better(other: Way, tried: f64, best: Way, kept: f64) -> bool {
+    match (other, best) {
+        (_, Way::Block) => tried > kept * WORTH,
+        (Way::Block, _) => tried * WORTH > kept,
+        _ => tried > kept,
+    }
 }
 
 /// How many threads of the machine run or want to, this one among them: proc_loadavg(5), fourth field.
@@ -296,13 +346,20 @@ mod tests {
         true
     }
 
+    /// They measure how fast they are, so one at a time.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        lock(&ALONE)
+    }
+
     // A copy of a descriptor shares its flags: any descriptor stands for the one of FUSE.
 
     #[test]
     fn polls_while_requests_are_dense_and_stops_when_they_end() {
+        let _alone = alone();
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
         assert!(!is_nonblocking(&read), "nothing polls before the first request");
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
         assert!(polled > 0);
@@ -312,10 +369,11 @@ mod tests {
 
     #[test]
     fn keeps_to_the_way_that_serves_more() {
+        let _alone = alone();
         for (slow_polled, slow_blocked) in [(10, 1), (1, 10)] {
             let (read, _write) = nix::unistd::pipe().unwrap();
             let pacer = Pacer::new(Duration::from_millis(1));
-            pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
+            pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
             let cost = |polls| Duration::from_micros(20 * if polls { slow_polled } else { slow_blocked });
             requests(&pacer, &read, Duration::from_millis(500), cost);
             let [blocked, polled] = requests(&pacer, &read, Duration::from_millis(1500), cost);
@@ -330,10 +388,44 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_is_kept_awake_where_that_serves_most() {
+        let _alone = alone();
+        for (cpus, is_kept) in [(2, true), (4, false)] {
+            let (read, _write) = nix::unistd::pipe().unwrap();
+            let pacer = Pacer::new(Duration::from_millis(1));
+            pacer.start_with(read.try_clone().unwrap(), cpus, || None).unwrap();
+            let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
+            let cost = |polls| {
+                Duration::from_micros(if keeps() {
+                    20
+                } else if polls {
+                    60
+                } else {
+                    200
+                })
+            };
+            let mut kept = 0;
+            for _ in 0..20 {
+                requests(&pacer, &read, Duration::from_millis(100), cost);
+                kept += usize::from(keeps());
+            }
+            assert!(if is_kept { kept > 10 } else { kept == 0 }, "{cpus} CPUs: kept in {kept} looks of 20");
+            assert!(blocks_soon(&read));
+            let begun = Instant::now();
+            while keeps() && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(!keeps(), "a CPU is kept awake for nobody");
+            pacer.stop();
+        }
+    }
+
+    #[test]
     fn sparse_requests_are_not_polled_for() {
+        let _alone = alone();
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
         for _ in 0..20 {
             pacer.begin();
             pacer.end();
@@ -345,9 +437,10 @@ mod tests {
 
     #[test]
     fn nothing_polls_where_threads_wait_for_cpus() {
+        let _alone = alone();
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), || Some(usize::MAX)).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), 4, || Some(usize::MAX)).unwrap();
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
         assert_eq!(polled, 0);
         pacer.stop();
@@ -360,9 +453,10 @@ mod tests {
 
     #[test]
     fn zero_switches_it_off() {
+        let _alone = alone();
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::ZERO);
-        pacer.start_with(read.try_clone().unwrap(), || None).unwrap();
+        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(50), |_| Duration::from_micros(20));
         assert_eq!(polled, 0);
         pacer.stop();
@@ -370,7 +464,10 @@ mod tests {
 
     #[test]
     fn polling_has_to_be_worth_its_cpu() {
-        assert!(is_better(120.0, 100.0, true) && !is_better(110.0, 100.0, true));
-        assert!(is_better(95.0, 100.0, false) && !is_better(80.0, 100.0, false));
+        for way in [Way::Poll, Way::Keep] {
+            assert!(is_better(way, 120.0, Way::Block, 100.0) && !is_better(way, 110.0, Way::Block, 100.0));
+            assert!(is_better(Way::Block, 95.0, way, 100.0) && !is_better(Way::Block, 80.0, way, 100.0));
+        }
+        assert!(is_better(Way::Keep, 101.0, Way::Poll, 100.0));
     }
 }

@@ -1,0 +1,94 @@
+//! Keeps a CPU awake.
+//!
+//! Waking a CPU of a virtual machine from its sleep costs more than most requests do: the hypervisor has to. Of two CPUs one can be kept
+//! from sleeping by a thread that gives way to all others. Since it is never idle, nobody is woken on it, and reader and client wake each
+//! other on the other CPU, which costs next to nothing.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+
+/// With so many CPUs this is of use. With more there is always another that sleeps, and that others are woken on.
+pub(crate) const CPUS: usize = 2;
+/// How little of a processor the thread gets beside any other.
+const NICENESS: i32 = 19;
+/// Turns of the thread between two looks at whether it shall go on.
+const TURNS: u32 = 64;
+
+/// What the keeper shares with those who tell it what to do.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Whether a CPU is kept awake.
+    pub(crate) on: AtomicBool,
+    /// The thread that reads requests, once it is known.
+    pub(crate) reader: OnceLock<Pid>,
+    ends: AtomicBool,
+}
+
+/// The thread that keeps a CPU awake; it ends when this is dropped.
+pub(crate) struct Keeper {
+    kept: Arc<Kept>,
+    thread: Option<JoinHandle<()>>,
+    /// The CPUs that the reader is bound to meanwhile, and otherwise.
+    bound: CpuSet,
+    free: CpuSet,
+}
+
+impl Keeper {
+    /// Starts the thread, asleep.
+    ///
+    /// # Errors
+    /// There is no thread or no list of CPUs to be had.
+    pub(crate) fn start(kept: Arc<Kept>) -> io::Result<Self> {
+        let free = sched_getaffinity(None)?;
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| free.is_set(*cpu));
+        let (mut bound, mut awake) = (CpuSet::new(), CpuSet::new());
+        for (set, cpu) in [&mut bound, &mut awake].into_iter().zip(&mut cpus) {
+            set.set(cpu);
+        }
+        let own = kept.clone();
+        let thread = std::thread::Builder::new().name("axiomfs-keeper".into()).spawn(move || {
+            // Where that is refused it would take the CPU from those it is to serve.
+            if let Err(error) = rustix::process::nice(NICENESS).and_then(|_| sched_setaffinity(None, &awake)) {
+                tracing::debug!(%error, "No CPU is kept awake");
+                return;
+            }
+            while !own.ends.load(Ordering::Acquire) {
+                while own.on.load(Ordering::Relaxed) {
+                    (0..TURNS).for_each(|_| std::hint::spin_loop());
+                }
+                std::thread::park();
+            }
+        })?;
+        Ok(Self { kept, thread: Some(thread), bound, free })
+    }
+
+    /// Begins or ends to keep a CPU awake.
+    pub(crate) fn keep(&self, on: bool) {
+        self.kept.on.store(on, Ordering::Relaxed);
+        // The reader stays on the other CPU; its client then does, too.
+        if let Some(reader) = self.kept.reader.get()
+            && let Err(error) = sched_setaffinity(Some(*reader), if on { &self.bound } else { &self.free })
+        {
+            tracing::debug!(%error, "Could not choose the reader's CPU");
+        }
+        if on && let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.keep(false);
+        self.kept.ends.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
+        if thread.join().is_err() {
+            tracing::error!("The thread that keeps a CPU awake ended with a panic");
+        }
+    }
+}
