@@ -152,6 +152,9 @@ fn turn_uploads(repository: &Repository, volume: &Volume, climb: &mut Climb, see
     repository.set_uploads(wanted);
     // The store's own bound may be lower.
     let then = repository.uploads();
+    if then != wanted {
+        climb.before = None;
+    }
     if then != now {
         climb.moved();
         volume.note("adapt", format!("uploads in flight go from {now} to {then}: {why}"));
@@ -186,6 +189,7 @@ impl Climb {
         }
         if seen.full < MOST || now < least || now > most {
             self.moved();
+            self.before = None;
             return (now.clamp(least, most), "the settings say so");
         }
         let Some(sent) = seen.sent else { return ((now + 1).clamp(least, most), "all of them are busy") };

@@ -372,13 +372,17 @@ impl<'a> Patience<'a> {
     /// Whether it has ended.
     fn is_over(&mut self) -> bool {
         let now = self.shared.repository.sent();
-        let before = *self.before.get_or_insert_with(|| {
-            self.at_pack = now;
-            now
-        });
+        if self.before.is_none() {
+            (self.before, self.at_pack) = (Some(now), now);
+        }
         if now.packs != self.at_pack.packs {
             self.at_pack = now;
         }
+        // Fewer where a try has failed: those after it count all the same.
+        if let Some(before) = &mut self.before {
+            before.bytes = before.bytes.min(now.bytes);
+        }
+        let before = self.before.unwrap_or(now);
         if self.since.elapsed() <= self.shared.options.timeout {
             return false;
         }

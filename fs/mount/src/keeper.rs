@@ -40,10 +40,18 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Starts the thread, asleep.
     ///
-    /// # Errors
-    /// There is no thread or no list of CPUs to be had.
-    pub(crate) fn start(kept: Arc<Kept>) -> io::Result<Self> {
+    /// None where there are other CPUs, or none may be chosen.
+    pub(crate) fn start(kept: Arc<Kept>) -> Option<Self> {
+        let keeper = Self::try_start(kept);
+        keeper.inspect_err(|error| tracing::debug!(%error, "No CPU is kept awake")).ok().flatten()
+    }
+
+    fn try_start(kept: Arc<Kept>) -> io::Result<Option<Self>> {
         let free = sched_getaffinity(None)?;
+        // Those of others sleep, and others are woken on them.
+        if free.count() as usize != CPUS || online()? != CPUS {
+            return Ok(None);
+        }
         let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| free.is_set(*cpu));
         let (mut bound, mut awake) = (CpuSet::new(), CpuSet::new());
         for (set, cpu) in [&mut bound, &mut awake].into_iter().zip(&mut cpus) {
@@ -63,14 +71,15 @@ impl Keeper {
                 std::thread::park();
             }
         })?;
-        Ok(Self { kept, thread: Some(thread), bound, free })
+        Ok(Some(Self { kept, thread: Some(thread), bound, free }))
     }
 
     /// Begins or ends to keep a CPU awake.
-    pub(crate) fn keep(&self, on: bool) {
-        self.kept.on.store(on, Ordering::Relaxed);
+    pub(crate) fn keep(&mut self, on: bool) {
+        let was = self.kept.on.swap(on, Ordering::Relaxed);
         // The reader stays on the other CPU; its client then does, too.
-        if let Some(reader) = self.kept.reader.get()
+        if was != on
+            && let Some(reader) = self.kept.reader.get()
             && let Err(error) = sched_setaffinity(Some(*reader), if on { &self.bound } else { &self.free })
         {
             tracing::debug!(%error, "Could not choose the reader's CPU");
@@ -79,6 +88,16 @@ impl Keeper {
             thread.thread().unpark();
         }
     }
+}
+
+/// How many CPUs the machine has that are in use, from a list like `0-1` or `0,2-3`.
+fn online() -> io::Result<usize> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let number = |text: &str| text.trim().parse::<usize>().map_err(io::Error::other);
+    list.split(',').try_fold(0, |sum, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Ok(sum + 1 + number(last)?.saturating_sub(number(first)?))
+    })
 }
 
 impl Drop for Keeper {

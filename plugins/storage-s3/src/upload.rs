@@ -108,8 +108,8 @@ impl http_body::Body for Upload {
         let mut piece = vec![0; PIECE.min(usize::try_from(this.left).unwrap_or(PIECE))];
         this.reader.read_exact(&mut piece)?;
         this.left -= piece.len() as u64;
-        this.progress.sent(piece.len());
         let pause = this.limiter.pass(piece.len());
+        this.progress.sent(piece.len());
         if !pause.is_zero() {
             this.pause = Some(Box::pin(tokio::time::sleep(pause)));
         }
