@@ -124,6 +124,10 @@ struct Seen {
 
 impl Watched {
     fn look(&self) -> Option<Seen> {
+        if let Some(staged) = self.idle()? {
+            thread::sleep(LOOKS * BETWEEN);
+            return Some(Seen { staged, ..Seen::default() });
+        }
         let mut seen = Seen::default();
         let failed = self.counted.upgrade()?.failed_puts();
         let yields = self.repository.upgrade()?.stats().yields;
@@ -138,10 +142,16 @@ impl Watched {
             seen.full += u32::from(counted.putting() >= repository.uploads() as u64);
             seen.failed = counted.failed_puts() - failed;
             seen.yields = stats.yields - yields;
-            let bytes = repository.sent().bytes;
-            seen.sent = (bytes > 0).then(|| bytes.saturating_sub(sent));
+            seen.sent = repository.sent().bytes.zip(sent).map(|(now, then)| now.saturating_sub(then));
         }
         Some(seen)
+    }
+
+    /// Bytes staged, where nothing is encoded or sent at this moment: there is nothing to be seen then by looking often.
+    fn idle(&self) -> Option<Option<u64>> {
+        let (repository, counted) = (self.repository.upgrade()?, self.counted.upgrade()?);
+        let stats = repository.stats();
+        Some((stats.pending_bytes == 0 && counted.putting() == 0).then_some(stats.staged_bytes))
     }
 }
 

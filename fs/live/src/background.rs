@@ -77,11 +77,12 @@ fn commits(shared: &Shared, mut committer: Committer) {
         if shared.is_over() {
             return;
         }
-        let changed = lock(&committer.ledger).changed();
-        let due = next.waited_for || changed && pace.is_due(shared);
-        if !due {
-            shared.work.wait_for_checkpoint(next, changed);
-            continue;
+        if !next.waited_for {
+            let left = if lock(&committer.ledger).changed() { pace.left(shared) } else { Duration::MAX };
+            if !left.is_zero() {
+                shared.work.wait_for_checkpoint(next, left);
+                continue;
+            }
         }
         pace.begun = Some(Instant::now());
         let done = committer.commit(shared);
@@ -112,14 +113,21 @@ struct Pace {
 }
 
 impl Pace {
-    fn is_due(&self, shared: &Shared) -> bool {
+    /// How long it is until then, if no checkpoint stages more before.
+    fn left(&self, shared: &Shared) -> Duration {
         let options = &shared.options;
         let staged = shared.staged_bytes.load(Ordering::Relaxed);
+        if staged >= options.staging_max {
+            return Duration::ZERO;
+        }
+        let by_time = options.commit_interval.saturating_sub(self.last.elapsed());
+        if staged < options.commit_bytes {
+            return by_time;
+        }
         // Each has a head and an index segment of its own: where much comes in, as often as checkpoints would be made where little does.
-        let spaced = self.begun.is_none_or(|begun| begun.elapsed() >= options.checkpoint_interval);
-        staged >= options.staging_max
-            || staged >= options.commit_bytes && spaced
-            || self.last.elapsed() >= options.commit_interval
+        let spaced =
+            self.begun.map_or(Duration::ZERO, |begun| options.checkpoint_interval.saturating_sub(begun.elapsed()));
+        by_time.min(spaced)
     }
 }
 

@@ -359,37 +359,33 @@ struct Patience<'a> {
     /// What the store had when `since` was set.
     before: Option<Sent>,
     /// The same when the last pack had reached it.
-    at_pack: Sent,
+    at_pack: Option<Sent>,
     /// Whether this is one of those that wait on.
     is_patient: bool,
 }
 
 impl<'a> Patience<'a> {
     fn new(shared: &'a Shared) -> Self {
-        Self { shared, since: Instant::now(), before: None, at_pack: Sent::default(), is_patient: false }
+        Self { shared, since: Instant::now(), before: None, at_pack: None, is_patient: false }
     }
 
     /// Whether it has ended.
     fn is_over(&mut self) -> bool {
         let now = self.shared.repository.sent();
-        if self.before.is_none() {
-            (self.before, self.at_pack) = (Some(now), now);
-        }
-        if now.packs != self.at_pack.packs {
-            self.at_pack = now;
+        if now.packs != self.at_pack.get_or_insert(now).packs {
+            self.at_pack = Some(now);
         }
         // Fewer where a try has failed: those after it count all the same.
-        if let Some(before) = &mut self.before {
-            before.bytes = before.bytes.min(now.bytes);
-        }
-        let before = self.before.unwrap_or(now);
+        let before = self.before.get_or_insert(now);
+        before.bytes = before.bytes.min(now.bytes);
+        let before = *before;
         if self.since.elapsed() <= self.shared.options.timeout {
             return false;
         }
         // Where uploads fail, or twice what can be under way was sent and no pack has arrived, sending is not getting anywhere.
-        let useful = now.failed == before.failed && now.bytes.saturating_sub(self.at_pack.bytes) <= 2 * now.under_way;
-        let flows = useful && now.bytes.saturating_sub(before.bytes) >= LEAST_FLOW;
-        let moves = now.packs != before.packs || flows;
+        let flowed = |since: Option<Sent>| since.and_then(|s| Some(now.bytes?.saturating_sub(s.bytes?))).unwrap_or(0);
+        let useful = now.failed == before.failed && flowed(self.at_pack) <= 2 * now.under_way;
+        let moves = now.packs != before.packs || useful && flowed(self.before) >= LEAST_FLOW;
         if !moves || !self.is_patient && !self.may_wait_on() {
             return true;
         }

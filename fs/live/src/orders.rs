@@ -8,7 +8,7 @@ use crate::volume::lock;
 
 /// How often the workers look at the clock.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
-/// How often somebody looks who has nothing to do until there is a checkpoint.
+/// Longest that somebody sleeps who has nothing to do until there is a checkpoint.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Commits that are asked for are numbered; each is first in a checkpoint, then in a head.
@@ -123,10 +123,9 @@ impl Work {
         Next { number, waited_for: number != orders.committed, checkpoints: orders.checkpoints }
     }
 
-    /// Waits for a checkpoint after those that `next` knew of. Where there is something to be committed, also for the clock.
-    pub fn wait_for_checkpoint(&self, next: Next, something: bool) {
-        let until = Instant::now() + if something { TICK } else { IDLE };
-        self.wait_until(until, |orders| orders.checkpoints != next.checkpoints);
+    /// Waits for a checkpoint after those that `next` knew of, at most for `time`.
+    pub fn wait_for_checkpoint(&self, next: Next, time: Duration) {
+        self.wait_until(Instant::now() + time.min(IDLE), |orders| orders.checkpoints != next.checkpoints);
     }
 
     /// A checkpoint has everything of the commits up to `number`.
@@ -217,5 +216,63 @@ impl Work {
     pub fn stop(&self) {
         lock(&self.orders).stopped = true;
         self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Committed = Committed { sequence: 1, commit: [1; 16] };
+
+    fn broken() -> FsError {
+        FsError::Io("broken".into())
+    }
+
+    #[test]
+    fn a_commit_is_done_once_a_head_has_what_a_checkpoint_had_of_it() {
+        let work = Work::default();
+        let number = work.ask_commit();
+        let goes = || work.wait_for(number, Duration::ZERO);
+        assert!(matches!(goes(), Waiting::NotYet));
+        work.checkpointed(0);
+        work.committed(work.next_commit().number, Some(HEAD));
+        assert!(matches!(goes(), Waiting::NotYet), "that head is of an earlier checkpoint");
+        work.checkpointed(number);
+        assert!(work.next_commit().waited_for && matches!(goes(), Waiting::NotYet));
+        work.committed(number, Some(HEAD));
+        assert!(matches!(goes(), Waiting::Done(HEAD)) && !work.next_commit().waited_for);
+    }
+
+    #[test]
+    fn who_waits_is_told_of_the_own_failure_only() {
+        let work = Work::default();
+        let first = work.ask_commit();
+        work.checkpointed(first);
+        let second = work.ask_commit();
+        work.no_checkpoint(second, broken());
+        assert!(matches!(work.wait_for(first, Duration::ZERO), Waiting::NotYet), "it is in a checkpoint");
+        assert!(matches!(work.wait_for(second, Duration::ZERO), Waiting::Failed(_)));
+        assert_eq!(work.commit_waits(), None, "it was tried in vain");
+        work.no_commit(first, broken());
+        assert!(matches!(work.wait_for(first, Duration::ZERO), Waiting::Failed(_)));
+        let third = work.ask_commit();
+        assert_eq!(work.commit_waits(), Some(third));
+        assert!(matches!(work.wait_for(third, Duration::ZERO), Waiting::NotYet), "that was before it");
+    }
+
+    #[test]
+    fn what_happened_meanwhile_and_the_end_let_nobody_wait() {
+        let (work, begun) = (Work::default(), Instant::now());
+        let next = work.next_commit();
+        work.checkpointed(0);
+        work.wait_for_checkpoint(next, Duration::from_secs(60));
+        let asked = work.next_order().asked;
+        work.ask_commit();
+        work.pause_checkpoints(Duration::from_secs(60), asked);
+        work.stop();
+        work.pause_commits(Duration::from_secs(60), 9);
+        work.wait_for_change(Duration::from_secs(60));
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 }

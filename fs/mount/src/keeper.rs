@@ -38,9 +38,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the thread, asleep.
-    ///
-    /// None where there are other CPUs, or none may be chosen.
+    /// Starts the thread, asleep. None where there are other CPUs, or none may be chosen.
     pub(crate) fn start(kept: Arc<Kept>) -> Option<Self> {
         let keeper = Self::try_start(kept);
         keeper.inspect_err(|error| tracing::debug!(%error, "No CPU is kept awake")).ok().flatten()
@@ -75,11 +73,12 @@ impl Keeper {
     }
 
     /// Begins or ends to keep a CPU awake.
-    pub(crate) fn keep(&mut self, on: bool) {
-        let was = self.kept.on.swap(on, Ordering::Relaxed);
+    pub(crate) fn keep(&self, on: bool) {
+        if self.kept.on.swap(on, Ordering::Relaxed) == on {
+            return;
+        }
         // The reader stays on the other CPU; its client then does, too.
-        if was != on
-            && let Some(reader) = self.kept.reader.get()
+        if let Some(reader) = self.kept.reader.get()
             && let Err(error) = sched_setaffinity(Some(*reader), if on { &self.bound } else { &self.free })
         {
             tracing::debug!(%error, "Could not choose the reader's CPU");

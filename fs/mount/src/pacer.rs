@@ -276,9 +276,7 @@ impl Watch {
 
     fn switch(&mut self, way: Way) {
         let before = std::mem::replace(&mut self.now, way);
-        if let Some(keeper) = &mut self.keeper
-            && (before == Way::Keep) != (way == Way::Keep)
-        {
+        if let Some(keeper) = &self.keeper {
             keeper.keep(way == Way::Keep);
         }
         let poll = way == Way::Poll;

@@ -160,16 +160,14 @@ impl Repository {
         let covered = self.progress().covered();
         let again = std::mem::take(&mut self.progress().unanswered);
         let made = nodes.into_iter().map(|(finished, seal)| Made { finished, seal, sources: Vec::new(), sent: false });
-        let mut tasks: VecDeque<Task> = again.into_iter().chain(made).map(Task::Made).collect();
         let data: Vec<_> = data.into_iter().filter(|pack| !covered.contains(&pack.slot)).collect();
         let (clear, sealed): (Vec<_>, Vec<_>) = data.into_iter().partition(|p| p.seal.kind == FrameKind::Clear);
-        let mut whole = VecDeque::new();
-        for packs in [sealed, clear] {
-            plan(packs, self.pack_bytes, &mut whole, &mut tasks);
-        }
         // First those that make room on this machine; the others need some.
-        whole.append(&mut tasks);
-        let tasks = whole;
+        let (mut tasks, mut small) = (VecDeque::new(), Vec::new());
+        for packs in [sealed, clear] {
+            plan(packs, self.pack_bytes, &mut tasks, &mut small);
+        }
+        tasks.extend(small.into_iter().chain(again.into_iter().chain(made).map(Task::Made)));
         self.upload_all(packer, tasks)?;
         uploaded();
 
@@ -416,15 +414,15 @@ impl Repository {
 }
 
 /// Full packs of one kind go as they are, small ones together.
-fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, whole: &mut VecDeque<Task>, tasks: &mut VecDeque<Task>) {
+fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, whole: &mut VecDeque<Task>, small: &mut Vec<Task>) {
     let mut group: Vec<Arc<Staged>> = Vec::new();
     let mut bytes = 0;
     let mut end = |group: &mut Vec<Arc<Staged>>, bytes: &mut u64| {
         *bytes = 0;
         match group.len() {
             0 => {}
-            1 => tasks.extend(group.drain(..).map(Task::AsIs)),
-            _ => tasks.push_back(Task::Merge(std::mem::take(group))),
+            1 => small.extend(group.drain(..).map(Task::AsIs)),
+            _ => small.push(Task::Merge(std::mem::take(group))),
         }
     };
     for pack in packs {

@@ -58,8 +58,8 @@ pub struct RepositoryStats {
 pub struct Sent {
     /// Packs that are there.
     pub packs: u64,
-    /// Bytes, of whatever has reached it or is on its way; 0 where the store doesn't tell.
-    pub bytes: u64,
+    /// Bytes, of whatever has reached it or is on its way, where the store tells.
+    pub bytes: Option<u64>,
     /// Most bytes of packs that may be on their way at once.
     pub under_way: u64,
     /// Uploads that failed for good; a later commit tries again.

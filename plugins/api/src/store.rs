@@ -175,9 +175,9 @@ pub trait Store: Send + Sync {
     }
 
     /// Bytes of bodies that the store was sent since it was opened, those of calls under way included, of calls that failed not: for
-    /// whoever waits for uploads. 0 where the store doesn't tell. A wrapper passes it on.
-    fn bytes_sent(&self) -> u64 {
-        0
+    /// whoever waits for uploads. None from a store that doesn't tell. A wrapper passes it on.
+    fn bytes_sent(&self) -> Option<u64> {
+        None
     }
 
     /// Free and total bytes where the store knows them.

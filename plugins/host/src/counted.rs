@@ -231,7 +231,7 @@ impl Store for Counted {
         self.inner.left_out()
     }
 
-    fn bytes_sent(&self) -> u64 {
+    fn bytes_sent(&self) -> Option<u64> {
         self.inner.bytes_sent()
     }
 

@@ -324,8 +324,8 @@ impl Store for S3Store {
         self.left_out.names()
     }
 
-    fn bytes_sent(&self) -> u64 {
-        self.up.passed()
+    fn bytes_sent(&self) -> Option<u64> {
+        Some(self.up.passed())
     }
 }
 

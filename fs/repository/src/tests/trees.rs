@@ -143,3 +143,59 @@ fn reading_one_node_brings_its_neighbours() {
     let root = root.unwrap();
     assert!(Arc::ptr_eq(&cold.node_cached(&root.node).unwrap(), &cold.node(&root.node).unwrap()));
 }
+
+#[test]
+fn a_commit_of_what_was_staged_before_keeps_all_that_came_after() {
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions { pack_bytes: 64 << 10, ..bed.options() }).unwrap();
+    let (mut random, mut model, mut data) = (Random(53), Model::new(), BTreeMap::new());
+    let mut write = |repository: &Repository| {
+        let bytes: Vec<u8> = (0..200_000).map(|_| random.next() as u8).collect();
+        data.insert(add(repository, &bytes).0, bytes);
+    };
+    let mut edits = Random(54);
+    let first = edit(&repository, None, &mut model, &mut edits, 20_000);
+    let mut committed_model = model.clone();
+    repository.flush().unwrap();
+    let committed = edit(&repository, first, &mut committed_model, &mut edits, 20_000);
+    write(&repository);
+    repository.flush().unwrap();
+    let upto = repository.mark().unwrap();
+    // Three checkpoints are made before the commit begins, on a tree that shares nodes with the superseded one, and one is under way: its
+    // packs are full and not flushed.
+    let mut root = edit(&repository, None, &mut Model::new(), &mut Random(54), 20_000);
+    assert_eq!(root, first, "equal edits give equal trees");
+    for _ in 0..3 {
+        root = edit(&repository, root, &mut model, &mut edits, 2);
+        write(&repository);
+        repository.flush().unwrap();
+    }
+    let newest = repository.mark().unwrap();
+    let staged = repository.staged(newest).unwrap();
+    let before = repository.stats().staged_packs;
+    (0..4).for_each(|_| write(&repository));
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while repository.stats().staged_packs < before + 2 {
+        assert!(std::time::Instant::now() < until, "no pack of the one under way");
+        std::thread::yield_now();
+    }
+    assert_eq!(repository.staged(newest).unwrap(), staged, "their names are not durable yet");
+
+    let set = repository.commit_packs_then(&[committed], upto, &|| {}).unwrap();
+    let head = next_head(None, committed, set.segments.clone());
+    repository.put_head(repository.volume("main").unwrap(), &head).unwrap();
+    repository.supersede(&set).unwrap().remove().unwrap();
+    check(&bed.open_cold(), committed, &committed_model);
+    check(&repository, root, &model);
+    assert!(data.iter().all(|(id, bytes)| repository.read_chunk(id).unwrap()[..] == bytes[..]));
+    let staged = repository.staged(newest).unwrap();
+    drop(repository);
+
+    // After a crash at this moment.
+    let repository = bed.open();
+    repository.load_segments(&head.segments).unwrap();
+    assert!(repository.adopt_staged(&staged).unwrap().missing.is_empty());
+    check(&repository, root, &model);
+    commit(&repository, root);
+    check(&bed.open_cold(), root, &model);
+}
