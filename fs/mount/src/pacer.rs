@@ -32,6 +32,8 @@ const WEIGHT_SHIFT: u32 = 3;
 const WINDOW: Duration = Duration::from_millis(8);
 /// How long one way is kept to before the other is tried, at first and at most.
 const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2000));
+/// After so long without requests others may come, for which another way is the best.
+const ANOTHER: Duration = Duration::from_secs(1);
 /// So many ticks in a row with more threads than CPUs end polling at once.
 const CROWDED_TICKS: u32 = 2;
 /// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
@@ -182,7 +184,11 @@ struct Watch {
 impl Watch {
     fn run(&mut self) {
         while !self.closed() {
+            let ended = Instant::now();
             std::thread::park();
+            if ended.elapsed() >= ANOTHER {
+                self.keep = KEEP.0;
+            }
             while self.shared.watching.load(Ordering::Acquire) {
                 if self.follow().is_none() {
                     self.switch(Way::Block);
@@ -203,12 +209,13 @@ impl Watch {
         self.promised = 0.0;
         if before == 0.0 && self.best != Way::Block {
             self.choose(Way::Block);
+            // There was no CPU for it: it is the last to be tried again.
+            self.others.rotate_left(1);
             before = self.count(Way::Block)?;
         }
-        // Also where requests cease meanwhile: another is tried next time, and later.
+        // Also where requests cease meanwhile: another is tried next time.
         let other = self.others[0];
         self.others.rotate_left(1);
-        self.keep = (self.keep * 2).min(KEEP.1);
         let tried = self.count(other)?;
         let after = self.count(self.best)?;
         // What comes after a CPU was kept awake still has something of it.
@@ -217,6 +224,8 @@ impl Watch {
             self.choose(other);
             (self.keep, self.promised) = (KEEP.0, tried);
             tracing::trace!(best = ?self.best, before, tried, after, "Waits for requests another way");
+        } else {
+            self.keep = (self.keep * 2).min(KEEP.1);
         }
         Some(())
     }
@@ -259,13 +268,13 @@ impl Watch {
     }
 
     /// Whether too many threads want to run for this way. One is this one; reader and client take turns, unless the
-    /// reader polls; one may be the keeper, which gives way to others: to as many encoders as there are CPUs, but where there
-    /// are more no CPU sleeps anyway.
+    /// reader polls; one may be the keeper, which gives way to others: to those that pack what was written, too, but where there
+    /// are many more no CPU sleeps anyway.
     fn is_crowded(&self, way: Way) -> bool {
         let most = match way {
             Way::Block => return false,
             Way::Poll => self.cpus,
-            Way::Keep => 2 * self.cpus,
+            Way::Keep => 4 * self.cpus,
         };
         (self.runnable)().is_some_and(|threads| threads > most + usize::from(self.now != Way::Block))
     }
