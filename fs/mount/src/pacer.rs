@@ -22,6 +22,10 @@ use rustix::thread::gettid;
 
 use crate::keeper::{self, Keeper, Kept};
 
+mod choice;
+
+use choice::{Choice, Count, Way};
+
 /// Mean pause between requests under which polling is considered: some ten times what a wake-up costs at worst.
 const DENSE: Duration = Duration::from_micros(700);
 /// Pauses are counted up to this length, so that the mean is back under [`DENSE`] a few requests after a long one.
@@ -30,29 +34,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 const WEIGHT_SHIFT: u32 = 3;
 /// How long requests are counted at a time.
 const WINDOW: Duration = Duration::from_millis(8);
-/// How long one way is kept to before the other is tried, at first and at most.
-const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2000));
 /// After so long without requests others may come, for which another way is the best.
 const ANOTHER: Duration = Duration::from_secs(1);
 /// So many ticks in a row with more threads than CPUs end polling at once.
 const CROWDED_TICKS: u32 = 2;
-/// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
-const WORTH: f64 = 1.15;
-
 /// How long it takes until reader and client have moved to one CPU, or away from it.
 const SETTLE: Duration = Duration::from_millis(40);
-
-/// How requests are waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// The reader blocks.
-    Block,
-    /// The reader polls. It need not be woken; its client, on another CPU, still has to be.
-    Poll,
-    /// The reader blocks, and a thread that gives way to all others runs on the CPU that reader and client leave free. They wake each
-    /// other on one CPU then, and none has to be woken from its sleep.
-    Keep,
-}
 
 /// Watches the flow of requests and switches polling on and off.
 pub(crate) struct Pacer {
@@ -106,9 +93,9 @@ impl Pacer {
         let keeper = (cpus == keeper::CPUS).then(|| Keeper::start(self.shared.kept.clone())).flatten();
         let others = if keeper.is_some() { vec![Way::Keep, Way::Block] } else { vec![Way::Block] };
         let shared = self.shared.clone();
-        let (now, best, keep) = (Way::Block, Way::Poll, KEEP.0);
-        let mut watch = Watch { shared, device, keeper, now, best, others, keep, promised: 0.0, cpus, runnable };
-        let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run())?;
+        let mut choice = Choice::new(Way::Poll, others);
+        let mut watch = Watch { shared, device, keeper, now: Way::Block, cpus, runnable };
+        let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run(&mut choice))?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
         *lock(&self.thread) = Some(thread);
         Ok(())
@@ -169,28 +156,20 @@ struct Watch {
     keeper: Option<Keeper>,
     /// The way of this moment.
     now: Way,
-    /// The one that has been the best.
-    best: Way,
-    /// The others, the next to be tried first.
-    others: Vec<Way>,
-    /// How long to keep to the best before another is tried.
-    keep: Duration,
-    /// Requests per second of the best when it was chosen: what is left of them soon may have been the last one's.
-    promised: f64,
     cpus: usize,
     runnable: fn() -> Option<usize>,
 }
 
 impl Watch {
-    fn run(&mut self) {
+    fn run(&mut self, choice: &mut Choice) {
         while !self.closed() {
             let ended = Instant::now();
             std::thread::park();
             if ended.elapsed() >= ANOTHER {
-                self.keep = KEEP.0;
+                choice.doubt();
             }
             while self.shared.watching.load(Ordering::Acquire) {
-                if self.follow().is_none() {
+                if choice.follow(|way| self.count(way)).is_none() {
                     self.switch(Way::Block);
                     self.shared.watching.store(false, Ordering::Release);
                 }
@@ -199,47 +178,12 @@ impl Watch {
         self.switch(Way::Block);
     }
 
-    /// Keeps to the best way for a while, then tries another. Nothing once requests have ceased to come densely.
-    fn follow(&mut self) -> Option<()> {
-        let begun = Instant::now();
-        let mut before = self.count(self.best)?;
-        while begun.elapsed() < self.keep && before > 0.0 && before * WORTH >= self.promised {
-            before = self.count(self.best)?;
-        }
-        self.promised = 0.0;
-        if before == 0.0 && self.best != Way::Block {
-            self.choose(Way::Block);
-            // There was no CPU for it: it is the last to be tried again.
-            self.others.rotate_left(1);
-            before = self.count(Way::Block)?;
-        }
-        // Also where requests cease meanwhile: another is tried next time.
-        let other = self.others[0];
-        self.others.rotate_left(1);
-        let tried = self.count(other)?;
-        let after = self.count(self.best)?;
-        // What comes after a CPU was kept awake still has something of it.
-        let kept = if other == Way::Keep { before } else { (before + after) / 2.0 };
-        if is_better(other, tried, self.best, kept) {
-            self.choose(other);
-            (self.keep, self.promised) = (KEEP.0, tried);
-            tracing::trace!(best = ?self.best, before, tried, after, "Waits for requests another way");
-        } else {
-            self.keep = (self.keep * 2).min(KEEP.1);
-        }
-        Some(())
-    }
-
-    /// Makes `way` the best; the one before is the first to be tried again.
-    fn choose(&mut self, way: Way) {
-        self.others.retain(|other| *other != way);
-        self.others.insert(0, std::mem::replace(&mut self.best, way));
-    }
-
-    /// Requests per second over a window; 0 where there is no CPU to spare for this way.
-    fn count(&mut self, way: Way) -> Option<f64> {
+    /// Counts requests over a window. None where they have ceased to come densely.
+    fn count(&mut self, way: Way) -> Option<Count> {
+        let called = Instant::now();
+        let no_room = || Some(Count { rate: 0.0, took: called.elapsed() });
         if self.is_crowded(way) {
-            return Some(0.0);
+            return no_room();
         }
         let mut crowded = 0;
         let mut settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
@@ -256,13 +200,14 @@ impl Watch {
             }
             crowded = if self.is_crowded(way) { crowded + 1 } else { 0 };
             if crowded >= CROWDED_TICKS {
-                return Some(0.0);
+                return no_room();
             }
             let elapsed = begun.elapsed();
             if settles && elapsed >= SETTLE {
                 (begun, first, settles) = (Instant::now(), requests(), false);
             } else if !settles && elapsed >= WINDOW {
-                return Some((requests() - first) as f64 / elapsed.as_secs_f64());
+                let rate = (requests() - first) as f64 / elapsed.as_secs_f64();
+                return Some(Count { rate, took: called.elapsed() });
             }
         }
     }
@@ -300,15 +245,6 @@ impl Watch {
         if let Err(error) = set {
             tracing::warn!(%error, "Could not switch polling of the FUSE descriptor");
         }
-    }
-}
-
-/// Whether the way that was tried serves enough more requests than the best so far. All but blocking cost a CPU.
-fn is_better(other: Way, tried: f64, best: Way, kept: f64) -> bool {
-    match (other, best) {
-        (_, Way::Block) => tried > kept * WORTH,
-        (Way::Block, _) => tried * WORTH > kept,
-        _ => tried > kept,
     }
 }
 
@@ -388,27 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_to_the_way_that_serves_more() {
-        let _alone = alone();
-        for (slow_polled, slow_blocked) in [(10, 1), (1, 10)] {
-            let (read, _write) = nix::unistd::pipe().unwrap();
-            let pacer = Pacer::new(Duration::from_millis(1));
-            pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-            let cost = |polls| Duration::from_micros(20 * if polls { slow_polled } else { slow_blocked });
-            requests(&pacer, &read, Duration::from_millis(500), cost);
-            let [blocked, polled] = requests(&pacer, &read, Duration::from_millis(1500), cost);
-            if slow_polled > slow_blocked {
-                assert!(blocked > polled, "{blocked} blocked, {polled} polled");
-            } else {
-                assert!(polled > blocked, "{blocked} blocked, {polled} polled");
-            }
-            pacer.stop();
-            assert!(!is_nonblocking(&read), "a session that ends leaves a descriptor that blocks");
-        }
-    }
-
-    #[test]
-    fn a_cpu_is_kept_awake_where_that_serves_most() {
+    fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
         let _alone = alone();
         // On a machine with more of them none is kept, whatever is said here.
         let two = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 2);
@@ -417,21 +333,12 @@ mod tests {
             let pacer = Pacer::new(Duration::from_millis(1));
             pacer.start_with(read.try_clone().unwrap(), cpus, || None).unwrap();
             let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
-            let cost = |polls| {
-                Duration::from_micros(if keeps() {
-                    20
-                } else if polls {
-                    60
-                } else {
-                    200
-                })
-            };
-            let mut kept = 0;
-            for _ in 0..20 {
-                requests(&pacer, &read, Duration::from_millis(100), cost);
-                kept += usize::from(keeps());
+            let (begun, mut kept) = (Instant::now(), false);
+            while !kept && begun.elapsed() < if is_kept { Duration::from_secs(20) } else { Duration::from_secs(1) } {
+                requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
+                kept = keeps();
             }
-            assert!(if is_kept { kept > 10 } else { kept == 0 }, "{cpus} CPUs: kept in {kept} looks of 20");
+            assert_eq!(kept, is_kept, "{cpus} CPUs");
             assert!(blocks_soon(&read));
             let begun = Instant::now();
             while keeps() && begun.elapsed() < Duration::from_secs(10) {
@@ -440,6 +347,21 @@ mod tests {
             assert!(!keeps(), "a CPU is kept awake for nobody");
             pacer.stop();
         }
+    }
+
+    #[test]
+    fn a_session_that_ends_leaves_a_descriptor_that_blocks() {
+        let _alone = alone();
+        let (read, _write) = nix::unistd::pipe().unwrap();
+        let pacer = Pacer::new(Duration::from_millis(1));
+        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
+        let begun = Instant::now();
+        while !is_nonblocking(&read) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it never polls");
+            requests(&pacer, &read, Duration::from_millis(1), |_| Duration::from_micros(20));
+        }
+        pacer.stop();
+        assert!(!is_nonblocking(&read));
     }
 
     #[test]
@@ -482,14 +404,5 @@ mod tests {
         let [_, polled] = requests(&pacer, &read, Duration::from_millis(50), |_| Duration::from_micros(20));
         assert_eq!(polled, 0);
         pacer.stop();
-    }
-
-    #[test]
-    fn polling_has_to_be_worth_its_cpu() {
-        for way in [Way::Poll, Way::Keep] {
-            assert!(is_better(way, 120.0, Way::Block, 100.0) && !is_better(way, 110.0, Way::Block, 100.0));
-            assert!(is_better(Way::Block, 95.0, way, 100.0) && !is_better(Way::Block, 80.0, way, 100.0));
-        }
-        assert!(is_better(Way::Keep, 101.0, Way::Poll, 100.0));
     }
 }

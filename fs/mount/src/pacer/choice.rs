@@ -1,0 +1,184 @@
+//! Which way of waiting for requests is the best: told by how many are served in each. Knows no clock and no thread.
+
+use std::time::Duration;
+
+/// How long one way is kept to before another is tried, at first and at most.
+const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2000));
+/// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
+const WORTH: f64 = 1.15;
+
+/// How requests are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The reader blocks.
+    Block,
+    /// The reader polls. It need not be woken; its client, on another CPU, still has to be.
+    Poll,
+    /// The reader blocks, and a thread that gives way to all others runs on the CPU that reader and client leave free. They wake each
+    /// other on one CPU then, and none has to be woken from its sleep.
+    Keep,
+}
+
+/// What came of requests while they were waited for in one way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count {
+    /// Requests per second; 0 where there was no CPU to spare for this way.
+    pub(super) rate: f64,
+    /// Time that counting took.
+    pub(super) took: Duration,
+}
+
+/// The best way so far, and what is to be tried.
+#[derive(Debug)]
+pub(super) struct Choice {
+    best: Way,
+    /// The others, the next to be tried first.
+    others: Vec<Way>,
+    /// How long to keep to the best before another is tried.
+    keep: Duration,
+    /// Requests per second of the best when it was chosen: what is left of them soon may have been the last one's.
+    promised: f64,
+}
+
+impl Choice {
+    /// Begins with `best`.
+    pub(super) fn new(best: Way, others: Vec<Way>) -> Self {
+        Self { best, others, keep: KEEP.0, promised: 0.0 }
+    }
+
+    /// Others may make the requests from now on, for which another way is the best.
+    pub(super) fn doubt(&mut self) {
+        self.keep = KEEP.0;
+    }
+
+    /// Keeps to the best way for a while, then tries another. `count` counts requests for a moment in the way it is given; nothing once
+    /// it gives nothing, as requests have ceased to come densely.
+    pub(super) fn follow(&mut self, mut count: impl FnMut(Way) -> Option<Count>) -> Option<()> {
+        let mut kept_to = Duration::ZERO;
+        let mut before;
+        loop {
+            let counted = count(self.best)?;
+            before = counted.rate;
+            kept_to += counted.took;
+            if kept_to >= self.keep || before == 0.0 || before * WORTH < self.promised {
+                break;
+            }
+        }
+        self.promised = 0.0;
+        if before == 0.0 && self.best != Way::Block {
+            self.choose(Way::Block);
+            // There was no CPU for it: it is the last to be tried again.
+            self.others.rotate_left(1);
+            before = count(Way::Block)?.rate;
+        }
+        // Also where requests cease meanwhile: another is tried next time.
+        let other = self.others[0];
+        self.others.rotate_left(1);
+        let tried = count(other)?.rate;
+        let after = count(self.best)?.rate;
+        // What comes after a CPU was kept awake still has something of it.
+        let kept = if other == Way::Keep { before } else { (before + after) / 2.0 };
+        if is_better(other, tried, self.best, kept) {
+            self.choose(other);
+            (self.keep, self.promised) = (KEEP.0, tried);
+            tracing::trace!(best = ?self.best, before, tried, after, "Waits for requests another way");
+        } else {
+            self.keep = (self.keep * 2).min(KEEP.1);
+        }
+        Some(())
+    }
+
+    /// Makes `way` the best; the one before is the first to be tried again.
+    fn choose(&mut self, way: Way) {
+        self.others.retain(|other| *other != way);
+        self.others.insert(0, std::mem::replace(&mut self.best, way));
+    }
+}
+
+/// Whether the way that was tried serves enough more requests than the best so far. All but blocking cost a CPU.
+fn is_better(other: Way, tried: f64, best: Way, kept: f64) -> bool {
+    match (other, best) {
+        (_, Way::Block) => tried > kept * WORTH,
+        (Way::Block, _) => tried * WORTH > kept,
+        _ => tried > kept,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_millis(8);
+    const ALL: [Way; 3] = [Way::Poll, Way::Keep, Way::Block];
+
+    /// Follows for `time`; `rate` gives the requests per second of a way. Tells for how long each way of [`ALL`] was used.
+    fn follow(choice: &mut Choice, time: Duration, rate: impl Fn(Way) -> f64) -> [Duration; 3] {
+        let mut used = [Duration::ZERO; 3];
+        while used.iter().sum::<Duration>() < time {
+            choice.follow(|way| {
+                used[ALL.iter().position(|one| *one == way).unwrap()] += WINDOW;
+                Some(Count { rate: rate(way), took: WINDOW })
+            });
+        }
+        used
+    }
+
+    fn among_all() -> Choice {
+        Choice::new(Way::Poll, vec![Way::Keep, Way::Block])
+    }
+
+    #[test]
+    fn keeps_to_the_way_that_serves_most() {
+        for best in ALL {
+            let mut choice = among_all();
+            let rate = |way| if way == best { 10_000.0 } else { 3_000.0 };
+            // Within three tries it is found, and then more than nine tenths of the time are its.
+            follow(&mut choice, Duration::from_millis(400), rate);
+            let used = follow(&mut choice, Duration::from_secs(10), rate);
+            let all: Duration = used.iter().sum();
+            assert!(used[ALL.iter().position(|one| *one == best).unwrap()] * 10 > all * 9, "{best:?}: {used:?}");
+        }
+    }
+
+    #[test]
+    fn another_way_is_found_when_the_requests_change() {
+        let mut choice = among_all();
+        follow(&mut choice, Duration::from_secs(10), |way| if way == Way::Poll { 9_000.0 } else { 1_000.0 });
+        let rate = |way| if way == Way::Keep { 9_000.0 } else { 1_000.0 };
+        // It finds at once that the best has become worse only where others come after a pause.
+        choice.doubt();
+        follow(&mut choice, Duration::from_millis(400), rate);
+        let used = follow(&mut choice, Duration::from_secs(2), rate);
+        assert!(used[1] > Duration::from_secs(1), "{used:?}");
+    }
+
+    #[test]
+    fn a_way_without_a_cpu_to_spare_is_left_at_once() {
+        let mut choice = among_all();
+        let used = follow(&mut choice, Duration::from_secs(4), |way| if way == Way::Block { 5_000.0 } else { 0.0 });
+        assert!(used[2] > Duration::from_millis(3500), "{used:?}");
+        assert_eq!(choice.best, Way::Block);
+    }
+
+    #[test]
+    fn where_requests_cease_while_one_is_tried_the_next_one_is_tried_next() {
+        let mut choice = among_all();
+        for other in [Way::Keep, Way::Block, Way::Keep] {
+            let mut tried = None;
+            let ceased = choice.follow(|way| {
+                tried = Some(way);
+                (way == Way::Poll).then_some(Count { rate: 5_000.0, took: WINDOW })
+            });
+            assert_eq!((ceased, tried), (None, Some(other)));
+        }
+    }
+
+    #[test]
+    fn polling_has_to_be_worth_its_cpu() {
+        for way in [Way::Poll, Way::Keep] {
+            assert!(is_better(way, 120.0, Way::Block, 100.0) && !is_better(way, 110.0, Way::Block, 100.0));
+            assert!(is_better(Way::Block, 95.0, way, 100.0) && !is_better(Way::Block, 80.0, way, 100.0));
+        }
+        assert!(is_better(Way::Keep, 101.0, Way::Poll, 100.0));
+    }
+}
