@@ -330,7 +330,8 @@ mod tests {
         let two = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 2);
         for (cpus, is_kept) in [(2, two), (4, false)] {
             let (read, _write) = nix::unistd::pipe().unwrap();
-            let pacer = Pacer::new(Duration::from_millis(1));
+            // Long enough that some requests are made in each on a busy machine, too.
+            let pacer = Pacer::new(Duration::from_millis(100));
             pacer.start_with(read.try_clone().unwrap(), cpus, || None).unwrap();
             let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
             let (begun, mut kept) = (Instant::now(), false);
