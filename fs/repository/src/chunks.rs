@@ -53,7 +53,9 @@ impl Repository {
     /// # Errors
     /// As [`read_chunk`](Self::read_chunk).
     pub fn prefetch_chunk(&self, id: &ChunkId) -> Result<(), RepositoryError> {
-        self.read_chunk(id).map(drop)
+        let mut pending = None;
+        let found = self.try_places(id, &mut pending, |place| self.reader.chunk_and_neighbours(id, place));
+        if pending.is_some() { Ok(()) } else { found.map(drop) }
     }
 
     /// Whether [`announce`](Self::announce) does anything.

@@ -12,6 +12,7 @@ mod codec;
 mod commit;
 mod config;
 mod crypto;
+mod decoded;
 mod error;
 mod foreign;
 mod frame;

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axiomfs_api::{Seal, Store};
-use axiomfs_host::Host;
+use axiomfs_host::{Decoder, Host};
 
 use crate::bytes::Bytes;
 use crate::crypto::SALT;
+use crate::decoded::{DataFrame, Decoded, Flight};
 use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::frame::{FrameKind, FrameRecord, directory};
 use crate::ids::{ChunkId, PackId};
@@ -29,6 +30,8 @@ use crate::tree::Node;
 const ALIGN: u64 = 64 << 10;
 /// Quarantined frames remembered; beyond that the store is broken as a whole.
 const MOST_QUARANTINED: usize = 100_000;
+/// Where not all of a frame is needed, a multiple of this is decoded: as much as zstd has in a block.
+const START: u32 = 128 << 10;
 /// Missing packs remembered.
 const MOST_MISSING: usize = 1000;
 
@@ -70,6 +73,11 @@ impl ChunkPlace {
         self.frame.key()
     }
 
+    /// Where the chunk ends in the frame's raw bytes.
+    fn end(&self) -> u32 {
+        self.offset.saturating_add(self.len)
+    }
+
     /// The frame's record and chain, the name and epoch of its pack, and whether that is staged.
     pub(crate) fn facts(&self) -> (&FrameRecord, &Chain, String, u32, bool) {
         let (pack, epoch, is_staged) = match &self.frame.pack {
@@ -97,26 +105,6 @@ impl FramePlace {
         };
         format!("Frame {} of {pack}", self.record.number)
     }
-}
-
-/// A decoded frame.
-#[derive(Clone)]
-enum Decoded {
-    Data(Arc<DataFrame>),
-    Nodes(Arc<HashMap<ChunkId, Arc<Node>>>),
-}
-
-struct DataFrame {
-    raw: Arc<Vec<u8>>,
-    /// Chunks whose ids were checked, by offset.
-    verified: Mutex<HashMap<u32, (u32, ChunkId)>>,
-}
-
-/// A frame that one thread fetches and others wait for.
-#[derive(Default)]
-struct Flight {
-    landed: Mutex<Option<Result<Decoded, RepositoryError>>>,
-    changed: Condvar,
 }
 
 /// Bytes that decoded frames and nodes have for themselves; what one kind leaves free the other may use.
@@ -179,11 +167,20 @@ impl Reader {
         self
     }
 
-    /// The chunk `id` at `place`, checked.
+    /// The chunk `id` at `place`, checked. What follows it in its frame need not be decoded.
     pub(crate) fn chunk(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Bytes, RepositoryError> {
-        let decoded = match self.cached(place) {
+        self.chunk_in(id, place, place.end())
+    }
+
+    /// The same, and has all of its frame in memory then.
+    pub(crate) fn chunk_and_neighbours(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Bytes, RepositoryError> {
+        self.chunk_in(id, place, u32::MAX)
+    }
+
+    fn chunk_in(&self, id: &ChunkId, place: &ChunkPlace, end: u32) -> Result<Bytes, RepositoryError> {
+        let decoded = match self.cached(place, end) {
             Some(frame) => Decoded::Data(frame),
-            None => self.fetch(&place.frame)?,
+            None => self.fetch(&place.frame, end)?,
         };
         match decoded {
             Decoded::Data(frame) => self.verified(&frame, id, place),
@@ -196,13 +193,13 @@ impl Reader {
 
     /// The chunk if its frame is decoded in memory.
     pub(crate) fn chunk_cached(&self, id: &ChunkId, place: &ChunkPlace) -> Option<Bytes> {
-        let frame = self.cached(place)?;
+        let frame = self.cached(place, place.end())?;
         self.verified(&frame, id, place).ok()
     }
 
     /// The node `id` at `place`; its neighbours in the frame come into the cache with it.
     pub(crate) fn node(&self, id: &ChunkId, place: &ChunkPlace) -> Result<Arc<Node>, RepositoryError> {
-        match self.fetch(&place.frame)? {
+        match self.fetch(&place.frame, u32::MAX)? {
             Decoded::Nodes(nodes) => match nodes.get(id) {
                 Some(node) => Ok(node.clone()),
                 None => Err(self.damaged(place, "it does not hold the node that the index promises")),
@@ -231,7 +228,7 @@ impl Reader {
     }
 
     fn put_frame(&self, key: FrameKey, frame: Arc<DataFrame>) {
-        let bytes = frame.raw.len() + 512;
+        let bytes = frame.raw.len() + frame.encoded.as_ref().map_or(0, Vec::len) + 512;
         self.frames.put(key, frame, bytes);
         let Shares { frames, nodes } = self.shares;
         self.nodes.set_limit(nodes.max((frames + nodes).saturating_sub(self.frames.bytes())));
@@ -263,8 +260,8 @@ impl Reader {
         self.nodes.bytes()
     }
 
-    fn cached(&self, place: &ChunkPlace) -> Option<Arc<DataFrame>> {
-        let frame = self.frames.get(&place.key());
+    fn cached(&self, place: &ChunkPlace, end: u32) -> Option<Arc<DataFrame>> {
+        let frame = self.frames.get(&place.key()).filter(|frame| frame.reaches(end));
         count(&self.counters.cache_hits, frame.is_some().into());
         frame
     }
@@ -317,38 +314,36 @@ impl Reader {
         }
     }
 
-    /// The decoded frame; of several threads that want it one does the work.
-    fn fetch(&self, place: &FramePlace) -> Result<Decoded, RepositoryError> {
+    /// The frame, decoded up to `end` at least; of several threads that want it one does the work.
+    fn fetch(&self, place: &FramePlace, end: u32) -> Result<Decoded, RepositoryError> {
         let key = place.key();
-        let (flight, leads) = {
-            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-            match flights.get(&key) {
-                Some(flight) => (flight.clone(), false),
-                None => {
-                    // Whoever led the last flight put the frame into the cache before taking it off the list.
-                    if let Some(frame) = self.frames.get(&key) {
-                        return Ok(Decoded::Data(frame));
+        let flight = loop {
+            let under_way = {
+                let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+                match flights.get(&key) {
+                    Some(flight) => flight.clone(),
+                    None => {
+                        // Whoever led the last flight put the frame into the cache before taking it off the list.
+                        if let Some(frame) = self.frames.get(&key).filter(|frame| frame.reaches(end)) {
+                            return Ok(Decoded::Data(frame));
+                        }
+                        let flight = Arc::new(Flight::default());
+                        flights.insert(key, flight.clone());
+                        break flight;
                     }
-                    let flight = Arc::new(Flight::default());
-                    flights.insert(key, flight.clone());
-                    (flight, true)
                 }
+            };
+            let landed = under_way.wait();
+            // Its leader may have needed less of it.
+            if landed.as_ref().map_or(true, |decoded| decoded.reaches(end)) {
+                return landed;
             }
         };
-        if !leads {
-            let mut landed = flight.landed.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if let Some(result) = &*landed {
-                    return result.clone();
-                }
-                landed = flight.changed.wait(landed).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
         let mut landing = Landing { reader: self, key, flight, result: None };
         let result = match &place.pack {
-            PackPlace::Staged(_) => self.load(place),
+            PackPlace::Staged(_) => self.load(place, end),
             PackPlace::Stored(located) => again_if_damaged(|| {
-                let loaded = self.load(place);
+                let loaded = self.load(place, end);
                 if let (Err(RepositoryError::Corrupt { .. }), Some(spans)) = (&loaded, &self.spans) {
                     spans.forget(located.pack.id);
                 }
@@ -365,41 +360,64 @@ impl Reader {
         result
     }
 
-    fn load(&self, place: &FramePlace) -> Result<Decoded, RepositoryError> {
+    fn load(&self, place: &FramePlace, end: u32) -> Result<Decoded, RepositoryError> {
+        let key = place.key();
+        // What was decoded of it in part was fetched and opened.
+        if let Some(frame) = self.frames.get(&key)
+            && let Some(encoded) = &frame.encoded
+        {
+            // So that whoever tries again fetches it.
+            let raw = self.decode(place, encoded).inspect_err(|_| self.frames.remove(&key))?;
+            return Ok(self.keep(key, raw, None));
+        }
         let (mut bytes, start) = self.read_sealed(place)?;
         count(&self.counters.frames_read, 1);
         count(&self.counters.frame_bytes_read, bytes.len() as u64);
-        let sealed = bytes.get_mut(start..start + place.record.stored as usize);
+        let FrameRecord { applied, stored, encoded, raw, kind, .. } = place.record;
+        let sealed = bytes.get_mut(start..start + stored as usize);
         let sealed = sealed.ok_or_else(|| RepositoryError::corrupt(place.name(), "it ends too early"))?;
         self.open_frame(place, sealed)?;
-        let failed = |e| RepositoryError::host(place.name(), e);
-        let applied = place.record.applied;
-        let (decoder, applied) = self.host.decoder_for(&place.chain.descriptor, applied).map_err(failed)?;
+        bytes.truncate(start + encoded as usize);
+        bytes.drain(..start);
+        if kind == FrameKind::Metadata {
+            return self.parse_nodes(&self.decode(place, &bytes)?).in_object(place.name());
+        }
+        self.seen.note(&key, raw);
+        let end = end.checked_next_multiple_of(START).unwrap_or(u32::MAX);
+        Ok(if applied == 0 {
+            let (decoder, _) = self.decoder(place)?;
+            let raw = decoder.decode_vec(applied, bytes, raw as usize);
+            self.keep(key, raw.map_err(|e| RepositoryError::host(place.name(), e))?, None)
+        } else if end < raw - raw / 8 {
+            let (decoder, applied) = self.decoder(place)?;
+            let first = decoder.decode_start(applied, &bytes, raw as usize, end as usize);
+            bytes.shrink_to_fit();
+            self.keep(key, first.map_err(|e| RepositoryError::host(place.name(), e))?, Some(bytes))
+        } else {
+            self.keep(key, self.decode(place, &bytes)?, None)
+        })
+    }
+
+    fn keep(&self, key: FrameKey, raw: Vec<u8>, encoded: Option<Vec<u8>>) -> Decoded {
+        let frame = Arc::new(DataFrame { raw: Arc::new(raw), encoded, verified: Mutex::default() });
+        self.put_frame(key, frame.clone());
+        Decoded::Data(frame)
+    }
+
+    fn decoder(&self, place: &FramePlace) -> Result<(Arc<Decoder>, u32), RepositoryError> {
+        let found = self.host.decoder_for(&place.chain.descriptor, place.record.applied);
+        let (decoder, applied) = found.map_err(|e| RepositoryError::host(place.name(), e))?;
         if decoder.seal_id() != place.record.kind.is_sealed().then_some(self.seal.descriptor().id) {
             return Err(RepositoryError::corrupt(place.name(), "its chain names another seal than it has"));
         }
-        let raw_len = place.record.raw as usize;
-        let encoded = start..start + place.record.encoded as usize;
-        let raw = if applied == 0 {
-            bytes.truncate(encoded.end);
-            bytes.drain(..start);
-            decoder.decode_vec(applied, bytes, raw_len)
-        } else {
-            decoder.decode(applied, &bytes[encoded], raw_len)
-        };
-        let raw = raw.map_err(failed)?;
-        if raw.len() != place.record.raw as usize {
-            return Err(RepositoryError::corrupt(place.name(), "it decodes to another length"));
-        }
-        match place.record.kind {
-            FrameKind::Data | FrameKind::Clear => {
-                let frame = Arc::new(DataFrame { raw: Arc::new(raw), verified: Mutex::default() });
-                self.seen.note(&place.key(), place.record.raw);
-                self.put_frame(place.key(), frame.clone());
-                Ok(Decoded::Data(frame))
-            }
-            FrameKind::Metadata => self.parse_nodes(&raw).in_object(place.name()),
-        }
+        Ok((decoder, applied))
+    }
+
+    /// Undoes the steps of a frame.
+    fn decode(&self, place: &FramePlace, encoded: &[u8]) -> Result<Vec<u8>, RepositoryError> {
+        let (decoder, applied) = self.decoder(place)?;
+        let raw = decoder.decode(applied, encoded, place.record.raw as usize);
+        raw.map_err(|e| RepositoryError::host(place.name(), e))
     }
 
     /// Parses all nodes of a frame into the cache. One that does not parse is left out: whoever asks for it gets the error.
@@ -479,8 +497,7 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         let result =
             self.result.take().unwrap_or(Err(RepositoryError::Stopped { reason: "decoding a frame panicked" }));
-        *self.flight.landed.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        self.flight.changed.notify_all();
+        self.flight.land(result);
         self.reader.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }

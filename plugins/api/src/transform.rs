@@ -71,4 +71,22 @@ pub trait Worker: Send {
     /// # Errors
     /// [`PluginError`] on anything but the exact bytes an encoder wrote. Never panics, never allocates beyond `out`'s bound.
     fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError>;
+
+    /// Decodes the first `len` bytes of the `raw_len` that `src` stands for into the empty `out`, whose bound is `raw_len`. What
+    /// decodes from the front overrides this, so that whoever needs only those bytes does not pay for all.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), except that damage behind those bytes may go unseen.
+    fn decode_start(
+        &mut self,
+        format: u16,
+        src: &[u8],
+        raw_len: usize,
+        len: usize,
+        out: &mut BoundedBuf,
+    ) -> Result<(), PluginError> {
+        self.decode(format, src, raw_len, out)?;
+        out.truncate(len);
+        Ok(())
+    }
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use axiomfs_api::{Applied, BoundedBuf, Effort, Hint, PluginError, Worker};
 use zstd::bulk::{Compressor, Decompressor};
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 use zstd::zstd_safe::CParameter;
 
 use crate::{FORMAT, ID, probe};
@@ -16,18 +17,20 @@ const TABLE_LOG: u32 = 20;
 const FITTED_LEVEL: i32 = 3;
 const FITTED_LOG: u32 = 16;
 
-/// Codec state of one thread; each half is made at its first use.
+/// Codec state of one thread; each part is made at its first use.
 pub struct ZstdWorker {
     level: i32,
     /// Where the level comes from, if it moves.
     effort: Option<Arc<Effort>>,
     compressor: Option<Compressor<'static>>,
     decompressor: Option<Decompressor<'static>>,
+    /// Decodes block by block, for those who want the first only.
+    starter: Option<Decoder<'static>>,
 }
 
 impl ZstdWorker {
     pub fn new(level: i32, effort: Option<Arc<Effort>>) -> Self {
-        Self { level, effort, compressor: None, decompressor: None }
+        Self { level, effort, compressor: None, decompressor: None, starter: None }
     }
 
     fn compressor(&mut self) -> Result<&mut Compressor<'static>, PluginError> {
@@ -60,6 +63,13 @@ impl ZstdWorker {
         }
         self.decompressor.as_mut().ok_or_else(|| failed("no context"))
     }
+
+    fn starter(&mut self) -> Result<&mut Decoder<'static>, PluginError> {
+        if self.starter.is_none() {
+            self.starter = Some(Decoder::new().map_err(failed)?);
+        }
+        self.starter.as_mut().ok_or_else(|| failed("no context"))
+    }
 }
 
 /// What the output must stay under to be worth decoding later: the input less 1/64 (1.6 %).
@@ -84,16 +94,7 @@ impl Worker for ZstdWorker {
     }
 
     fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
-        if format != FORMAT {
-            return Err(PluginError::UnknownFormat { plugin: ID, format });
-        }
-        let corrupt = |reason: String| PluginError::Corrupt { plugin: ID, reason };
-        // One frame and nothing behind it: zstd would otherwise decode a second frame, or skip a skippable one.
-        let frame = zstd::zstd_safe::find_frame_compressed_size(src)
-            .map_err(|code| corrupt(zstd::zstd_safe::get_error_name(code).into()))?;
-        if frame != src.len() {
-            return Err(corrupt(format!("{} bytes follow its frame", src.len() - frame)));
-        }
+        check(format, src)?;
         let decompressor = self.decompressor()?;
         match out.write_with(raw_len, |room| decompressor.decompress_to_buffer(src, room))? {
             Ok(actual) if actual == raw_len => Ok(()),
@@ -101,6 +102,56 @@ impl Worker for ZstdWorker {
             Err(error) => Err(corrupt(error.to_string())),
         }
     }
+
+    fn decode_start(
+        &mut self,
+        format: u16,
+        src: &[u8],
+        raw_len: usize,
+        len: usize,
+        out: &mut BoundedBuf,
+    ) -> Result<(), PluginError> {
+        if len > raw_len {
+            return Err(PluginError::LengthMismatch { expected: raw_len, actual: len });
+        }
+        check(format, src)?;
+        let starter = self.starter()?;
+        starter.reinit().map_err(failed)?;
+        let decoded = out.write_with(len, |room| {
+            let (mut input, mut output) = (InBuffer::around(src), OutBuffer::around(room));
+            while output.pos() < len {
+                let before = (input.pos(), output.pos());
+                starter.run(&mut input, &mut output)?;
+                if (input.pos(), output.pos()) == before {
+                    break;
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        })?;
+        decoded.map_err(|error| corrupt(error.to_string()))?;
+        out.truncate(len);
+        match out.as_slice().len() {
+            actual if actual == len => Ok(()),
+            actual => Err(PluginError::LengthMismatch { expected: len, actual }),
+        }
+    }
+}
+
+/// That `src` is one frame of a known format and nothing behind it: zstd would otherwise decode a second frame, or skip a skippable one.
+fn check(format: u16, src: &[u8]) -> Result<(), PluginError> {
+    if format != FORMAT {
+        return Err(PluginError::UnknownFormat { plugin: ID, format });
+    }
+    let frame = zstd::zstd_safe::find_frame_compressed_size(src)
+        .map_err(|code| corrupt(zstd::zstd_safe::get_error_name(code).into()))?;
+    if frame != src.len() {
+        return Err(corrupt(format!("{} bytes follow its frame", src.len() - frame)));
+    }
+    Ok(())
+}
+
+fn corrupt(reason: String) -> PluginError {
+    PluginError::Corrupt { plugin: ID, reason }
 }
 
 fn is_too_small(error: &std::io::Error) -> bool {

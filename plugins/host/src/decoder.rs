@@ -39,12 +39,21 @@ impl Decoder {
     /// [`HostError::Decode`] on anything but the bytes that were written; [`HostError::BadSteps`],
     /// [`HostError::FrameTooLarge`] on numbers that no encoder gave.
     pub fn decode(&self, applied: u32, encoded: &[u8], raw_len: usize) -> Result<Vec<u8>, HostError> {
+        self.decode_start(applied, encoded, raw_len, raw_len)
+    }
+
+    /// The first `len` bytes of the frame, at most all of them. Damage behind them may go unseen.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_start(&self, applied: u32, encoded: &[u8], raw_len: usize, len: usize) -> Result<Vec<u8>, HostError> {
         self.check(applied, encoded.len(), raw_len)?;
+        let len = len.min(raw_len);
         if applied == 0 {
-            return Ok(encoded.to_vec());
+            return Ok(encoded[..len].to_vec());
         }
         let _permit = self.permits.acquire();
-        self.pool.with(|bench| self.run(bench, applied, encoded, raw_len))
+        self.pool.with(|bench| self.run(bench, applied, encoded, raw_len, len))
     }
 
     /// The same for bytes that are no longer needed; without a copy where no step was applied.
@@ -62,7 +71,7 @@ impl Decoder {
         if applied == 0 {
             return Ok(encoded.to_vec());
         }
-        self.pool.with(|bench| self.run(bench, applied, encoded, raw_len))
+        self.pool.with(|bench| self.run(bench, applied, encoded, raw_len, raw_len))
     }
 
     /// Whether the step of `slot` makes `raw` of `encoded` again.
@@ -70,7 +79,7 @@ impl Decoder {
         let (unit, format) = &self.units[slot];
         let mut out = BoundedBuf::new(raw.len());
         self.pool
-            .with(|bench| unit.decode(&mut bench.workers[slot], *format, encoded, raw.len(), &mut out))
+            .with(|bench| unit.decode(&mut bench.workers[slot], *format, encoded, raw.len(), raw.len(), &mut out))
             .is_ok_and(|()| out.as_slice() == raw)
     }
 
@@ -89,7 +98,15 @@ impl Decoder {
         Ok(())
     }
 
-    fn run(&self, bench: &mut Bench, applied: u32, encoded: &[u8], raw_len: usize) -> Result<Vec<u8>, HostError> {
+    /// The first `wanted` of `raw_len` bytes.
+    fn run(
+        &self,
+        bench: &mut Bench,
+        applied: u32,
+        encoded: &[u8],
+        raw_len: usize,
+        wanted: usize,
+    ) -> Result<Vec<u8>, HostError> {
         let slots: Vec<usize> = (0..self.units.len()).filter(|slot| applied >> slot & 1 == 1).collect();
         let (mut lens, body) = split_lengths(encoded, slots.len())?;
         lens.insert(0, raw_len);
@@ -101,11 +118,12 @@ impl Decoder {
             if len > bound {
                 return Err(HostError::FrameTooLarge { len, max: bound });
             }
-            // The output of the step undone last is the result: it gets a buffer of exactly its size.
-            let buffer = if last == Some(slot) { Vec::new() } else { bench.buffer() };
+            // The output of the step undone last is the result: it gets a buffer of exactly its size, and may end early.
+            let is_last = last == Some(slot);
+            let (buffer, part) = if is_last { (Vec::new(), wanted) } else { (bench.buffer(), len) };
             let mut out = BoundedBuf::reuse(buffer, len);
             let src = current.as_deref().unwrap_or(body);
-            unit.decode(&mut bench.workers[slot], *format, src, len, &mut out)
+            unit.decode(&mut bench.workers[slot], *format, src, len, part, &mut out)
                 .map_err(|source| HostError::Decode { plugin: unit.plugin.into(), source: source.into() })?;
             if let Some(previous) = current.replace(out.into_vec()) {
                 bench.keep(previous);

@@ -16,7 +16,12 @@ use crate::stats::PluginStats;
 #[derive(Debug, Clone, Copy)]
 pub enum Task {
     Encode(Hint),
-    Decode { format: u16, raw_len: usize },
+    /// The first `len` bytes of the `raw_len` that there are.
+    Decode {
+        format: u16,
+        raw_len: usize,
+        len: usize,
+    },
 }
 
 /// What a worker may use.
@@ -143,7 +148,13 @@ fn run(
         };
         let applied = match task {
             Task::Encode(hint) => worker.encode(hint, src, out)?,
-            Task::Decode { format, raw_len } => worker.decode(format, src, raw_len, out).map(|()| Applied::Yes)?,
+            Task::Decode { format, raw_len, len } => {
+                match len == raw_len {
+                    true => worker.decode(format, src, raw_len, out)?,
+                    false => worker.decode_start(format, src, raw_len, len, out)?,
+                }
+                Applied::Yes
+            }
         };
         Ok((applied, worker))
     };

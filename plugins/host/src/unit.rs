@@ -52,24 +52,25 @@ impl Unit {
         result
     }
 
-    /// Decodes with the worker of `seat` into exactly `raw_len` bytes.
+    /// Decodes with the worker of `seat` into exactly the first `len` of the `raw_len` bytes that there are.
     pub fn decode(
         &self,
         seat: &mut Seat,
         format: u16,
         src: &[u8],
         raw_len: usize,
+        len: usize,
         out: &mut BoundedBuf,
     ) -> Result<(), PluginError> {
         let start = Instant::now();
-        let result = self.run(seat, Task::Decode { format, raw_len }, src, out).and_then(|_| {
+        let result = self.run(seat, Task::Decode { format, raw_len, len }, src, out).and_then(|_| {
             let actual = out.as_slice().len();
-            if actual == raw_len { Ok(()) } else { Err(PluginError::LengthMismatch { expected: raw_len, actual }) }
+            if actual == len { Ok(()) } else { Err(PluginError::LengthMismatch { expected: len, actual }) }
         });
         self.stats.decode_time.record(start.elapsed());
         PluginStats::add(&self.stats.decode_in, src.len());
         match &result {
-            Ok(()) => PluginStats::add(&self.stats.decode_out, raw_len),
+            Ok(()) => PluginStats::add(&self.stats.decode_out, len),
             Err(_) => PluginStats::add(&self.stats.decode_errors, 1),
         }
         result

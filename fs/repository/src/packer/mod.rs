@@ -6,7 +6,7 @@ mod state;
 mod worker;
 
 pub(crate) use state::StagedChunk;
-use state::{Job, Pending, State};
+use state::{Job, State};
 pub(crate) use worker::encode_frame;
 
 use std::path::PathBuf;
@@ -29,11 +29,11 @@ use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
 use crate::yielding::Reads;
 
-/// A chunk of at least this many bytes has a frame of its own.
-pub(crate) const OWN_FRAME: usize = 192 << 10;
-/// A shared frame is closed when it would pass this many raw bytes. Larger ones compress better (512 KiB: 1 % less stored), but whoever
-/// wants a page of it decodes it all.
-pub(crate) const SHARED_FRAME: usize = 320 << 10;
+/// A frame of data is closed when it would pass this many raw bytes. Larger ones compress better, but whoever wants a page of it fetches
+/// all of it, and decodes half on average.
+const DATA_FRAME: usize = 512 << 10;
+/// The same where the last frame of its class did not shrink: then there is nothing to gain.
+const FLAT_FRAME: usize = 256 << 10;
 /// Bytes of nodes that make a frame of metadata. Larger ones compress little better, and whoever wants one node decodes them all.
 pub(crate) const METADATA_FRAME: usize = 32 << 10;
 
@@ -52,7 +52,7 @@ impl FrameClass {
     /// Bytes that fill a frame of small chunks.
     fn frame_bytes(&self) -> usize {
         match self.kind {
-            FrameKind::Data | FrameKind::Clear => SHARED_FRAME,
+            FrameKind::Data | FrameKind::Clear => DATA_FRAME,
             FrameKind::Metadata => METADATA_FRAME,
         }
     }
@@ -172,23 +172,7 @@ impl Packer {
         if state.touch(&id, &bad) {
             return Ok(Added::Known);
         }
-        if data.len() >= OWN_FRAME && class.kind != FrameKind::Metadata {
-            // Copied without the lock; the check is repeated after it.
-            drop(state);
-            let mut raw = Vec::with_capacity(data.len() + 8);
-            raw.extend_from_slice(data);
-            state = shared.lock();
-            if state.touch(&id, &bad) {
-                return Ok(Added::Known);
-            }
-            let number = state.frame_number();
-            state.note_pending(id, Pending::closed(number, 0, len32(data.len()), 0));
-            state.submit(number, class.clone(), label, raw, vec![(id, len32(data.len()))]);
-            drop(state);
-            shared.work.notify_one();
-            return Ok(Added::New);
-        }
-        let submitted = state.add_small(class, label, id, data);
+        let submitted = state.put(class, label, id, data);
         drop(state);
         if submitted {
             shared.work.notify_one();
@@ -226,6 +210,7 @@ impl Packer {
         sync_dir(&shared.setup.dir)?;
         let mut state = shared.lock();
         state.generation += 1;
+        state.flat.clear();
         Ok(state.packs.values().filter_map(|pack| pack.info()).map(|(info, _)| info).collect())
     }
 

@@ -1,10 +1,10 @@
 //! What the packer's lock guards.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Found, FrameClass, OpenPack, len32};
+use super::{FLAT_FRAME, Found, FrameClass, OpenPack, len32};
 use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
@@ -22,6 +22,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct State {
     pub(super) open: HashMap<FrameClass, OpenFrame>,
     pub(super) open_bytes: usize,
+    /// Classes whose last frame did not shrink; since the last flush.
+    pub(super) flat: HashSet<FrameClass>,
     pub(super) next_frame: u64,
     /// Frames that are open, queued, being encoded or failed, by number.
     pub(super) jobs: BTreeMap<u64, Arc<Job>>,
@@ -70,7 +72,7 @@ pub(super) struct Job {
 #[derive(Clone)]
 pub(super) struct Pending {
     pub(super) frame: u64,
-    pub(super) class: Option<FrameClass>,
+    pub(super) class: FrameClass,
     pub(super) offset: u32,
     pub(super) len: u32,
     pub(super) touched: u32,
@@ -130,11 +132,6 @@ impl State {
         self.next_frame - 1
     }
 
-    pub(super) fn note_pending(&mut self, id: ChunkId, mut pending: Pending) {
-        pending.touched = self.generation;
-        self.pending.insert(id, pending);
-    }
-
     pub(super) fn touch(&mut self, id: &ChunkId, bad: &impl Fn(&FrameKey) -> bool) -> bool {
         if let Some(pending) = self.pending.get_mut(id) {
             pending.touched = self.generation;
@@ -147,8 +144,7 @@ impl State {
 
     pub(super) fn find(&self, id: &ChunkId) -> Option<Found> {
         if let Some(pending) = self.pending.get(id) {
-            let open = pending.class.as_ref().and_then(|class| self.open.get(class));
-            if let Some(frame) = open.filter(|frame| frame.number == pending.frame) {
+            if let Some(frame) = self.open.get(&pending.class).filter(|frame| frame.number == pending.frame) {
                 let start = pending.offset as usize;
                 return Some(Found::Pending(frame.raw[start..start + pending.len as usize].to_vec().into()));
             }
@@ -160,8 +156,9 @@ impl State {
     }
 
     /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
-    pub(super) fn add_small(&mut self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> bool {
-        let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > class.frame_bytes());
+    pub(super) fn put(&mut self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> bool {
+        let most = if self.flat.contains(class) { FLAT_FRAME } else { class.frame_bytes() };
+        let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > most);
         if full {
             self.close(class);
         }
@@ -172,7 +169,7 @@ impl State {
         let generation = self.generation;
         let frame = self.open.get_mut(class).expect("inserted above");
         let (offset, len) = (len32(frame.raw.len()), len32(data.len()));
-        let pending = Pending { frame: frame.number, class: Some(class.clone()), offset, len, touched: generation };
+        let pending = Pending { frame: frame.number, class: class.clone(), offset, len, touched: generation };
         if frame.label != label {
             frame.label = Label::NONE;
         }
@@ -205,11 +202,5 @@ impl State {
         let job = Arc::new(Job { number, class, label, raw: Arc::new(raw), members });
         self.jobs.insert(number, job.clone());
         self.queue.push_back(job);
-    }
-}
-
-impl Pending {
-    pub(super) fn closed(frame: u64, offset: u32, len: u32, touched: u32) -> Self {
-        Self { frame, class: None, offset, len, touched }
     }
 }

@@ -337,6 +337,11 @@ impl State {
             self.staged.insert(*id, chunk);
             offset += len;
         }
+        if record.encoded < record.raw || job.class.kind == FrameKind::Metadata {
+            self.flat.remove(&job.class);
+        } else {
+            self.flat.insert(job.class.clone());
+        }
         self.jobs.remove(&job.number);
         self.queued_bytes -= job.raw.len();
     }

@@ -2,6 +2,7 @@ mod clear;
 mod damage;
 mod decoders;
 mod fixture;
+mod frames;
 mod heads;
 mod index;
 mod index_scale;

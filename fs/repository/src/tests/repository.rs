@@ -106,26 +106,6 @@ fn what_is_known_is_not_stored_again() {
 }
 
 #[test]
-fn owners_and_routes_never_share_a_frame() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let mut random = Random(3);
-    let frames = |repository: &Repository| repository.stats().frames_written;
-    for (owner, route) in [(0, "default"), (1, "default"), (0, "media"), (0, "default")] {
-        let data = random.data(1000);
-        repository.add_chunk(class(owner, route), repository.data_id(&data), &data).unwrap();
-    }
-    repository.flush().unwrap();
-    assert_eq!(frames(&repository), 3);
-    for _ in 0..100 {
-        let data = random.data(20_000);
-        add(&repository, &data);
-    }
-    repository.flush().unwrap();
-    assert_eq!(frames(&repository), 3 + 7, "100 chunks of 20,000 bytes fill seven frames of 320 KiB");
-}
-
-#[test]
 fn a_later_mount_adopts_what_was_staged() {
     let bed = Bed::new();
     let (mut random, mut model) = (Random(11), BTreeMap::new());

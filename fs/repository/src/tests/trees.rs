@@ -173,7 +173,7 @@ fn a_commit_of_what_was_staged_before_keeps_all_that_came_after() {
     let newest = repository.mark().unwrap();
     let staged = repository.staged(newest).unwrap();
     let before = repository.stats().staged_packs;
-    (0..4).for_each(|_| write(&repository));
+    (0..10).for_each(|_| write(&repository));
     let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
     while repository.stats().staged_packs < before + 2 {
         assert!(std::time::Instant::now() < until, "no pack of the one under way");

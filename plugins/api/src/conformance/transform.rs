@@ -47,6 +47,12 @@ fn round_trip(transform: &dyn Transform, worker: &mut dyn Worker, hint: Hint, fr
     let mut out = BoundedBuf::new(frame.len());
     fresh.decode(format, &encoded, frame.len(), &mut out).expect("another worker decodes it too");
     assert!(out.as_slice() == frame, "another worker gives the same bytes");
+    for len in [0, 1, frame.len() / 3, frame.len() - frame.len().min(1), frame.len()] {
+        let mut out = BoundedBuf::new(frame.len());
+        let len = len.min(frame.len());
+        worker.decode_start(format, &encoded, frame.len(), len, &mut out).expect("decodes the start of it");
+        assert!(out.as_slice() == &frame[..len], "the first {len} bytes of a frame of {}", frame.len());
+    }
     for wrong in [frame.len() + 1, frame.len().wrapping_sub(1)] {
         if wrong != usize::MAX {
             let mut out = BoundedBuf::new(frame.len() + 16);
@@ -55,6 +61,8 @@ fn round_trip(transform: &dyn Transform, worker: &mut dyn Worker, hint: Hint, fr
     }
     let mut out = BoundedBuf::new(frame.len());
     assert!(worker.decode(u16::MAX, &encoded, frame.len(), &mut out).is_err(), "an unknown format is refused");
+    let mut out = BoundedBuf::new(frame.len());
+    assert!(worker.decode_start(u16::MAX, &encoded, frame.len(), 0, &mut out).is_err(), "also for its start");
     if !frame.is_empty() {
         let mut out = BoundedBuf::new(frame.len() - 1);
         assert!(worker.decode(format, &encoded, frame.len(), &mut out).is_err(), "the output bound is kept");
@@ -89,6 +97,11 @@ fn survives_damage(transform: &dyn Transform, worker: &mut dyn Worker, noise: &m
         let mut out = BoundedBuf::new(frame.len());
         if worker.decode(format, &input, frame.len(), &mut out).is_ok() {
             assert_eq!(out.as_slice().len(), frame.len(), "a success has exactly the raw length");
+        }
+        let len = noise.below(frame.len());
+        let mut out = BoundedBuf::new(frame.len());
+        if worker.decode_start(format, &input, frame.len(), len, &mut out).is_ok() {
+            assert_eq!(out.as_slice().len(), len, "a success has exactly the length asked for");
         }
     }
     if let Some(encoded) = encoded {
