@@ -91,9 +91,9 @@ impl Pacer {
             return Ok(());
         }
         let keeper = (cpus == keeper::CPUS).then(|| Keeper::start(self.shared.kept.clone())).flatten();
-        let others = if keeper.is_some() { vec![Way::Keep, Way::Block] } else { vec![Way::Block] };
+        let ways = if keeper.is_some() { vec![Way::Keep, Way::Block, Way::Poll] } else { vec![Way::Poll, Way::Block] };
         let shared = self.shared.clone();
-        let mut choice = Choice::new(Way::Poll, others);
+        let mut choice = Choice::new(ways);
         let mut watch = Watch { shared, device, keeper, now: Way::Block, cpus, runnable };
         let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run(&mut choice))?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
@@ -169,7 +169,7 @@ impl Watch {
                 choice.doubt();
             }
             while self.shared.watching.load(Ordering::Acquire) {
-                if choice.follow(|way| self.count(way)).is_none() {
+                if choice.follow(|way, least| self.count(way, least)).is_none() {
                     self.switch(Way::Block);
                     self.shared.watching.store(false, Ordering::Release);
                 }
@@ -178,18 +178,20 @@ impl Watch {
         self.switch(Way::Block);
     }
 
-    /// Counts requests over a window. None where they have ceased to come densely.
-    fn count(&mut self, way: Way) -> Option<Count> {
+    /// Counts requests over a window, once reader and client have settled; fewer per second than `least` before that are enough to
+    /// know. None where they have ceased to come densely.
+    fn count(&mut self, way: Way, least: f64) -> Option<Count> {
         let called = Instant::now();
         let no_room = || Some(Count { rate: 0.0, took: called.elapsed() });
         if self.is_crowded(way) {
             return no_room();
         }
         let mut crowded = 0;
-        let mut settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
+        let settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
         self.switch(way);
         let requests = || self.shared.requests.load(Ordering::Relaxed);
         let (mut begun, mut first) = (Instant::now(), requests());
+        let settled = if settles { begun + SETTLE } else { begun };
         loop {
             let last = requests();
             // Without polling nothing is lost by looking less often.
@@ -203,12 +205,14 @@ impl Watch {
                 return no_room();
             }
             let elapsed = begun.elapsed();
-            if settles && elapsed >= SETTLE {
-                (begun, first, settles) = (Instant::now(), requests(), false);
-            } else if !settles && elapsed >= WINDOW {
-                let rate = (requests() - first) as f64 / elapsed.as_secs_f64();
+            if elapsed < WINDOW {
+                continue;
+            }
+            let rate = (requests() - first) as f64 / elapsed.as_secs_f64();
+            if begun >= settled || rate < least {
                 return Some(Count { rate, took: called.elapsed() });
             }
+            (begun, first) = (Instant::now(), requests());
         }
     }
 
