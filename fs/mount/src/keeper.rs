@@ -23,6 +23,8 @@ const TURNS: u32 = 64;
 pub(crate) struct Kept {
     /// Whether a CPU is kept awake.
     pub(crate) on: AtomicBool,
+    /// Whether the reader may run on one CPU only.
+    is_bound: AtomicBool,
     /// The thread that reads requests, once it is known.
     pub(crate) reader: OnceLock<Pid>,
     ends: AtomicBool,
@@ -32,8 +34,9 @@ pub(crate) struct Kept {
 pub(crate) struct Keeper {
     kept: Arc<Kept>,
     thread: Option<JoinHandle<()>>,
-    /// The CPUs that the reader is bound to meanwhile, and otherwise.
+    /// The CPU that the reader is bound to meanwhile, the one that is kept awake, and both.
     bound: CpuSet,
+    awake: CpuSet,
     free: CpuSet,
 }
 
@@ -69,22 +72,43 @@ impl Keeper {
                 std::thread::park();
             }
         })?;
-        Ok(Some(Self { kept, thread: Some(thread), bound, free }))
+        Ok(Some(Self { kept, thread: Some(thread), bound, awake, free }))
     }
 
-    /// Begins or ends to keep a CPU awake.
-    pub(crate) fn keep(&self, on: bool) {
-        if self.kept.on.swap(on, Ordering::Relaxed) == on {
+    /// Begins to keep a CPU awake.
+    pub(crate) fn keep(&self) {
+        if self.kept.on.swap(true, Ordering::Relaxed) {
             return;
         }
         // The reader stays on the other CPU; its client then does, too.
+        self.bind(&self.bound);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+
+    /// Ends it, and has the reader on that CPU: it and its client would stay together for a while, and serve more than they will later.
+    pub(crate) fn part(&self) {
+        if self.kept.on.swap(false, Ordering::Relaxed) {
+            self.bind(&self.awake);
+        }
+    }
+
+    /// Ends it, and lets the reader run anywhere.
+    pub(crate) fn free(&self) {
+        self.kept.on.store(false, Ordering::Relaxed);
+        if self.kept.is_bound.load(Ordering::Relaxed) {
+            self.bind(&self.free);
+            self.kept.is_bound.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn bind(&self, cpus: &CpuSet) {
+        self.kept.is_bound.store(true, Ordering::Relaxed);
         if let Some(reader) = self.kept.reader.get()
-            && let Err(error) = sched_setaffinity(Some(*reader), if on { &self.bound } else { &self.free })
+            && let Err(error) = sched_setaffinity(Some(*reader), cpus)
         {
             tracing::debug!(%error, "Could not choose the reader's CPU");
-        }
-        if on && let Some(thread) = &self.thread {
-            thread.thread().unpark();
         }
     }
 }
@@ -101,7 +125,7 @@ fn online() -> io::Result<usize> {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.keep(false);
+        self.free();
         self.kept.ends.store(true, Ordering::Release);
         let Some(thread) = self.thread.take() else { return };
         thread.thread().unpark();

@@ -38,7 +38,7 @@ const WINDOW: Duration = Duration::from_millis(8);
 const ANOTHER: Duration = Duration::from_secs(1);
 /// So many ticks in a row with more threads than CPUs end polling at once.
 const CROWDED_TICKS: u32 = 2;
-/// How long it takes until reader and client have moved to one CPU, or away from it.
+/// How long it takes until reader and client are on one CPU, or on two.
 const SETTLE: Duration = Duration::from_millis(40);
 
 /// Watches the flow of requests and switches polling on and off.
@@ -170,22 +170,40 @@ impl Watch {
             }
             while self.shared.watching.load(Ordering::Acquire) {
                 if choice.follow(|way, least| self.count(way, least)).is_none() {
-                    self.switch(Way::Block);
+                    self.rest();
                     self.shared.watching.store(false, Ordering::Release);
                 }
             }
         }
+        self.rest();
+    }
+
+    /// Nobody is waited for in any other way.
+    fn rest(&mut self) {
         self.switch(Way::Block);
+        self.unbind();
+    }
+
+    /// Lets the reader run anywhere, unless a CPU is kept awake.
+    fn unbind(&self) {
+        if let Some(keeper) = &self.keeper
+            && self.now != Way::Keep
+        {
+            keeper.free();
+        }
     }
 
     /// Counts requests over a window, once reader and client have settled; fewer per second than `least` before that are enough to
     /// know. None where they have ceased to come densely.
     fn count(&mut self, way: Way, least: f64) -> Option<Count> {
         let called = Instant::now();
-        let no_room = || Some(Count { rate: 0.0, took: called.elapsed() });
-        if self.is_crowded(way) {
-            return no_room();
-        }
+        let rate = if self.is_crowded(way) { Some(0.0) } else { self.rate(way, least) };
+        self.unbind();
+        rate.map(|rate| Count { rate, took: called.elapsed() })
+    }
+
+    /// Requests per second; 0 where there turned out to be no CPU to spare.
+    fn rate(&mut self, way: Way, least: f64) -> Option<f64> {
         let mut crowded = 0;
         let settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
         self.switch(way);
@@ -202,7 +220,7 @@ impl Watch {
             }
             crowded = if self.is_crowded(way) { crowded + 1 } else { 0 };
             if crowded >= CROWDED_TICKS {
-                return no_room();
+                return Some(0.0);
             }
             let elapsed = begun.elapsed();
             if elapsed < WINDOW {
@@ -210,7 +228,7 @@ impl Watch {
             }
             let rate = (requests() - first) as f64 / elapsed.as_secs_f64();
             if begun >= settled || rate < least {
-                return Some(Count { rate, took: called.elapsed() });
+                return Some(rate);
             }
             (begun, first) = (Instant::now(), requests());
         }
@@ -235,7 +253,7 @@ impl Watch {
     fn switch(&mut self, way: Way) {
         let before = std::mem::replace(&mut self.now, way);
         if let Some(keeper) = &self.keeper {
-            keeper.keep(way == Way::Keep);
+            if way == Way::Keep { keeper.keep() } else { keeper.part() }
         }
         let poll = way == Way::Poll;
         if (before == Way::Poll) == poll {

@@ -7,6 +7,9 @@ const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_mi
 /// Polling costs a CPU: it has to serve so many times as many requests to be chosen.
 const WORTH: f64 = 1.15;
 
+/// Where the best serves so many times fewer than it did, others are tried at once.
+const WORSE: f64 = 1.5;
+
 /// How requests are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -36,14 +39,16 @@ pub(super) struct Choice {
     others: Vec<Way>,
     /// How long to keep to the best before another is tried.
     keep: Duration,
-    /// Requests per second of the best when it was chosen: what is left of them soon may have been the last one's.
+    /// Requests per second of the best when others were tried last.
     promised: f64,
+    /// Whether the best was chosen then: what serves soon may have been left by the one before.
+    is_new: bool,
 }
 
 impl Choice {
     /// Begins with the first of two or more `ways`, and tries the others in their order.
     pub(super) fn new(mut ways: Vec<Way>) -> Self {
-        Self { best: ways.remove(0), others: ways, keep: KEEP.0, promised: 0.0 }
+        Self { best: ways.remove(0), others: ways, keep: KEEP.0, promised: 0.0, is_new: false }
     }
 
     /// Others may make the requests from now on, for which another way is the best.
@@ -60,11 +65,12 @@ impl Choice {
             let counted = count(self.best, 0.0)?;
             before = counted.rate;
             kept_to += counted.took;
-            if kept_to >= self.keep || before == 0.0 || before * WORTH < self.promised {
+            let is_worse = before * WORSE < self.promised && (self.is_new || kept_to >= KEEP.0);
+            if kept_to >= self.keep || before == 0.0 || is_worse {
                 break;
             }
         }
-        self.promised = 0.0;
+        (self.promised, self.is_new) = (before, false);
         if before == 0.0 && self.best != Way::Block {
             self.choose(Way::Block);
             // There was no CPU for it: it is the last to be tried again.
@@ -84,7 +90,7 @@ impl Choice {
         let kept = if other == Way::Keep { before } else { (before + after) / 2.0 };
         if is_better(other, tried, self.best, kept) {
             self.choose(other);
-            (self.keep, self.promised) = (KEEP.0, tried);
+            (self.keep, self.promised, self.is_new) = (KEEP.0, tried, true);
             tracing::trace!(best = ?self.best, before, tried, after, "Waits for requests another way");
         } else {
             self.keep = (self.keep * 2).min(KEEP.1);
@@ -163,8 +169,6 @@ mod tests {
         follow(&mut choice, Duration::from_secs(10), |way| if way == Way::Poll { 9_000.0 } else { 1_000.0 });
         assert_eq!(choice.best, Way::Poll);
         let rate = |way| if way == Way::Keep { 9_000.0 } else { 1_000.0 };
-        // It finds soon that the best has become worse only where others come after a pause.
-        choice.doubt();
         follow(&mut choice, Duration::from_millis(400), rate);
         let used = follow(&mut choice, Duration::from_secs(2), rate);
         assert!(used[0] > Duration::from_secs(1), "{used:?}");
