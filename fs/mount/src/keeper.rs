@@ -77,14 +77,13 @@ impl Keeper {
 
     /// Begins to keep a CPU awake.
     pub(crate) fn keep(&self) {
+        let Some(thread) = self.thread.as_ref().filter(|thread| !thread.is_finished()) else { return };
         if self.kept.on.swap(true, Ordering::Relaxed) {
             return;
         }
         // The reader stays on the other CPU; its client then does, too.
         self.bind(&self.bound);
-        if let Some(thread) = &self.thread {
-            thread.thread().unpark();
-        }
+        thread.thread().unpark();
     }
 
     /// Ends it, and has the reader on that CPU: it and its client would stay together for a while, and serve more than they will later.
@@ -97,19 +96,16 @@ impl Keeper {
     /// Ends it, and lets the reader run anywhere.
     pub(crate) fn free(&self) {
         self.kept.on.store(false, Ordering::Relaxed);
-        if self.kept.is_bound.load(Ordering::Relaxed) {
-            self.bind(&self.free);
+        if self.kept.is_bound.load(Ordering::Relaxed) && self.bind(&self.free) {
             self.kept.is_bound.store(false, Ordering::Relaxed);
         }
     }
 
-    fn bind(&self, cpus: &CpuSet) {
+    /// Whether the reader may run on `cpus` alone now.
+    fn bind(&self, cpus: &CpuSet) -> bool {
         self.kept.is_bound.store(true, Ordering::Relaxed);
-        if let Some(reader) = self.kept.reader.get()
-            && let Err(error) = sched_setaffinity(Some(*reader), cpus)
-        {
-            tracing::debug!(%error, "Could not choose the reader's CPU");
-        }
+        let set = self.kept.reader.get().map_or(Ok(()), |reader| sched_setaffinity(Some(*reader), cpus));
+        set.inspect_err(|error| tracing::debug!(%error, "Could not choose the reader's CPU")).is_ok()
     }
 }
 

@@ -5,7 +5,7 @@
 //! and a thread that polls takes the CPU from others. None of this can be known beforehand, so it is measured: while
 //! requests come densely (the mean pause between two is under [`DENSE`]) the pacer counts how many are served per
 //! second, tries another way for a moment now and then, and keeps to the better one, for longer each time it is
-//! confirmed. Where more threads want to run than there are CPUs, only blocking is used.
+//! confirmed. Where more threads want to run than there are CPUs nobody polls, and where many more do no CPU is kept awake.
 //!
 //! fuser's loop retries a read that would block: while the descriptor is `O_NONBLOCK` it polls. A mount nobody uses
 //! costs nothing: two ticks after the last request the reader is blocked, and pacer and keeper are asleep.
@@ -36,7 +36,7 @@ const WEIGHT_SHIFT: u32 = 3;
 const WINDOW: Duration = Duration::from_millis(8);
 /// After so long without requests others may come, for which another way is the best.
 const ANOTHER: Duration = Duration::from_secs(1);
-/// So many ticks in a row with more threads than CPUs end polling at once.
+/// So many ticks in a row with too many threads for a way end it at once.
 const CROWDED_TICKS: u32 = 2;
 /// How long it takes until reader and client are on one CPU, or on two.
 const SETTLE: Duration = Duration::from_millis(40);
@@ -180,8 +180,10 @@ impl Watch {
 
     /// Nobody is waited for in any other way.
     fn rest(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.free();
+        }
         self.switch(Way::Block);
-        self.unbind();
     }
 
     /// Lets the reader run anywhere, unless a CPU is kept awake.
@@ -197,7 +199,7 @@ impl Watch {
     /// know. None where they have ceased to come densely.
     fn count(&mut self, way: Way, least: f64) -> Option<Count> {
         let called = Instant::now();
-        let rate = if self.is_crowded(way) { Some(0.0) } else { self.rate(way, least) };
+        let rate = if way != self.now && self.is_crowded(way) { Some(0.0) } else { self.rate(way, least) };
         self.unbind();
         rate.map(|rate| Count { rate, took: called.elapsed() })
     }
@@ -339,7 +341,10 @@ mod tests {
         let pacer = Pacer::new(Duration::from_millis(1));
         pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
         assert!(!is_nonblocking(&read), "nothing polls before the first request");
-        let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
+        let (begun, mut polled) = (Instant::now(), 0);
+        while polled == 0 && begun.elapsed() < Duration::from_secs(20) {
+            [_, polled] = requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
+        }
         assert!(polled > 0);
         assert!(blocks_soon(&read), "still polling without requests");
         pacer.stop();
@@ -349,7 +354,9 @@ mod tests {
     fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
         let _alone = alone();
         // On a machine with more of them none is kept, whatever is said here.
-        let two = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 2);
+        let two = Keeper::start(Arc::default()).is_some();
+        let cpus_of_reader = || rustix::thread::sched_getaffinity(None).unwrap();
+        let free = cpus_of_reader();
         for (cpus, is_kept) in [(2, two), (4, false)] {
             let (read, _write) = nix::unistd::pipe().unwrap();
             // Long enough that some requests are made in each on a busy machine, too.
@@ -369,6 +376,7 @@ mod tests {
             }
             assert!(!keeps(), "a CPU is kept awake for nobody");
             pacer.stop();
+            assert_eq!(cpus_of_reader(), free, "the reader is left bound to a CPU");
         }
     }
 
@@ -378,13 +386,24 @@ mod tests {
         let (read, _write) = nix::unistd::pipe().unwrap();
         let pacer = Pacer::new(Duration::from_millis(1));
         pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-        let begun = Instant::now();
-        while !is_nonblocking(&read) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "it never polls");
-            requests(&pacer, &read, Duration::from_millis(1), |_| Duration::from_micros(20));
-        }
-        pacer.stop();
-        assert!(!is_nonblocking(&read));
+        let stopped = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stopped.load(Ordering::Relaxed) {
+                    requests(&pacer, &read, Duration::from_millis(1), |_| Duration::from_micros(20));
+                }
+            });
+            let begun = Instant::now();
+            while !is_nonblocking(&read) && begun.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            let polled = is_nonblocking(&read);
+            pacer.stop();
+            let blocks = !is_nonblocking(&read);
+            stopped.store(true, Ordering::Relaxed);
+            assert!(polled, "it never polls");
+            assert!(blocks);
+        });
     }
 
     #[test]
