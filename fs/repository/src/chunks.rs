@@ -12,7 +12,7 @@ use crate::index::{Io, Located};
 use crate::labels::{Label, LabelCount};
 use crate::limits;
 use crate::packer::{Added, Found, FrameClass};
-use crate::reader::ChunkPlace;
+use crate::place::ChunkPlace;
 use crate::repository::Repository;
 use crate::seen::Reread;
 use crate::stats::count;

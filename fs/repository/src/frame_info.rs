@@ -4,7 +4,7 @@ use axiomfs_host::ChainRecord;
 
 use crate::error::RepositoryError;
 use crate::ids::{ChunkId, hex};
-use crate::reader::FrameKey;
+use crate::place::FrameKey;
 use crate::repository::Repository;
 
 /// The frame that holds a chunk.

@@ -36,6 +36,7 @@ mod node_packs;
 mod others;
 mod pack;
 mod packer;
+mod place;
 mod reader;
 pub mod record;
 mod recovery;

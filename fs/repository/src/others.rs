@@ -15,7 +15,7 @@ use crate::ids::{ChunkId, SequenceNo, VolumeId};
 use crate::index::{Index, Io, Located};
 use crate::pack::Chain;
 use crate::packer::Packer;
-use crate::reader::ChunkPlace;
+use crate::place::ChunkPlace;
 use crate::record::{self, Extent, Source, Xattr};
 use crate::repository::{Repository, lock};
 use crate::tree::{Root, walk_new};

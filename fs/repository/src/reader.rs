@@ -8,7 +8,6 @@ use axiomfs_api::{Seal, Store};
 use axiomfs_host::{Decoder, Host};
 
 use crate::bytes::Bytes;
-use crate::crypto::SALT;
 use crate::decoded::{DataFrame, Decoded, Flight};
 use crate::error::{InObject, RepositoryError, again_if_damaged};
 use crate::frame::{FrameKind, FrameRecord, directory};
@@ -18,11 +17,10 @@ use crate::keyring::Keyring;
 use crate::lru_bytes::ByteLru;
 use crate::names;
 use crate::near::Source;
-use crate::pack::{Chain, PackSeal};
-use crate::packer::StagedChunk;
+use crate::pack::PackSeal;
+use crate::place::{ChunkPlace, FrameKey, FramePlace, PackPlace};
 use crate::seen::{Reread, Seen};
 use crate::spans::{Spans, Whole};
-use crate::staged::Staged;
 use crate::stats::{Counters, count};
 use crate::tree::Node;
 
@@ -34,78 +32,6 @@ const MOST_QUARANTINED: usize = 100_000;
 const START: u32 = 128 << 10;
 /// Missing packs remembered.
 const MOST_MISSING: usize = 1000;
-
-/// Names a frame wherever its pack is: a salt belongs to one pack.
-pub type FrameKey = ([u8; SALT], u32);
-
-/// A chunk's place, staged or stored.
-pub(crate) struct ChunkPlace {
-    frame: FramePlace,
-    offset: u32,
-    len: u32,
-}
-
-struct FramePlace {
-    record: FrameRecord,
-    chain: Chain,
-    pack: PackPlace,
-}
-
-enum PackPlace {
-    Staged(Arc<Staged>),
-    Stored(Located),
-}
-
-impl ChunkPlace {
-    /// `None` if the packer has forgotten the frame meanwhile.
-    pub(crate) fn staged(pack: Arc<Staged>, chunk: &StagedChunk) -> Option<Self> {
-        let (record, chain) = pack.frame(chunk.frame)?;
-        let frame = FramePlace { record, chain, pack: PackPlace::Staged(pack) };
-        Some(Self { frame, offset: chunk.offset, len: chunk.len })
-    }
-
-    pub(crate) fn stored(located: Located) -> Self {
-        let (record, chain, offset, len) = (located.frame, located.chain.clone(), located.offset, located.len);
-        Self { frame: FramePlace { record, chain, pack: PackPlace::Stored(located) }, offset, len }
-    }
-
-    pub(crate) fn key(&self) -> FrameKey {
-        self.frame.key()
-    }
-
-    /// Where the chunk ends in the frame's raw bytes.
-    fn end(&self) -> u32 {
-        self.offset.saturating_add(self.len)
-    }
-
-    /// The frame's record and chain, the name and epoch of its pack, and whether that is staged.
-    pub(crate) fn facts(&self) -> (&FrameRecord, &Chain, String, u32, bool) {
-        let (pack, epoch, is_staged) = match &self.frame.pack {
-            PackPlace::Staged(pack) => (pack.name(), pack.seal.epoch, true),
-            PackPlace::Stored(located) => (names::pack(&located.pack.id), located.pack.epoch, false),
-        };
-        (&self.frame.record, &self.frame.chain, pack, epoch, is_staged)
-    }
-}
-
-impl FramePlace {
-    fn key(&self) -> FrameKey {
-        let salt = match &self.pack {
-            PackPlace::Staged(pack) => pack.seal.salt,
-            PackPlace::Stored(located) => located.pack.salt,
-        };
-        (salt, self.record.number)
-    }
-
-    /// For messages.
-    fn name(&self) -> String {
-        let pack = match &self.pack {
-            PackPlace::Staged(pack) => pack.name(),
-            PackPlace::Stored(located) => names::pack(&located.pack.id),
-        };
-        format!("Frame {} of {pack}", self.record.number)
-    }
-}
 
 /// Bytes that decoded frames and nodes have for themselves; what one kind leaves free the other may use.
 #[derive(Clone, Copy)]
@@ -191,7 +117,7 @@ impl Reader {
         }
     }
 
-    /// The chunk if its frame is decoded in memory.
+    /// The chunk if its frame is decoded in memory as far as that.
     pub(crate) fn chunk_cached(&self, id: &ChunkId, place: &ChunkPlace) -> Option<Bytes> {
         let frame = self.cached(place, place.end())?;
         self.verified(&frame, id, place).ok()
@@ -340,6 +266,10 @@ impl Reader {
             }
         };
         let mut landing = Landing { reader: self, key, flight, result: None };
+        if let Some(decoded) = self.complete(place) {
+            landing.result = Some(Ok(decoded.clone()));
+            return Ok(decoded);
+        }
         let result = match &place.pack {
             PackPlace::Staged(_) => self.load(place, end),
             PackPlace::Stored(located) => again_if_damaged(|| {
@@ -361,15 +291,6 @@ impl Reader {
     }
 
     fn load(&self, place: &FramePlace, end: u32) -> Result<Decoded, RepositoryError> {
-        let key = place.key();
-        // What was decoded of it in part was fetched and opened.
-        if let Some(frame) = self.frames.get(&key)
-            && let Some(encoded) = &frame.encoded
-        {
-            // So that whoever tries again fetches it.
-            let raw = self.decode(place, encoded).inspect_err(|_| self.frames.remove(&key))?;
-            return Ok(self.keep(key, raw, None));
-        }
         let (mut bytes, start) = self.read_sealed(place)?;
         count(&self.counters.frames_read, 1);
         count(&self.counters.frame_bytes_read, bytes.len() as u64);
@@ -377,25 +298,43 @@ impl Reader {
         let sealed = bytes.get_mut(start..start + stored as usize);
         let sealed = sealed.ok_or_else(|| RepositoryError::corrupt(place.name(), "it ends too early"))?;
         self.open_frame(place, sealed)?;
-        bytes.truncate(start + encoded as usize);
-        bytes.drain(..start);
+        let range = start..start + encoded as usize;
         if kind == FrameKind::Metadata {
-            return self.parse_nodes(&self.decode(place, &bytes)?).in_object(place.name());
+            return self.parse_nodes(&self.decode(place, &bytes[range])?).in_object(place.name());
         }
+        let key = place.key();
         self.seen.note(&key, raw);
-        let end = end.checked_next_multiple_of(START).unwrap_or(u32::MAX);
-        Ok(if applied == 0 {
+        if applied == 0 {
+            bytes.truncate(range.end);
+            bytes.drain(..start);
             let (decoder, _) = self.decoder(place)?;
             let raw = decoder.decode_vec(applied, bytes, raw as usize);
-            self.keep(key, raw.map_err(|e| RepositoryError::host(place.name(), e))?, None)
-        } else if end < raw - raw / 8 {
+            return Ok(self.keep(key, raw.map_err(|e| RepositoryError::host(place.name(), e))?, None));
+        }
+        let end = end.checked_next_multiple_of(START).unwrap_or(u32::MAX);
+        // Only where that saves time, and takes no more memory than all of it.
+        if end < raw - raw / 8 && u64::from(end) + u64::from(encoded) <= raw.into() {
             let (decoder, applied) = self.decoder(place)?;
-            let first = decoder.decode_start(applied, &bytes, raw as usize, end as usize);
-            bytes.shrink_to_fit();
-            self.keep(key, first.map_err(|e| RepositoryError::host(place.name(), e))?, Some(bytes))
-        } else {
-            self.keep(key, self.decode(place, &bytes)?, None)
-        })
+            if let Ok(first) = decoder.decode_start(applied, &bytes[range.clone()], raw as usize, end as usize) {
+                let rest = (first.len() < raw as usize).then(|| bytes[range].to_vec());
+                return Ok(self.keep(key, first, rest));
+            }
+        }
+        Ok(self.keep(key, self.decode(place, &bytes[range])?, None))
+    }
+
+    /// All of a frame of which the first part is in memory.
+    fn complete(&self, place: &FramePlace) -> Option<Decoded> {
+        let key = place.key();
+        let frame = self.frames.get(&key)?;
+        match self.decode(place, frame.encoded.as_ref()?) {
+            Ok(raw) => Some(self.keep(key, raw, None)),
+            Err(error) => {
+                tracing::warn!(%error, "a frame in memory does not decode, so it is fetched again");
+                self.frames.remove(&key);
+                None
+            }
+        }
     }
 
     fn keep(&self, key: FrameKey, raw: Vec<u8>, encoded: Option<Vec<u8>>) -> Decoded {
@@ -497,7 +436,8 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         let result =
             self.result.take().unwrap_or(Err(RepositoryError::Stopped { reason: "decoding a frame panicked" }));
-        self.flight.land(result);
+        // First, so that who wants more of the frame does not meet it again.
         self.reader.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.flight.land(result);
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
-use crate::reader::FrameKey;
+use crate::place::FrameKey;
 use crate::repository::lock;
 
-/// Frames remembered, the latest: some 16 GiB of them.
+/// Frames remembered, the latest: 16 to 32 GiB of them.
 const MOST: usize = 65_536;
 
 /// What was read more than once.

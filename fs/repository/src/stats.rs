@@ -45,7 +45,7 @@ pub struct RepositoryStats {
     pub uploads_limit: u64,
     /// How often encoders and uploads gave way to reads.
     pub yields: u64,
-    /// Bytes of decoded frames in memory.
+    /// Bytes of frames in memory, decoded or, of those decoded in part, encoded too.
     pub frame_cache_bytes: u64,
     /// Bytes of tree nodes in memory.
     pub node_cache_bytes: u64,

@@ -72,8 +72,8 @@ pub trait Worker: Send {
     /// [`PluginError`] on anything but the exact bytes an encoder wrote. Never panics, never allocates beyond `out`'s bound.
     fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError>;
 
-    /// Decodes the first `len` bytes of the `raw_len` that `src` stands for into the empty `out`, whose bound is `raw_len`. What
-    /// decodes from the front overrides this, so that whoever needs only those bytes does not pay for all.
+    /// Decodes at least the first `len` bytes of the `raw_len` that `src` stands for into the empty `out`, whose bound is `raw_len`. What
+    /// can decode from the front overrides this, so that whoever needs only those bytes does not pay for all.
     ///
     /// # Errors
     /// As [`decode`](Self::decode), except that damage behind those bytes may go unseen.
@@ -85,8 +85,9 @@ pub trait Worker: Send {
         len: usize,
         out: &mut BoundedBuf,
     ) -> Result<(), PluginError> {
-        self.decode(format, src, raw_len, out)?;
-        out.truncate(len);
-        Ok(())
+        match len <= raw_len {
+            true => self.decode(format, src, raw_len, out),
+            false => Err(PluginError::LengthMismatch { expected: raw_len, actual: len }),
+        }
     }
 }

@@ -17,6 +17,9 @@ const TABLE_LOG: u32 = 20;
 const FITTED_LEVEL: i32 = 3;
 const FITTED_LOG: u32 = 16;
 
+/// As much of a frame tells how long its header is.
+const FIRST: usize = 5;
+
 /// Codec state of one thread; each part is made at its first use.
 pub struct ZstdWorker {
     level: i32,
@@ -115,16 +118,24 @@ impl Worker for ZstdWorker {
             return Err(PluginError::LengthMismatch { expected: raw_len, actual: len });
         }
         check(format, src)?;
+        // It takes as much memory as the frame says that it needs.
+        if zstd::zstd_safe::get_frame_content_size(src).ok().flatten() != Some(raw_len as u64) {
+            return self.decode(format, src, raw_len, out);
+        }
         let starter = self.starter()?;
         starter.reinit().map_err(failed)?;
         let decoded = out.write_with(len, |room| {
-            let (mut input, mut output) = (InBuffer::around(src), OutBuffer::around(room));
+            let mut output = OutBuffer::around(room);
+            // No more than it asks for: with more it would decode the block behind the last one, too.
+            let (mut rest, mut wanted) = (src, FIRST);
             while output.pos() < len {
-                let before = (input.pos(), output.pos());
-                starter.run(&mut input, &mut output)?;
-                if (input.pos(), output.pos()) == before {
+                let before = output.pos();
+                let mut input = InBuffer::around(&rest[..wanted.clamp(1, rest.len().max(1)).min(rest.len())]);
+                wanted = starter.run(&mut input, &mut output)?;
+                if input.pos() == 0 && output.pos() == before {
                     break;
                 }
+                rest = &rest[input.pos()..];
             }
             Ok::<_, std::io::Error>(())
         })?;
@@ -182,5 +193,32 @@ mod tests {
             let promised = crate::Factory.descriptor().memory;
             assert!(used <= promised, "level {level} uses {used} bytes of {promised}");
         }
+    }
+
+    /// Where the frame `encoded` has the body of its second block: RFC 8878, 3.1.1.
+    fn second_block(encoded: &[u8]) -> usize {
+        let descriptor = encoded[4];
+        let single = usize::from(descriptor >> 5 & 1);
+        let header = 5 + (1 - single) + [single, 2, 4, 8][usize::from(descriptor >> 6)];
+        let block = u32::from_le_bytes([encoded[header], encoded[header + 1], encoded[header + 2], 0]);
+        header + 3 + (block >> 3) as usize + 3
+    }
+
+    #[test]
+    fn no_block_is_decoded_behind_the_last_one_that_is_wanted() {
+        const BLOCK: usize = 128 << 10;
+        let mut worker = ZstdWorker::new(3, None);
+        let frame = Noise::new(1).text(4 * BLOCK);
+        let mut out = BoundedBuf::new(frame.len());
+        assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::Yes);
+        let mut encoded = out.into_vec();
+        let at = second_block(&encoded);
+        encoded[at..at + 200].fill(0xff);
+        let mut out = BoundedBuf::new(frame.len());
+        worker.decode_start(FORMAT, &encoded, frame.len(), BLOCK, &mut out).expect("the first is whole");
+        assert!(out.as_slice() == &frame[..BLOCK]);
+        let mut out = BoundedBuf::new(frame.len());
+        let more = worker.decode_start(FORMAT, &encoded, frame.len(), BLOCK + 1, &mut out);
+        assert!(more.is_err() || out.as_slice() != &frame[..BLOCK + 1], "the second is not");
     }
 }

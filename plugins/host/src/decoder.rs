@@ -42,7 +42,7 @@ impl Decoder {
         self.decode_start(applied, encoded, raw_len, raw_len)
     }
 
-    /// The first `len` bytes of the frame, at most all of them. Damage behind them may go unseen.
+    /// At least the first `len` bytes of the frame: all of them where a step can't decode from the front. Damage behind them may go unseen.
     ///
     /// # Errors
     /// As [`decode`](Self::decode).
@@ -98,7 +98,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The first `wanted` of `raw_len` bytes.
+    /// At least the first `wanted` of `raw_len` bytes.
     fn run(
         &self,
         bench: &mut Bench,

@@ -16,7 +16,7 @@ use crate::stats::PluginStats;
 #[derive(Debug, Clone, Copy)]
 pub enum Task {
     Encode(Hint),
-    /// The first `len` bytes of the `raw_len` that there are.
+    /// At least the first `len` bytes of the `raw_len` that there are.
     Decode {
         format: u16,
         raw_len: usize,

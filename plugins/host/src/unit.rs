@@ -52,7 +52,7 @@ impl Unit {
         result
     }
 
-    /// Decodes with the worker of `seat` into exactly the first `len` of the `raw_len` bytes that there are.
+    /// Decodes with the worker of `seat` at least the first `len` of the `raw_len` bytes that there are.
     pub fn decode(
         &self,
         seat: &mut Seat,
@@ -65,12 +65,16 @@ impl Unit {
         let start = Instant::now();
         let result = self.run(seat, Task::Decode { format, raw_len, len }, src, out).and_then(|_| {
             let actual = out.as_slice().len();
-            if actual == len { Ok(()) } else { Err(PluginError::LengthMismatch { expected: len, actual }) }
+            if (len..=raw_len).contains(&actual) {
+                Ok(())
+            } else {
+                Err(PluginError::LengthMismatch { expected: len, actual })
+            }
         });
         self.stats.decode_time.record(start.elapsed());
         PluginStats::add(&self.stats.decode_in, src.len());
         match &result {
-            Ok(()) => PluginStats::add(&self.stats.decode_out, len),
+            Ok(()) => PluginStats::add(&self.stats.decode_out, out.as_slice().len()),
             Err(_) => PluginStats::add(&self.stats.decode_errors, 1),
         }
         result

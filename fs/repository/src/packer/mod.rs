@@ -1,6 +1,6 @@
 //! The packer: takes new chunks, forms frames, has them encoded by worker threads and written into staged packs.
 //!
-//! One lock guards the state; it is held for look-ups and copies of small chunks, never while encoding, writing or asking the store.
+//! One lock guards the state; it is held for look-ups and copies of chunks, never while encoding, writing or asking the store.
 
 mod state;
 mod worker;
@@ -24,13 +24,13 @@ use crate::ids::ChunkId;
 use crate::keyring::Keyring;
 use crate::labels::{Label, Labels};
 use crate::pack::{Chain, PackWriter};
-use crate::reader::FrameKey;
+use crate::place::FrameKey;
 use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
 use crate::yielding::Reads;
 
 /// A frame of data is closed when it would pass this many raw bytes. Larger ones compress better, but whoever wants a page of it fetches
-/// all of it, and decodes half on average.
+/// all of it, and decodes about 60 %.
 const DATA_FRAME: usize = 512 << 10;
 /// The same where the last frame of its class did not shrink: then there is nothing to gain.
 const FLAT_FRAME: usize = 256 << 10;
@@ -49,7 +49,7 @@ pub struct FrameClass {
 }
 
 impl FrameClass {
-    /// Bytes that fill a frame of small chunks.
+    /// Bytes that fill a frame.
     fn frame_bytes(&self) -> usize {
         match self.kind {
             FrameKind::Data | FrameKind::Clear => DATA_FRAME,

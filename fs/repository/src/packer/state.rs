@@ -10,7 +10,7 @@ use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
 use crate::ids::ChunkId;
 use crate::labels::Label;
-use crate::reader::FrameKey;
+use crate::place::FrameKey;
 use crate::staged::Staged;
 
 /// Most bytes in frames that are still open, over all classes.
