@@ -28,9 +28,16 @@ impl Repository {
     /// [`RepositoryError::Missing`], [`RepositoryError::Corrupt`] and [`RepositoryError::MissingObject`] name what is wrong with what was
     /// stored; others say why it could not be reached.
     pub fn read_chunk(&self, id: &ChunkId) -> Result<Bytes, RepositoryError> {
+        self.read_by(id, |place| self.reader.chunk(id, place))
+    }
+
+    fn read_by(
+        &self,
+        id: &ChunkId,
+        read: impl Fn(&ChunkPlace) -> Result<Bytes, RepositoryError>,
+    ) -> Result<Bytes, RepositoryError> {
         let mut pending = None;
-        self.try_places(id, &mut pending, |place| self.reader.chunk(id, place))
-            .or_else(|error| pending.take().ok_or(error))
+        self.try_places(id, &mut pending, read).or_else(|error| pending.take().ok_or(error))
     }
 
     /// A chunk, if that takes no I/O and no decoding.
@@ -53,9 +60,7 @@ impl Repository {
     /// # Errors
     /// As [`read_chunk`](Self::read_chunk).
     pub fn prefetch_chunk(&self, id: &ChunkId) -> Result<(), RepositoryError> {
-        let mut pending = None;
-        let found = self.try_places(id, &mut pending, |place| self.reader.chunk_and_neighbours(id, place));
-        if pending.is_some() { Ok(()) } else { found.map(drop) }
+        self.read_by(id, |place| self.reader.chunk_and_neighbours(id, place)).map(drop)
     }
 
     /// Whether [`announce`](Self::announce) does anything.

@@ -243,19 +243,20 @@ impl Reader {
     /// The frame, decoded up to `end` at least; of several threads that want it one does the work.
     fn fetch(&self, place: &FramePlace, end: u32) -> Result<Decoded, RepositoryError> {
         let key = place.key();
-        let flight = loop {
+        let (flight, partial) = loop {
             let under_way = {
                 let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
                 match flights.get(&key) {
                     Some(flight) => flight.clone(),
                     None => {
                         // Whoever led the last flight put the frame into the cache before taking it off the list.
-                        if let Some(frame) = self.frames.get(&key).filter(|frame| frame.reaches(end)) {
-                            return Ok(Decoded::Data(frame));
+                        let partial = self.frames.get(&key);
+                        if let Some(frame) = partial.as_ref().filter(|frame| frame.reaches(end)) {
+                            return Ok(Decoded::Data(frame.clone()));
                         }
                         let flight = Arc::new(Flight::default());
                         flights.insert(key, flight.clone());
-                        break flight;
+                        break (flight, partial);
                     }
                 }
             };
@@ -266,7 +267,7 @@ impl Reader {
             }
         };
         let mut landing = Landing { reader: self, key, flight, result: None };
-        if let Some(decoded) = self.complete(place) {
+        if let Some(decoded) = partial.and_then(|frame| self.complete(place, &frame)) {
             landing.result = Some(Ok(decoded.clone()));
             return Ok(decoded);
         }
@@ -324,17 +325,11 @@ impl Reader {
     }
 
     /// All of a frame of which the first part is in memory.
-    fn complete(&self, place: &FramePlace) -> Option<Decoded> {
-        let key = place.key();
-        let frame = self.frames.get(&key)?;
-        match self.decode(place, frame.encoded.as_ref()?) {
-            Ok(raw) => Some(self.keep(key, raw, None)),
-            Err(error) => {
-                tracing::warn!(%error, "a frame in memory does not decode, so it is fetched again");
-                self.frames.remove(&key);
-                None
-            }
-        }
+    fn complete(&self, place: &FramePlace, frame: &DataFrame) -> Option<Decoded> {
+        let raw = self.decode(place, frame.encoded.as_ref()?);
+        let raw = raw
+            .inspect_err(|error| tracing::warn!(%error, "a frame in memory does not decode, so it is fetched again"));
+        Some(self.keep(place.key(), raw.ok()?, None))
     }
 
     fn keep(&self, key: FrameKey, raw: Vec<u8>, encoded: Option<Vec<u8>>) -> Decoded {

@@ -1,9 +1,8 @@
 use std::sync::Arc;
 
 use axiomfs_api::{Applied, BoundedBuf, Effort, Hint, PluginError, Worker};
-use zstd::bulk::{Compressor, Decompressor};
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
-use zstd::zstd_safe::CParameter;
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{self, CParameter, DCtx, InBuffer, OutBuffer, ResetDirective};
 
 use crate::{FORMAT, ID, probe};
 
@@ -20,20 +19,18 @@ const FITTED_LOG: u32 = 16;
 /// As much of a frame tells how long its header is.
 const FIRST: usize = 5;
 
-/// Codec state of one thread; each part is made at its first use.
+/// Codec state of one thread; each half is made at its first use.
 pub struct ZstdWorker {
     level: i32,
     /// Where the level comes from, if it moves.
     effort: Option<Arc<Effort>>,
     compressor: Option<Compressor<'static>>,
-    decompressor: Option<Decompressor<'static>>,
-    /// Decodes block by block, for those who want the first only.
-    starter: Option<Decoder<'static>>,
+    decompressor: Option<DCtx<'static>>,
 }
 
 impl ZstdWorker {
     pub fn new(level: i32, effort: Option<Arc<Effort>>) -> Self {
-        Self { level, effort, compressor: None, decompressor: None, starter: None }
+        Self { level, effort, compressor: None, decompressor: None }
     }
 
     fn compressor(&mut self) -> Result<&mut Compressor<'static>, PluginError> {
@@ -60,18 +57,11 @@ impl ZstdWorker {
         self.compressor.as_mut().ok_or_else(|| failed("no context"))
     }
 
-    fn decompressor(&mut self) -> Result<&mut Decompressor<'static>, PluginError> {
+    fn decompressor(&mut self) -> Result<&mut DCtx<'static>, PluginError> {
         if self.decompressor.is_none() {
-            self.decompressor = Some(Decompressor::new().map_err(failed)?);
+            self.decompressor = DCtx::try_create();
         }
         self.decompressor.as_mut().ok_or_else(|| failed("no context"))
-    }
-
-    fn starter(&mut self) -> Result<&mut Decoder<'static>, PluginError> {
-        if self.starter.is_none() {
-            self.starter = Some(Decoder::new().map_err(failed)?);
-        }
-        self.starter.as_mut().ok_or_else(|| failed("no context"))
     }
 }
 
@@ -99,10 +89,10 @@ impl Worker for ZstdWorker {
     fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
         check(format, src)?;
         let decompressor = self.decompressor()?;
-        match out.write_with(raw_len, |room| decompressor.decompress_to_buffer(src, room))? {
+        match out.write_with(raw_len, |room| decompressor.decompress(room, src))? {
             Ok(actual) if actual == raw_len => Ok(()),
             Ok(actual) => Err(PluginError::LengthMismatch { expected: raw_len, actual }),
-            Err(error) => Err(corrupt(error.to_string())),
+            Err(code) => Err(corrupt(code)),
         }
     }
 
@@ -119,27 +109,27 @@ impl Worker for ZstdWorker {
         }
         check(format, src)?;
         // It takes as much memory as the frame says that it needs.
-        if zstd::zstd_safe::get_frame_content_size(src).ok().flatten() != Some(raw_len as u64) {
+        if zstd_safe::get_frame_content_size(src).ok().flatten() != Some(raw_len as u64) {
             return self.decode(format, src, raw_len, out);
         }
-        let starter = self.starter()?;
-        starter.reinit().map_err(failed)?;
+        let decompressor = self.decompressor()?;
+        decompressor.reset(ResetDirective::SessionOnly).map_err(corrupt)?;
         let decoded = out.write_with(len, |room| {
             let mut output = OutBuffer::around(room);
             // No more than it asks for: with more it would decode the block behind the last one, too.
             let (mut rest, mut wanted) = (src, FIRST);
             while output.pos() < len {
                 let before = output.pos();
-                let mut input = InBuffer::around(&rest[..wanted.clamp(1, rest.len().max(1)).min(rest.len())]);
-                wanted = starter.run(&mut input, &mut output)?;
+                let mut input = InBuffer::around(&rest[..wanted.max(1).min(rest.len())]);
+                wanted = decompressor.decompress_stream(&mut output, &mut input)?;
                 if input.pos() == 0 && output.pos() == before {
                     break;
                 }
                 rest = &rest[input.pos()..];
             }
-            Ok::<_, std::io::Error>(())
+            Ok(())
         })?;
-        decoded.map_err(|error| corrupt(error.to_string()))?;
+        decoded.map_err(corrupt)?;
         out.truncate(len);
         match out.as_slice().len() {
             actual if actual == len => Ok(()),
@@ -153,16 +143,16 @@ fn check(format: u16, src: &[u8]) -> Result<(), PluginError> {
     if format != FORMAT {
         return Err(PluginError::UnknownFormat { plugin: ID, format });
     }
-    let frame = zstd::zstd_safe::find_frame_compressed_size(src)
-        .map_err(|code| corrupt(zstd::zstd_safe::get_error_name(code).into()))?;
+    let frame = zstd_safe::find_frame_compressed_size(src).map_err(corrupt)?;
     if frame != src.len() {
-        return Err(corrupt(format!("{} bytes follow its frame", src.len() - frame)));
+        let reason = format!("{} bytes follow its frame", src.len() - frame);
+        return Err(PluginError::Corrupt { plugin: ID, reason });
     }
     Ok(())
 }
 
-fn corrupt(reason: String) -> PluginError {
-    PluginError::Corrupt { plugin: ID, reason }
+fn corrupt(code: zstd_safe::ErrorCode) -> PluginError {
+    PluginError::Corrupt { plugin: ID, reason: zstd_safe::get_error_name(code).into() }
 }
 
 fn is_too_small(error: &std::io::Error) -> bool {
@@ -181,17 +171,22 @@ mod tests {
     #[test]
     fn memory_stays_within_the_descriptor() {
         for level in [-7, 3, 7, 8, CAPPED_LEVEL, 12, 15, 16, 19, 22] {
-            let mut worker = ZstdWorker::new(level, None);
+            // A worker encodes or decodes; nobody has one that does both.
+            let (mut worker, mut decoder) = (ZstdWorker::new(level, None), ZstdWorker::new(level, None));
             for len in [1 << 20, 4 << 20] {
                 // The zeros shrink, so that the whole frame is worked on; the noise between them is quickly done with.
                 let mut frame = Noise::new(len as u64).bytes(len);
                 frame[..len / 2].fill(0);
                 let mut out = BoundedBuf::new(len);
                 assert_eq!(worker.encode(Hint::Data, &frame, &mut out).expect("encodes"), Applied::Yes);
+                let mut start = BoundedBuf::new(len);
+                decoder.decode_start(FORMAT, out.as_slice(), len, len / 2, &mut start).expect("decodes");
             }
-            let used = worker.compressor().expect("made").context_mut().sizeof();
+            let compressor = worker.compressor().expect("made").context_mut().sizeof();
             let promised = crate::Factory.descriptor().memory;
-            assert!(used <= promised, "level {level} uses {used} bytes of {promised}");
+            let decompressor = decoder.decompressor().expect("made").sizeof();
+            let used = compressor.max(decompressor);
+            assert!(used <= promised, "level {level} uses {compressor} and {decompressor} bytes of {promised}");
         }
     }
 

@@ -26,11 +26,16 @@ fn file() -> PathBuf {
 }
 
 fn host() -> Host {
-    let registry = Registry::new()
-        .transform(axiomfs_compression_zstd::Factory)
-        .transform(axiomfs_compression_lz4::Factory)
-        .transform(axiomfs_padding_padme::Factory)
-        .seal(axiomfs_encryption_aes_gcm::Aes256Gcm);
+    with_chains(
+        Registry::new()
+            .transform(axiomfs_compression_zstd::Factory)
+            .transform(axiomfs_compression_lz4::Factory)
+            .transform(axiomfs_padding_padme::Factory),
+    )
+}
+
+fn with_chains(registry: Registry) -> Host {
+    let registry = registry.seal(axiomfs_encryption_aes_gcm::Aes256Gcm);
     let spec = |name: &str, steps: &[&str]| {
         ChainSpec::new(name, steps.iter().chain(&["aes-256-gcm"]).map(|id| StepSpec::new(*id)).collect())
     };
@@ -78,6 +83,26 @@ fn every_frame_ever_written_is_readable() {
         assert_eq!(blake3::hash(&raw).to_string(), hash, "{name}");
     }
     assert!(known.lines().count() >= CHAINS.len());
+}
+
+#[test]
+fn the_start_of_a_frame_is_decoded_through_every_chain() {
+    let isolated = Registry::new()
+        .unproven_transform(axiomfs_compression_zstd::Factory)
+        .unproven_transform(axiomfs_compression_lz4::Factory)
+        .unproven_transform(axiomfs_padding_padme::Factory);
+    let raw = [Noise::new(9).text(400_000), vec![0; 300]].concat();
+    for host in [host(), with_chains(isolated)] {
+        for (name, _) in CHAINS {
+            let chain = host.chain(name).expect("a chain");
+            let encoded = chain.encode(Hint::Data, &raw).expect("encodes");
+            let decoder = host.decoder(chain.descriptor_bytes()).expect("a decoder");
+            for len in [0, 1, 128 << 10, 200_000, raw.len() - 1, raw.len(), raw.len() + 1] {
+                let start = decoder.decode_start(encoded.applied, &encoded.bytes, raw.len(), len).expect("decodes");
+                assert!(start.len() >= len.min(raw.len()) && raw.starts_with(&start), "{len} bytes through {name}");
+            }
+        }
+    }
 }
 
 /// What a mount would do that has only the packs: nothing of the chains is configured any more.

@@ -157,7 +157,7 @@ impl State {
 
     /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
     pub(super) fn put(&mut self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> bool {
-        let most = if self.flat.contains(class) { FLAT_FRAME } else { class.frame_bytes() };
+        let most = class.frame_bytes().min(if self.flat.contains(class) { FLAT_FRAME } else { usize::MAX });
         let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > most);
         if full {
             self.close(class);

@@ -337,7 +337,7 @@ impl State {
             self.staged.insert(*id, chunk);
             offset += len;
         }
-        if record.encoded < record.raw || job.class.kind == FrameKind::Metadata {
+        if record.encoded < record.raw {
             self.flat.remove(&job.class);
         } else {
             self.flat.insert(job.class.clone());
