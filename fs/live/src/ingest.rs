@@ -195,20 +195,22 @@ impl Ingest<'_> {
         Ok(self.class_at(&path, known, inode))
     }
 
-    /// The same, and what its chunks are counted under: the ending of its name. Notes the file as one of that ending.
+    /// The same, and what its chunks are counted under: the ending of its name. A large file is noted as one of that ending, and shares
+    /// frames with those only.
     fn sort(&mut self, ino: u64, inode: &Inode) -> Result<(FrameClass, Label), CheckpointError> {
         let (path, known) = self.paths.of(&self.view, ino, inode)?;
         let label = ending(&path).map_or(Label::NONE, |ending| self.shared.repository.label(&ending));
         if label != Label::NONE && inode.size >= SAMPLED {
             self.shared.samples.note(label, ino);
         }
-        Ok((self.class_at(&path, known, inode), label))
+        let class = self.class_at(&path, known, inode);
+        Ok((if inode.size >= SAMPLED { FrameClass { sort: label, ..class } } else { class }, label))
     }
 
     fn class_at(&self, path: &[u8], known: bool, inode: &Inode) -> FrameClass {
         let (route, exempt) = self.shared.host.place(path);
         let kind = if exempt && known { FrameKind::Clear } else { FrameKind::Data };
-        FrameClass { owner: inode.uid, route, kind }
+        FrameClass { owner: inode.uid, route, kind, sort: Label::NONE }
     }
 }
 

@@ -5,7 +5,7 @@
 mod bed;
 
 use axiomfs_api::conformance::Noise;
-use axiomfs_repository::{Added, FrameClass, FrameKind};
+use axiomfs_repository::{Added, FrameClass, FrameKind, Label};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 use bed::{Bed, add, commit};
@@ -18,7 +18,7 @@ fn lookups(c: &mut Criterion) {
     let writer = bed.writer();
     let ids = add(&writer, &data, SIZE);
     writer.load_segments(&commit(&writer)).expect("segments");
-    let class = FrameClass { owner: 0, route: "default".into(), kind: FrameKind::Data };
+    let class = FrameClass { owner: 0, route: "default".into(), kind: FrameKind::Data, sort: Label::NONE };
     let mut group = c.benchmark_group("index");
     group.throughput(Throughput::Elements(1));
     let mut next = 0;

@@ -152,7 +152,8 @@ impl Repository {
     /// As [`add_chunk`](Self::add_chunk), or that the bytes are no node.
     pub fn add_node(&self, bytes: Vec<u8>) -> Result<ChunkId, RepositoryError> {
         let id = self.keyring.node_id(&bytes);
-        let class = FrameClass { owner: 0, route: self.metadata_chain.clone(), kind: FrameKind::Metadata };
+        let class =
+            FrameClass { owner: 0, route: self.metadata_chain.clone(), kind: FrameKind::Metadata, sort: Label::NONE };
         self.add(&class, Label::NONE, id, &bytes)?;
         if !self.reader.has_node(&id) {
             self.reader.put_node(id, Arc::new(Node::parse(bytes.into())?));

@@ -6,7 +6,7 @@ use axiomfs_compression_zstd::Factory;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{ChainSpec, Host, Limits, Registry, RouteTable, StepSpec};
 use axiomfs_repository::ids::ChunkId;
-use axiomfs_repository::{FrameClass, FrameKind, InitOptions, KdfParams, OpenOptions, Repository, SegmentRef};
+use axiomfs_repository::{FrameClass, FrameKind, InitOptions, KdfParams, Label, OpenOptions, Repository, SegmentRef};
 use axiomfs_storage_memory::MemoryStore;
 
 /// A store with a repository, and what opening it takes.
@@ -49,7 +49,7 @@ impl Bed {
 
 /// Adds `data` in chunks of `size` bytes and waits until all are in packs.
 pub fn add(repository: &Repository, data: &[u8], size: usize) -> Vec<ChunkId> {
-    let class = FrameClass { owner: 0, route: "default".into(), kind: FrameKind::Data };
+    let class = FrameClass { owner: 0, route: "default".into(), kind: FrameKind::Data, sort: Label::NONE };
     let add = |chunk: &[u8]| {
         let id = repository.data_id(chunk);
         repository.add_chunk(class.clone(), id, chunk).expect("a chunk is staged");

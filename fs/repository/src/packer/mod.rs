@@ -37,7 +37,7 @@ const FLAT_FRAME: usize = 256 << 10;
 /// Bytes of nodes that make a frame of metadata. Larger ones compress little better, and whoever wants one node decodes them all.
 pub(crate) const METADATA_FRAME: usize = 32 << 10;
 
-/// What may share a frame: never two owners, routes or kinds.
+/// What may share a frame: never two owners, routes, kinds or sorts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FrameClass {
     /// The user id that owns the file.
@@ -46,6 +46,8 @@ pub struct FrameClass {
     pub route: ChainName,
     /// Data, metadata or clear data.
     pub kind: FrameKind,
+    /// What keeps its frames apart from others; [`Label::NONE`] for all that shares them.
+    pub sort: Label,
 }
 
 impl FrameClass {

@@ -27,6 +27,23 @@ fn owners_and_routes_never_share_a_frame() {
     assert_eq!(frames(&repository), 3 + 4, "100 chunks of 20,000 bytes fill four frames of 512 KiB");
 }
 
+#[test]
+fn sorts_never_share_a_frame_and_all_of_them_is_counted() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let (film, log) = (repository.label("mp4"), repository.label("log"));
+    for number in 0..60 {
+        let label = if number % 2 == 0 { film } else { log };
+        let data = shrinking(number);
+        let class = FrameClass { sort: label, ..class(0, "default") };
+        repository.add_labelled(&class, label, repository.data_id(&data), &data).unwrap();
+    }
+    repository.flush().unwrap();
+    let counts = repository.label_counts();
+    assert_eq!(counts.iter().map(|count| count.raw).collect::<Vec<_>>(), [600_000, 600_000]);
+    assert_eq!(repository.stats().frames_written, 4, "two of each are begun");
+}
+
 /// 20,000 bytes that shrink to half, others for each number.
 fn shrinking(number: u64) -> Vec<u8> {
     let mut data = Random(number + 1).data(20_000);

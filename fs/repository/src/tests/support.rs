@@ -202,7 +202,7 @@ impl Random {
 }
 
 pub fn class(owner: u32, route: &str) -> FrameClass {
-    FrameClass { owner, route: route.into(), kind: FrameKind::Data }
+    FrameClass { owner, route: route.into(), kind: FrameKind::Data, sort: Label::NONE }
 }
 
 pub fn add(repository: &Repository, data: &[u8]) -> (ChunkId, Added) {
