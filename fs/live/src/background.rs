@@ -212,7 +212,8 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, asked: Option<u6
     Ok(())
 }
 
-/// The ticker's life: what `write` accepted is durable a second later, and files without a name are reclaimed.
+/// The ticker's life: what `write` accepted is durable a second later, times of access that moved are logged, and files without a name
+/// are reclaimed.
 pub(crate) fn tick(shared: &Shared) {
     shared.ticker.get_or_init(std::thread::current);
     let mut last = Instant::now();
@@ -220,6 +221,7 @@ pub(crate) fn tick(shared: &Shared) {
         std::thread::park_timeout(TICK);
         let Some(log) = &shared.log else { return };
         if last.elapsed() >= TICK {
+            shared.log_access_times();
             log.tick();
             last = Instant::now();
         } else if let Err(e) = log.sync() {

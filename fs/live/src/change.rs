@@ -135,7 +135,7 @@ impl Shared {
         self.log.as_ref().ok_or(FsError::ReadOnly)
     }
 
-    fn has_room(&self, state: &State, need: Need) -> bool {
+    pub(crate) fn has_room(&self, state: &State, need: Need) -> bool {
         // Removals make room, and so may go on where others wait; but not without a bound.
         let (frozen, heap) = match need {
             Need::Reserve => (FROZEN_MAX, 2 * self.layer_max()),
@@ -252,7 +252,7 @@ impl Shared {
     }
 
     /// Lets the log begin its next segment before the state is locked, so that nobody who only looks waits for a disk.
-    fn prepare_log(&self, access: Access, log: &Log, need: Need, len: usize) -> FsResult<()> {
+    pub(crate) fn prepare_log(&self, access: Access, log: &Log, need: Need, len: usize) -> FsResult<()> {
         if !log.would_wait(USUAL_META, len) {
             return Ok(());
         }
@@ -301,7 +301,7 @@ impl Shared {
         Ok(())
     }
 
-    fn log_and_apply(
+    pub(crate) fn log_and_apply(
         &self,
         log: &Log,
         state: &mut State,
@@ -340,7 +340,7 @@ impl Shared {
         }
     }
 
-    fn after_change(&self, state: &mut State) {
+    pub(crate) fn after_change(&self, state: &mut State) {
         let full =
             state.active.data_bytes() >= self.options.checkpoint_bytes || state.active.heap() >= self.layer_max();
         if full && state.frozen.len() < FROZEN_MAX {
@@ -414,7 +414,7 @@ fn urgency(need: Need) -> Urgency {
     if need == Need::Reserve { Urgency::Reserve } else { Urgency::Normal }
 }
 
-enum TryError {
+pub(crate) enum TryError {
     Op(OpError),
     NoRoom,
 }

@@ -17,8 +17,10 @@ struct Open {
     streak: u32,
     /// Up to where read-ahead was asked for.
     ahead: u64,
-    /// It was read from.
-    read: bool,
+    /// It counted as an access already.
+    counted: bool,
+    /// Its opening moved the time of last access, and nothing was read through it since.
+    unread: bool,
 }
 
 /// Open files by handle.
@@ -31,17 +33,28 @@ pub(crate) struct Handles {
 impl Handles {
     pub fn open(&self, node: NodeId) -> Handle {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.open).insert(id, Open { node, next: 0, streak: 0, ahead: 0, read: false });
+        lock(&self.open).insert(id, Open { node, next: 0, streak: 0, ahead: 0, counted: false, unread: false });
         Handle(id)
     }
 
-    pub fn close(&self, handle: Handle) -> Option<NodeId> {
-        lock(&self.open).remove(&handle.0).map(|open| open.node)
+    /// Closes it. Tells its node, and whether its opening moved the time of last access and nothing was read through it since.
+    pub fn close(&self, handle: Handle) -> Option<(NodeId, bool)> {
+        lock(&self.open).remove(&handle.0).map(|open| (open.node, open.unread))
     }
 
-    /// Whether this is the first read through `handle`.
-    pub fn first_read(&self, handle: Handle) -> bool {
-        lock(&self.open).get_mut(&handle.0).is_some_and(|open| !std::mem::replace(&mut open.read, true))
+    /// Notes a read through `handle`; tells whether it is the first that counts as an access.
+    pub fn read_through(&self, handle: Handle) -> bool {
+        lock(&self.open).get_mut(&handle.0).is_some_and(|open| {
+            open.unread = false;
+            !std::mem::replace(&mut open.counted, true)
+        })
+    }
+
+    /// Notes that its opening counts as an access, and whether that `moved` the time.
+    pub fn opened_to_read(&self, handle: Handle, moved: bool) {
+        if let Some(open) = lock(&self.open).get_mut(&handle.0) {
+            (open.counted, open.unread) = (true, moved);
+        }
     }
 
     /// Notes a read; says which range is worth fetching ahead, `window` bytes at most.

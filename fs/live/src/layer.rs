@@ -1,6 +1,7 @@
 //! A layer: what a run of operations changed, to be looked at before everything below it.
 //!
-//! A layer is the fold of its edits and nothing else: the same edits, replayed from the log, give the same layer.
+//! A layer is the fold of its edits and nothing else: the same edits, replayed from the log, give the same layer, but for times of last
+//! access that the log hasn't heard of.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -102,6 +103,14 @@ impl Layer {
     /// What it says of `ino`.
     pub fn node(&self, ino: u64) -> Option<&NodeDelta> {
         self.nodes.get(&ino)
+    }
+
+    /// The edit that puts what it says of the inode's record, if it says what it is.
+    pub fn put_again(&self, ino: u64) -> Option<Edit> {
+        match &self.node(ino)?.stand {
+            Stand::Put(inode) => Some(Edit::Update(ino, inode.clone())),
+            Stand::Unchanged | Stand::Gone => None,
+        }
     }
 
     /// All it says.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+use axiomfs_repository::record::Inode;
 use axiomfs_repository::tree::Root;
 
 use crate::audit::AuditTail;
@@ -18,6 +19,8 @@ use crate::view::{Nodes, View};
 pub const FIRST_SEQ: u64 = 16;
 /// Inode numbers a directory takes at once, so that its files lie together in the tree.
 const INO_RANGE: u64 = 64;
+/// Moved times of access that wait for the log.
+const ACCESSED_MAX: usize = 16_384;
 /// Directories whose ranges are remembered.
 const RANGES_MAX: usize = 4096;
 
@@ -54,6 +57,8 @@ pub struct State {
     pub first_layer: u64,
     /// The layer that takes the changes.
     pub active: Layer,
+    /// Inodes whose time of last access moved in the active layer and is not in the log yet.
+    pub accessed: Vec<u64>,
     /// Snapshots by name.
     pub snapshots: BTreeMap<Arc<str>, Snapshot>,
     names: HashMap<u32, Arc<str>>,
@@ -125,6 +130,7 @@ impl State {
     pub fn freeze(&mut self) {
         let layer = std::mem::take(&mut self.active);
         self.active.last_op = layer.last_op;
+        self.accessed.clear();
         self.frozen.push(Arc::new(layer));
     }
 
@@ -149,6 +155,16 @@ impl State {
                 Edit::Audit { number, value } => self.audit.follow(*number, value),
                 _ => {}
             }
+        }
+    }
+
+    /// Changes a file's time of last access in the active layer alone; the log is to hear of it later. Of more than it can remember it
+    /// hears nothing: they go with the next checkpoint.
+    pub fn move_access_time(&mut self, ino: u64, inode: Inode) {
+        self.active.since.get_or_insert_with(Instant::now);
+        self.active.apply(&Edit::Update(ino, Box::new(inode)), None);
+        if self.accessed.len() < ACCESSED_MAX {
+            self.accessed.push(ino);
         }
     }
 

@@ -301,8 +301,9 @@ impl Filesystem for Adapter {
     ) {
         self.service.serve("read", || match Place::of(ino.0) {
             Place::Tree(node) => {
-                if calls::counts_as_access(flags.0) && self.service.volume.accessed_by(node, Handle(handle.0)) {
-                    self.service.invalidator.order_attributes(node.pack());
+                if calls::counts_as_access(flags.0) {
+                    // The kernel asks for the time again after each read that came here.
+                    self.service.volume.read_through(node, Handle(handle.0));
                 }
                 self.read_file(node, handle, offset, size, reply);
             }
@@ -348,7 +349,11 @@ impl Filesystem for Adapter {
     ) {
         self.service.serve("release", || {
             match Place::of(ino.0) {
-                Place::Tree(node) => self.service.volume.release(node, Handle(handle.0)),
+                Place::Tree(node) => {
+                    if self.service.volume.release(node, Handle(handle.0)) {
+                        self.service.invalidator.order_attributes(node.pack());
+                    }
+                }
                 Place::Control(_) => self.service.files.release(handle.0),
                 Place::Root | Place::Snapshots => {}
             }

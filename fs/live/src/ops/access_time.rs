@@ -1,14 +1,20 @@
 //! Times of last access, kept as Linux keeps them by default (mount(8), `relatime`): moved by a read only where the time
-//! is older than the last change or than a day. So reading the same file again and again costs one log record a day.
+//! is older than the last change or than a day. They are in the log within two ticks; a crash before that forgets them.
+
+use std::sync::atomic::Ordering;
 
 use axiomfs_repository::record::Inode;
 
 use crate::change::Need;
+use crate::edit::Edit;
 use crate::types::{Access, FsError, Handle, NodeId, Time};
-use crate::volume::{Volume, now};
+use crate::view::Nodes;
+use crate::volume::{Shared, Volume, now};
 
 /// Age from which a time of last access is moved whatever else happened, in seconds.
 const DAY: i64 = 86_400;
+/// Times that go into the log in one record.
+const LOGGED_AT_ONCE: usize = 32;
 
 impl Volume {
     /// Notes that `node` was read; says whether its time of last access has moved.
@@ -24,26 +30,63 @@ impl Volume {
         if stale != Ok(true) {
             return false;
         }
-        let moved = self.shared.change(Access::Cached, Need::Room, None, |change, _| {
-            let now = change.now;
-            let stale = is_stale(change.inode(node.ino)?, now);
-            if stale {
-                change.inode_mut(node.ino)?.atime = now;
-            }
-            Ok(stale)
-        });
-        match moved {
-            Ok(moved) => moved,
-            Err(error) => {
-                tracing::debug!(%error, ino = node.ino, "A time of last access stays as it is");
-                false
-            }
-        }
+        self.shared.move_access_time(node.ino)
+    }
+
+    /// [`accessed`](Self::accessed) for an opening that counts as reading.
+    pub fn opened_to_read(&self, node: NodeId, handle: Handle) {
+        let moved = self.accessed(node);
+        self.shared.handles.opened_to_read(handle, moved);
     }
 
     /// [`accessed`](Self::accessed) for a read through an open file; counts once for each opening.
-    pub fn accessed_by(&self, node: NodeId, handle: Handle) -> bool {
-        self.shared.handles.first_read(handle) && self.accessed(node)
+    pub fn read_through(&self, node: NodeId, handle: Handle) {
+        if self.shared.handles.read_through(handle) {
+            self.accessed(node);
+        }
+    }
+}
+
+impl Shared {
+    /// Moves it in the active layer. The log hears of it with others, from the ticker: a record for each would cost a reader as much as
+    /// all the rest of its opening.
+    fn move_access_time(&self, ino: u64) -> bool {
+        let mut guard = self.state_mut();
+        let state = &mut *guard;
+        if self.stopped.load(Ordering::Relaxed) || state.refused.is_some() || !self.has_room(state, Need::Room) {
+            return false;
+        }
+        let nodes = Nodes { repository: &self.repository, fetch: false, pinned: &[] };
+        let (Ok(Some(mut inode)), now) = (state.live(nodes).inode(ino), now()) else { return false };
+        if !is_stale(&inode, now) {
+            return false;
+        }
+        inode.atime = now;
+        state.move_access_time(ino, inode);
+        self.after_change(state);
+        true
+    }
+
+    /// Logs the times of last access that moved since it was last called.
+    pub fn log_access_times(&self) {
+        let Some(log) = &self.log else { return };
+        while !self.state().accessed.is_empty() {
+            if let Err(error) = self.prepare_log(Access::Wait, log, Need::Room, 0) {
+                tracing::debug!(%error, "Times of last access are not logged");
+                return;
+            }
+            let mut guard = self.state_mut();
+            let state = &mut *guard;
+            let rest = state.accessed.len().saturating_sub(LOGGED_AT_ONCE);
+            let inos = state.accessed.split_off(rest);
+            let edits: Vec<Edit> = inos.iter().filter_map(|ino| state.active.put_again(*ino)).collect();
+            let logged = edits.is_empty()
+                || state.refused.is_none() && self.log_and_apply(log, state, Need::Room, &edits, None).is_ok();
+            if !logged {
+                // They go with the next checkpoint all the same.
+                state.accessed.clear();
+            }
+        }
     }
 }
 

@@ -65,17 +65,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Closes a file. A file without a name goes with its last handle. Never waits.
-    pub fn release(&self, _node: NodeId, handle: Handle) {
-        let Some(node) = self.shared.handles.close(handle) else { return };
+    /// Closes a file. A file without a name goes with its last handle. Never waits. Tells whether its opening moved the time of last
+    /// access and nothing was read through it since.
+    pub fn release(&self, _node: NodeId, handle: Handle) -> bool {
+        let Some((node, unread)) = self.shared.handles.close(handle) else { return false };
         if node.is_in_snapshot() {
-            return;
+            return false;
         }
         let last = {
             let mut state = self.shared.state_mut();
             if let Some(versions) = &mut state.versions {
                 versions.close(node);
-                return;
+                return false;
             }
             match state.opens.get_mut(&node.ino) {
                 Some(count) if *count > 1 => {
@@ -91,6 +92,7 @@ impl Volume {
         if last && self.shared.reclaim(Access::Cached, node.ino).is_err() {
             crate::volume::lock(&self.shared.reap).push(node.ino);
         }
+        unread
     }
 
     /// Writes `data` at `offset`, or at the end. It is in the log when this returns.

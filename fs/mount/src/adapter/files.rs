@@ -70,8 +70,8 @@ impl Adapter {
             move |service, result| match result {
                 Ok(handle) => {
                     // Most reads are answered by the page cache and never heard of: the opening counts for them.
-                    if opening.access && service.volume.accessed_by(node, handle) {
-                        service.invalidator.order_attributes(node.pack());
+                    if opening.access {
+                        service.volume.opened_to_read(node, handle);
                     }
                     reply.opened(FileHandle(handle.0), OPEN_FLAGS);
                 }
