@@ -44,7 +44,9 @@ def arguments():
 
 def contenders_of(args, binaries, cleanup):
     ours = AxiomfsS3 if args.store == "s3" else Axiomfs
-    contenders = [Ext4(args.work), Null(args.work, binaries["null-fs"], cleanup), ours(args.work, binaries["axiomfs"], cleanup, args.config)]
+    null = binaries["null-fs"]
+    contenders = [Ext4(args.work), Null(args.work, null, cleanup), Null(args.work, null, cleanup, "null-acl", ["--acl"]),
+                  ours(args.work, binaries["axiomfs"], cleanup, args.config)]
     if args.without_poll:
         contenders.append(Axiomfs(args.work, binaries["axiomfs"], cleanup, args.config, "axiomfs-waits", {"AXIOMFS_POLL": "off"}))
     contenders += [variant for name in args.peer for variant in PEERS[name](args.work, cleanup)]

@@ -110,19 +110,20 @@ class Mounted:
 
 
 class Null(Mounted):
-    """The filesystem that answers at once: what FUSE costs by itself. It keeps no data."""
+    """The filesystem that answers at once: what FUSE costs by itself. It keeps no data. With access control lists the kernel
+    asks it as much as it asks axiomfs: after `cp -a`, which sets one for each file, it forgets the file's attributes."""
 
     lossy = True
 
-    def __init__(self, work, binary, cleanup):
-        super().__init__("null", work, cleanup)
-        self.binary = binary
+    def __init__(self, work, binary, cleanup, name="null", options=()):
+        super().__init__(name, work, cleanup)
+        self.binary, self.options = binary, options
 
     def version(self):
         return "fuser 0.18.0, 1 thread"
 
     def mount(self):
-        self.daemon = self.cleanup.start([self.binary, self.mountpoint], self.mountpoint, log=self.log)
+        self.daemon = self.cleanup.start([self.binary, self.mountpoint, *self.options], self.mountpoint, log=self.log)
 
     def cold(self):
         drop_page_cache()

@@ -30,7 +30,11 @@ struct Node {
     next_entry: u64,
 }
 
-struct NullFs(Mutex<HashMap<u64, Node>>);
+struct NullFs {
+    nodes: Mutex<HashMap<u64, Node>>,
+    /// Whether it has access control lists, as axiomfs has. They are taken and forgotten, but for what they say of the mode.
+    lists: bool,
+}
 
 fn new_attr(ino: u64, kind: FileType, perm: u16, uid: u32, gid: u32) -> FileAttr {
     let now = SystemTime::now();
@@ -100,13 +104,13 @@ fn time(wanted: TimeOrNow) -> SystemTime {
 }
 
 impl NullFs {
-    fn new() -> Self {
+    fn new(lists: bool) -> Self {
         let root = new_attr(1, FileType::Directory, 0o755, 0, 0);
-        NullFs(Mutex::new(HashMap::from([(1, new_node(root, 1, None))])))
+        NullFs { nodes: Mutex::new(HashMap::from([(1, new_node(root, 1, None))])), lists }
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.0.lock().expect("No holder of the lock panics")
+        self.nodes.lock().expect("No holder of the lock panics")
     }
 
     fn make(
@@ -179,12 +183,14 @@ fn attributes(reply: ReplyAttr, done: Result<FileAttr, Errno>) {
 impl Filesystem for NullFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What axiomfs asks for too, so that both get the same requests.
-        for wanted in [
+        let lists = [InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK];
+        let always = [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
+        ];
+        for wanted in always.into_iter().chain(lists.into_iter().filter(|_| self.lists)) {
             if config.capabilities().contains(wanted) {
                 config.add_capabilities(wanted).map_err(|_| io::ErrorKind::Unsupported)?;
             }
@@ -423,24 +429,67 @@ impl Filesystem for NullFs {
         reply.error(Errno::ENODATA);
     }
 
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        if !self.lists {
+            return reply.error(Errno::ENOSYS);
+        }
+        if name == "system.posix_acl_access" {
+            let bits = mode_of(value);
+            match get(&mut self.nodes(), ino.0) {
+                Ok(node) => node.attr.perm = node.attr.perm & !0o777 | bits,
+                Err(errno) => return reply.error(errno),
+            }
+        }
+        reply.ok();
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(if self.lists { Errno::ENODATA } else { Errno::ENOSYS });
+    }
+
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         reply.statfs(1 << 28, 1 << 28, 1 << 28, 1 << 28, 1 << 28, 4096, 255, 4096);
     }
 }
 
+/// The bits of a mode that an access control list says, in the form of its attribute (acl(5), linux/posix_acl_xattr.h): a version
+/// of four bytes, then tag (2), permissions (2) and id (4) of each entry.
+fn mode_of(list: &[u8]) -> u16 {
+    let entries = list.get(4..).unwrap_or_default().chunks_exact(8);
+    entries.fold(0, |mode, entry| match u16::from_le_bytes([entry[0], entry[1]]) {
+        1 => mode | u16::from(entry[2] & 7) << 6,
+        4 => mode | u16::from(entry[2] & 7) << 3,
+        0x20 => mode | u16::from(entry[2] & 7),
+        _ => mode,
+    })
+}
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    let (Some(mountpoint), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: null-fs MOUNTPOINT     serves until it is unmounted");
-        return ExitCode::from(2);
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let (mountpoint, lists) = match arguments.as_slice() {
+        [mountpoint] => (mountpoint, false),
+        [mountpoint, option] if option == "--acl" => (mountpoint, true),
+        _ => {
+            eprintln!("usage: null-fs MOUNTPOINT [--acl]     serves until it is unmounted; with access control lists");
+            return ExitCode::from(2);
+        }
     };
     let mut config = Config::default();
     config.mount_options =
         vec![MountOption::FSName("null".to_owned()), MountOption::DefaultPermissions, MountOption::NoAtime];
-    match fuser::mount(NullFs::new(), &mountpoint, &config) {
+    match fuser::mount(NullFs::new(lists), mountpoint, &config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("null-fs: {}: {error}", Path::new(&mountpoint).display());
+            eprintln!("null-fs: {}: {error}", Path::new(mountpoint).display());
             ExitCode::FAILURE
         }
     }
