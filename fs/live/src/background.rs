@@ -160,6 +160,7 @@ pub(crate) fn describe(e: &dyn std::error::Error) -> String {
 
 fn freeze_if_due(shared: &Shared, order: Order) {
     let now = order.checkpoint || order.commit.is_some();
+    shared.log_access_times();
     let mut state = shared.state_mut();
     // Audit records alone are checkpointed where the log needs the room, and where there are many.
     if state.active.is_empty() || !order.checkpoint && state.active.is_quiet() {

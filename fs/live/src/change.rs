@@ -25,7 +25,7 @@ const MOST_PATIENT: usize = 4;
 /// Bytes that flow to the store within `timeout` at least where writers wait on for them: a try that will fail may send some, too.
 const LEAST_FLOW: u64 = 512 << 10;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
-const USUAL_META: usize = 4096;
+pub(crate) const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
 const EARLY_SYNC: u64 = 8 << 20;
 /// Longest a request waits in one go before it looks again whether it may go on.

@@ -58,6 +58,7 @@ impl Volume {
     pub fn checkpoint_now(&self) -> FsResult<()> {
         let shared = &self.shared;
         let started = Instant::now();
+        shared.log_access_times();
         {
             let mut state = shared.state_mut();
             if !state.active.is_empty() {

@@ -1,5 +1,6 @@
 //! What the log records: each operation as the edits that it makes to the tree. Edits carry resulting values, so that
-//! replaying a log needs nothing but the log, and any prefix of it is a state that was.
+//! replaying a log needs nothing but the log, and any prefix of it is a state that was, but for times of last
+//! access, which come later.
 //!
 //! The byte form is part of `fs/doc/format-log.md`, "Edits".
 

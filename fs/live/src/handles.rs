@@ -1,6 +1,6 @@
 //! Open files, and what their readers do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,48 +19,64 @@ struct Open {
     ahead: u64,
     /// It counted as an access already.
     counted: bool,
-    /// Its opening moved the time of last access, and nothing was read through it since.
-    unread: bool,
 }
 
 /// Open files by handle.
 #[derive(Debug, Default)]
 pub(crate) struct Handles {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, Open>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    open: HashMap<u64, Open>,
+    /// Open files of which an opening moved the time of last access, and that were not read since.
+    unread: HashSet<NodeId>,
 }
 
 impl Handles {
     pub fn open(&self, node: NodeId) -> Handle {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.open).insert(id, Open { node, next: 0, streak: 0, ahead: 0, counted: false, unread: false });
+        lock(&self.table).open.insert(id, Open { node, next: 0, streak: 0, ahead: 0, counted: false });
         Handle(id)
     }
 
-    /// Closes it. Tells its node, and whether its opening moved the time of last access and nothing was read through it since.
+    /// Closes it. Tells its node, and whether an opening moved the file's time of last access, nothing was read of the file since, and
+    /// this is the first to be closed after that.
     pub fn close(&self, handle: Handle) -> Option<(NodeId, bool)> {
-        lock(&self.open).remove(&handle.0).map(|open| (open.node, open.unread))
+        let mut table = lock(&self.table);
+        let open = table.open.remove(&handle.0)?;
+        let unread = open.counted && table.unread.remove(&open.node);
+        Some((open.node, unread))
     }
 
     /// Notes a read through `handle`; tells whether it is the first that counts as an access.
     pub fn read_through(&self, handle: Handle) -> bool {
-        lock(&self.open).get_mut(&handle.0).is_some_and(|open| {
-            open.unread = false;
-            !std::mem::replace(&mut open.counted, true)
-        })
+        let mut table = lock(&self.table);
+        let Some(open) = table.open.get_mut(&handle.0) else { return false };
+        let (node, counted) = (open.node, std::mem::replace(&mut open.counted, true));
+        if !table.unread.is_empty() {
+            table.unread.remove(&node);
+        }
+        !counted
     }
 
     /// Notes that its opening counts as an access, and whether that `moved` the time.
     pub fn opened_to_read(&self, handle: Handle, moved: bool) {
-        if let Some(open) = lock(&self.open).get_mut(&handle.0) {
-            (open.counted, open.unread) = (true, moved);
+        let mut table = lock(&self.table);
+        let Some(open) = table.open.get_mut(&handle.0) else { return };
+        open.counted = true;
+        let node = open.node;
+        if moved {
+            table.unread.insert(node);
         }
     }
 
     /// Notes a read; says which range is worth fetching ahead, `window` bytes at most.
     pub fn note_read(&self, handle: Handle, offset: u64, len: u64, window: u64) -> Option<(u64, u64)> {
-        let mut open = lock(&self.open);
-        let open = open.get_mut(&handle.0)?;
+        let mut table = lock(&self.table);
+        let open = table.open.get_mut(&handle.0)?;
         // The kernel's own read-ahead lets requests overtake each other a little.
         let near = offset <= open.next + (1 << 20) && offset + (1 << 20) >= open.next;
         open.streak = if near { open.streak.saturating_add(1) } else { 0 };
@@ -81,6 +97,6 @@ impl Handles {
     }
 
     pub fn count(&self) -> usize {
-        lock(&self.open).len()
+        lock(&self.table).open.len()
     }
 }

@@ -105,14 +105,6 @@ impl Layer {
         self.nodes.get(&ino)
     }
 
-    /// The edit that puts what it says of the inode's record, if it says what it is.
-    pub fn put_again(&self, ino: u64) -> Option<Edit> {
-        match &self.node(ino)?.stand {
-            Stand::Put(inode) => Some(Edit::Update(ino, inode.clone())),
-            Stand::Unchanged | Stand::Gone => None,
-        }
-    }
-
     /// All it says.
     pub fn nodes(&self) -> impl Iterator<Item = (u64, &NodeDelta)> {
         self.nodes.iter().map(|(&ino, delta)| (ino, delta))

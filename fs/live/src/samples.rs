@@ -10,8 +10,8 @@ use crate::volume::{Volume, lock};
 
 /// Files remembered of each ending.
 const KEPT: usize = 12;
-/// Files of at least so many bytes share frames only with others of their ending, so that what becomes of them can be counted. Of
-/// smaller ones, what happens to lie in frames of one ending is.
+/// Files of at least so many bytes and with an ending share frames only with others like that, so that what becomes of them can be
+/// counted. Of the rest, what happens to lie in frames of one ending is.
 pub(crate) const SAMPLED: u64 = 128 << 10;
 /// Longest ending, in bytes.
 const LONGEST: usize = 16;

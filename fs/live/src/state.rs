@@ -9,7 +9,7 @@ use axiomfs_repository::tree::Root;
 
 use crate::audit::AuditTail;
 use crate::edit::{self, Edit};
-use crate::layer::Layer;
+use crate::layer::{Layer, Stand};
 use crate::log::DataRef;
 use crate::types::{FIRST_FILE_INO, FsError, FsResult, NodeId, SnapshotInfo, Time};
 use crate::versions::{Place, Versions};
@@ -19,6 +19,8 @@ use crate::view::{Nodes, View};
 pub const FIRST_SEQ: u64 = 16;
 /// Inode numbers a directory takes at once, so that its files lie together in the tree.
 const INO_RANGE: u64 = 64;
+/// About the most bytes that an inode's record takes in the log, without a target.
+const RECORD_BYTES: usize = 128;
 /// Moved times of access that wait for the log.
 const ACCESSED_MAX: usize = 16_384;
 /// Directories whose ranges are remembered.
@@ -57,7 +59,7 @@ pub struct State {
     pub first_layer: u64,
     /// The layer that takes the changes.
     pub active: Layer,
-    /// Inodes whose time of last access moved in the active layer and is not in the log yet.
+    /// Inodes whose time of last access moved in a layer and is not in the log yet.
     pub accessed: Vec<u64>,
     /// Snapshots by name.
     pub snapshots: BTreeMap<Arc<str>, Snapshot>,
@@ -130,7 +132,6 @@ impl State {
     pub fn freeze(&mut self) {
         let layer = std::mem::take(&mut self.active);
         self.active.last_op = layer.last_op;
-        self.accessed.clear();
         self.frozen.push(Arc::new(layer));
     }
 
@@ -166,6 +167,30 @@ impl State {
         if self.accessed.len() < ACCESSED_MAX {
             self.accessed.push(ino);
         }
+    }
+
+    /// Takes some of the moved times of last access, `most` bytes of edits or one more, the newest first. What is in no layer any more
+    /// stands in the tree.
+    pub fn take_accessed(&mut self, most: usize) -> Vec<Edit> {
+        let (mut edits, mut bytes) = (Vec::new(), 0);
+        while bytes < most
+            && let Some(ino) = self.accessed.pop()
+        {
+            if let Some(inode) = self.record_in_layers(ino) {
+                bytes += RECORD_BYTES + inode.target.as_ref().map_or(0, |target| target.len());
+                edits.push(Edit::Update(ino, Box::new(inode)));
+            }
+        }
+        edits
+    }
+
+    fn record_in_layers(&self, ino: u64) -> Option<Inode> {
+        let mut newest_first = [&self.active].into_iter().chain(self.frozen.iter().rev().map(|layer| &**layer));
+        newest_first.find_map(|layer| match &layer.node(ino)?.stand {
+            Stand::Put(inode) => Some(Some((**inode).clone())),
+            Stand::Gone => Some(None),
+            Stand::Unchanged => None,
+        })?
     }
 
     /// A snapshot shows the active layer and all below it; from now on nothing is added to that layer.

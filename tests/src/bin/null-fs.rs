@@ -453,7 +453,8 @@ impl Filesystem for NullFs {
     }
 
     fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(if self.lists { Errno::ENODATA } else { Errno::ENOSYS });
+        // A list need not be there to be removed.
+        if self.lists { reply.ok() } else { reply.error(Errno::ENOSYS) }
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -464,13 +465,12 @@ impl Filesystem for NullFs {
 /// The bits of a mode that an access control list says, in the form of its attribute (acl(5), linux/posix_acl_xattr.h): a version
 /// of four bytes, then tag (2), permissions (2) and id (4) of each entry.
 fn mode_of(list: &[u8]) -> u16 {
-    let entries = list.get(4..).unwrap_or_default().chunks_exact(8);
-    entries.fold(0, |mode, entry| match u16::from_le_bytes([entry[0], entry[1]]) {
-        1 => mode | u16::from(entry[2] & 7) << 6,
-        4 => mode | u16::from(entry[2] & 7) << 3,
-        0x20 => mode | u16::from(entry[2] & 7),
-        _ => mode,
-    })
+    let bits = |tag: u16| {
+        let mut entries = list.get(4..).unwrap_or_default().chunks_exact(8);
+        entries.find(|entry| entry[..2] == tag.to_le_bytes()).map(|entry| u16::from(entry[2] & 7))
+    };
+    // A mask stands where the group's bits are.
+    bits(1).unwrap_or(0) << 6 | bits(0x10).or_else(|| bits(4)).unwrap_or(0) << 3 | bits(0x20).unwrap_or(0)
 }
 
 fn main() -> ExitCode {

@@ -1,20 +1,18 @@
 //! Times of last access, kept as Linux keeps them by default (mount(8), `relatime`): moved by a read only where the time
-//! is older than the last change or than a day. They are in the log within two ticks; a crash before that forgets them.
+//! is older than the last change or than a day. They are in the log after the next tick, where it has room; else with the
+//! next checkpoint. A crash before that forgets them.
 
 use std::sync::atomic::Ordering;
 
 use axiomfs_repository::record::Inode;
 
-use crate::change::Need;
-use crate::edit::Edit;
+use crate::change::{Need, USUAL_META};
 use crate::types::{Access, FsError, Handle, NodeId, Time};
 use crate::view::Nodes;
 use crate::volume::{Shared, Volume, now};
 
 /// Age from which a time of last access is moved whatever else happened, in seconds.
 const DAY: i64 = 86_400;
-/// Times that go into the log in one record.
-const LOGGED_AT_ONCE: usize = 32;
 
 impl Volume {
     /// Notes that `node` was read; says whether its time of last access has moved.
@@ -72,18 +70,16 @@ impl Shared {
         let Some(log) = &self.log else { return };
         while !self.state().accessed.is_empty() {
             if let Err(error) = self.prepare_log(Access::Wait, log, Need::Room, 0) {
-                tracing::debug!(%error, "Times of last access are not logged");
+                tracing::debug!(%error, "Times of last access go with the next checkpoint");
+                self.state_mut().accessed.clear();
                 return;
             }
             let mut guard = self.state_mut();
             let state = &mut *guard;
-            let rest = state.accessed.len().saturating_sub(LOGGED_AT_ONCE);
-            let inos = state.accessed.split_off(rest);
-            let edits: Vec<Edit> = inos.iter().filter_map(|ino| state.active.put_again(*ino)).collect();
+            let edits = state.take_accessed(USUAL_META - 1024);
             let logged = edits.is_empty()
                 || state.refused.is_none() && self.log_and_apply(log, state, Need::Room, &edits, None).is_ok();
             if !logged {
-                // They go with the next checkpoint all the same.
                 state.accessed.clear();
             }
         }

@@ -65,8 +65,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Closes a file. A file without a name goes with its last handle. Never waits. Tells whether its opening moved the time of last
-    /// access and nothing was read through it since.
+    /// Closes a file. A file without a name goes with its last handle. Never waits. Tells whether an opening moved the time of last
+    /// access and nothing was read of the file since, where nobody was told so yet.
     pub fn release(&self, _node: NodeId, handle: Handle) -> bool {
         let Some((node, unread)) = self.shared.handles.close(handle) else { return false };
         if node.is_in_snapshot() {

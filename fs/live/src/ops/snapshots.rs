@@ -36,6 +36,8 @@ impl Volume {
             return Err(FsError::WouldBlock);
         }
         let wanted: Arc<str> = Arc::from(name);
+        // The snapshot shows them after a crash too.
+        self.shared.log_access_times();
         loop {
             let ordinal = self.free_ordinal(&wanted)?;
             let edit = Edit::Snapshot { ordinal, created: now(), name: wanted.clone() };
