@@ -109,7 +109,14 @@ impl Reader {
             None => self.fetch(&place.frame, end)?,
         };
         match decoded {
-            Decoded::Data(frame) => self.verified(&frame, id, place),
+            Decoded::Data(frame) => match self.verified(&frame, id, place) {
+                // The frame may be sound, and the decoding of its start not.
+                Err(_) if frame.encoded.is_some() => match self.fetch(&place.frame, u32::MAX)? {
+                    Decoded::Data(whole) => self.verified(&whole, id, place),
+                    Decoded::Nodes(_) => Err(self.damaged(place, "it holds nodes")),
+                },
+                checked => checked,
+            },
             Decoded::Nodes(nodes) => match nodes.get(id) {
                 Some(node) => Ok(node.bytes().to_vec().into()),
                 None => Err(self.damaged(place, "it does not hold the node that the index promises")),
@@ -192,9 +199,17 @@ impl Reader {
         frame
     }
 
+    /// The chunk, if it is the one. Where a whole frame does not hold it, it is not used any more.
     fn verified(&self, frame: &DataFrame, id: &ChunkId, place: &ChunkPlace) -> Result<Bytes, RepositoryError> {
+        let wrong = |reason| {
+            self.frames.remove(&place.key());
+            match frame.encoded {
+                Some(_) => Err(RepositoryError::corrupt(place.frame.name(), reason)),
+                None => Err(self.damaged(place, reason)),
+            }
+        };
         let Some(bytes) = Bytes::slice_of(&frame.raw, place.offset, place.len) else {
-            return Err(self.damaged(place, "a chunk passes its end"));
+            return wrong("a chunk passes its end");
         };
         let known = (place.len, *id);
         let lock = || frame.verified.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,8 +221,7 @@ impl Reader {
             FrameKind::Data | FrameKind::Metadata => self.keyring.data_id(&bytes),
         };
         if own != *id {
-            self.frames.remove(&place.key());
-            return Err(self.damaged(place, "a chunk in it has another id"));
+            return wrong("a chunk in it has another id");
         }
         lock().insert(place.offset, known);
         Ok(bytes)

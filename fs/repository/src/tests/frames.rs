@@ -1,9 +1,10 @@
 //! What shares a frame, how large frames become, and how much of one a read decodes.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use axiomfs_api::Store;
+use axiomfs_api::{Applied, BoundedBuf, Descriptor, Hint, PluginError, Store, Transform, TransformFactory, Worker};
+use axiomfs_compression_zstd::Factory;
 
 use super::support::*;
 use crate::*;
@@ -102,6 +103,76 @@ fn a_read_decodes_no_more_of_a_frame_than_it_needs() {
     let ahead = bed.open_cold();
     ahead.prefetch_chunk(&ids[0]).unwrap();
     assert_eq!(in_memory(&ahead), 26, "who reads ahead wants all of it");
+}
+
+/// zstd, but for the decoding of starts, which gives something else.
+struct BadStarts<T>(T);
+
+impl TransformFactory for BadStarts<Factory> {
+    fn descriptor(&self) -> &'static Descriptor {
+        self.0.descriptor()
+    }
+
+    fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
+        Ok(Arc::new(BadStarts(self.0.build(params)?)))
+    }
+
+    fn decoder(&self, format: u16, decode_params: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
+        Ok(Arc::new(BadStarts(self.0.decoder(format, decode_params)?)))
+    }
+}
+
+impl Transform for BadStarts<Arc<dyn Transform>> {
+    fn descriptor(&self) -> &'static Descriptor {
+        self.0.descriptor()
+    }
+
+    fn decode_params(&self) -> Vec<u8> {
+        self.0.decode_params()
+    }
+
+    fn params(&self) -> Vec<(&'static str, String)> {
+        self.0.params()
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
+        Ok(Box::new(BadStarts(self.0.worker()?)))
+    }
+}
+
+impl Worker for BadStarts<Box<dyn Worker>> {
+    fn encode(&mut self, hint: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
+        self.0.encode(hint, src, out)
+    }
+
+    fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
+        self.0.decode(format, src, raw_len, out)
+    }
+
+    fn decode_start(
+        &mut self,
+        _format: u16,
+        _src: &[u8],
+        _raw_len: usize,
+        len: usize,
+        out: &mut BoundedBuf,
+    ) -> Result<(), PluginError> {
+        out.extend(&vec![7; len])
+    }
+}
+
+#[test]
+fn a_frame_whose_start_is_decoded_wrongly_is_decoded_whole() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let ids: Vec<_> = (0..26).map(|number| add(&repository, &shrinking(number)).0).collect();
+    commit(&repository, None);
+    let cold = bed.open_cold_with(host_with(BadStarts(Factory)));
+    for number in [0, 7] {
+        assert_eq!(cold.read_chunk(&ids[number]).unwrap()[..], shrinking(number as u64)[..]);
+    }
+    assert_eq!(cold.stats().frames_read, 2, "once for its start, once for all of it");
+    assert_eq!(cold.stats().frames_quarantined, 0, "it is sound");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind, TransformFactory};
 use axiomfs_compression_zstd::Factory;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::{ChainSpec, Host, Limits, Registry, RouteTable, StepSpec};
@@ -115,17 +115,19 @@ impl Store for TestStore {
 /// One host for all tests: making one tests its chains.
 pub fn host() -> Arc<Host> {
     static HOST: OnceLock<Arc<Host>> = OnceLock::new();
-    HOST.get_or_init(|| {
-        let registry = Registry::new().transform(Factory).seal(Aes256Gcm);
-        let chain = |name: &str, steps| ChainSpec { name: name.to_owned(), steps };
-        let chains = vec![
-            chain("default", vec![StepSpec::new("zstd"), StepSpec::new("aes-256-gcm")]),
-            chain("media", vec![StepSpec::new("aes-256-gcm")]),
-            chain("plain", vec![StepSpec::new("zstd")]),
-        ];
-        Arc::new(Host::new(registry, chains, RouteTable::default(), Limits::default(), Vec::new()).unwrap())
-    })
-    .clone()
+    HOST.get_or_init(|| host_with(Factory)).clone()
+}
+
+/// A host with another compressor in zstd's place.
+pub fn host_with(compressor: impl TransformFactory + 'static) -> Arc<Host> {
+    let registry = Registry::new().transform(compressor).seal(Aes256Gcm);
+    let chain = |name: &str, steps| ChainSpec { name: name.to_owned(), steps };
+    let chains = vec![
+        chain("default", vec![StepSpec::new("zstd"), StepSpec::new("aes-256-gcm")]),
+        chain("media", vec![StepSpec::new("aes-256-gcm")]),
+        chain("plain", vec![StepSpec::new("zstd")]),
+    ];
+    Arc::new(Host::new(registry, chains, RouteTable::default(), Limits::default(), Vec::new()).unwrap())
 }
 
 /// A store with a fresh repository and a staging directory.
@@ -156,7 +158,13 @@ impl Bed {
 
     /// Opens with the index of the latest head, without staging: what another machine sees.
     pub fn open_cold(&self) -> Arc<Repository> {
-        let repository = self.try_open(OpenOptions::default()).unwrap();
+        self.open_cold_with(host())
+    }
+
+    /// The same with another host.
+    pub fn open_cold_with(&self, host: Arc<Host>) -> Arc<Repository> {
+        let opts = OpenOptions::default();
+        let repository = Repository::open(self.store.clone(), host, Arc::new(Aes256Gcm), PASSPHRASE, opts).unwrap();
         let volume = repository.volume("main").unwrap();
         if let Some(head) = repository.latest_head(volume).unwrap() {
             repository.load_segments(&head.segments).unwrap();
