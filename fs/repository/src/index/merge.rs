@@ -16,8 +16,14 @@ use crate::ids::ChunkId;
 use crate::limits;
 use crate::pack::{Chain, intern};
 
-/// More live segments than this are merged.
-const MOST_SEGMENTS: usize = 8;
+/// More live segments than this are merged, where that is cheap.
+const USUAL_SEGMENTS: usize = 8;
+/// More than this are merged at any price.
+const MOST_SEGMENTS: usize = 16;
+/// Rows that merging copies are cheap up to so many for each new one,
+const CHEAP_RATIO: u64 = 16;
+/// and so many whatever is new (0.7 MB).
+const CHEAP_ROWS: u64 = 16_384;
 /// Segments are not merged where their roots together are longer: a reader takes none over `limits::INDEX_ROOT`.
 const MOST_ROOT: u64 = limits::INDEX_ROOT / 4 * 3;
 
@@ -121,20 +127,28 @@ fn add_borrowed(
     Ok(())
 }
 
-/// Places of the segments to merge with `new_rows` new ones: none while there are few; else the smallest, and more while
-/// the next is not much larger than what is merged already. So a row is copied O(log n) times. None gets a root beyond [`MOST_ROOT`] that way.
+/// Places of the segments to merge with `new_rows` new ones: none while there are few; else the smallest, while the next is not much
+/// larger than what is merged already. So a row is copied O(log n) times. A commit of few rows leaves large segments for one of many, so
+/// that a small change seldom uploads half an index; where there are too many segments it takes what must be. None gets a root beyond
+/// [`MOST_ROOT`] that way.
 fn choose(live: &[SegmentRef], new_rows: u64) -> Vec<usize> {
-    let Some(least) = (live.len() + 1).checked_sub(MOST_SEGMENTS).filter(|n| *n > 0) else { return Vec::new() };
+    let count = live.len() + 1;
+    if count <= USUAL_SEGMENTS {
+        return Vec::new();
+    }
+    let least = if count > MOST_SEGMENTS { count - USUAL_SEGMENTS } else { 0 };
+    let cheap = new_rows.saturating_mul(CHEAP_RATIO).max(CHEAP_ROWS);
     let mut by_size: Vec<usize> = (0..live.len()).collect();
     by_size.sort_by_key(|place| live[*place].rows);
-    let (mut taken, mut sum, mut roots) = (0, new_rows, 0);
+    let (mut taken, mut copied, mut roots) = (0, 0_u64, 0);
     for place in &by_size {
         let rows = live[*place].rows;
         roots += root_len(&live[*place]);
-        if roots > MOST_ROOT || (taken >= least && rows > sum.saturating_mul(2)) {
+        let much_larger = rows > copied.saturating_add(new_rows).saturating_mul(2);
+        copied = copied.saturating_add(rows);
+        if roots > MOST_ROOT || (taken >= least && (much_larger || copied > cheap)) {
             break;
         }
-        sum = sum.saturating_add(rows);
         taken += 1;
     }
     by_size.truncate(taken);
@@ -237,38 +251,67 @@ mod tests {
         SegmentRef { id: SegmentId([0; 16]), len: 0, root_offset: 0, root_len: 0, epoch: 1, salt: [0; 32], rows }
     }
 
-    #[test]
-    fn many_commits_leave_few_segments_and_copy_each_row_seldom() {
-        let (mut live, mut copied): (Vec<SegmentRef>, u64) = (Vec::new(), 0);
-        for _ in 0..10_000 {
-            let merged = choose(&live, 100);
-            let rows: u64 = merged.iter().map(|p| live[*p].rows).sum();
-            copied += rows;
+    /// Commits of so many rows each: the live segments, rows that were copied for each new one, and the most that one commit copied for
+    /// each of its own.
+    fn commits(sizes: impl Iterator<Item = u64>) -> (Vec<SegmentRef>, u64, u64) {
+        let (mut live, mut new, mut all, mut worst): (Vec<SegmentRef>, u64, u64, u64) = (Vec::new(), 0, 0, 0);
+        for size in sizes {
+            let merged = choose(&live, size);
+            let copied: u64 = merged.iter().map(|place| live[*place].rows).sum();
+            (new, all, worst) = (new + size, all + copied, worst.max(copied / size));
             let mut place = 0;
             live.retain(|_| {
                 place += 1;
                 !merged.contains(&(place - 1))
             });
-            live.insert(0, segment(100 + rows));
+            live.insert(0, segment(size + copied));
             assert!(live.len() <= MOST_SEGMENTS);
         }
-        assert!(copied < 10_000 * 100 * 14, "each row was copied {} times", copied / 1_000_000);
+        (live, all / new, worst)
     }
+
+    #[test]
+    fn many_commits_leave_few_segments_and_copy_each_row_seldom() {
+        for size in [100, 1000, 100_000] {
+            let (_, copies, _) = commits(std::iter::repeat_n(size, 10_000));
+            assert!(copies < 14, "each of {size} was copied {copies} times");
+        }
+        let (_, copies, _) = commits((0..600).map(|number| 1 << (20 - number % 20)));
+        assert!(copies < 14, "each was copied {copies} times");
+    }
+
+    #[test]
+    fn a_small_commit_after_large_ones_copies_little() {
+        let large = [125_000; 8];
+        for small in [100, 1_500] {
+            let (live, _, worst) = commits(large.into_iter().chain([small; 70]));
+            assert!(worst * small <= CHEAP_ROWS.max(CHEAP_RATIO * small), "{worst} rows for each of {small}");
+            assert!(live.len() <= MOST_SEGMENTS, "{}", live.len());
+            // At last the small ones must be merged, and most of the large ones are left alone.
+            let (live, _, worst) = commits(large.into_iter().chain([small; 300]));
+            assert!(worst * small < 400_000, "{worst} rows for each of {small}");
+            assert!(live.iter().filter(|one| one.rows == large[0]).count() >= 5, "{live:?}");
+        }
+        // A large one merges what small ones left.
+        let (live, ..) = commits(large.into_iter().chain([1_500; 100]).chain([1_000_000]));
+        assert!(live.len() <= 2, "{}", live.len());
+    }
+
     #[test]
     fn no_segment_grows_beyond_what_a_reader_takes() {
         let with_root = |root_len: u64| SegmentRef { root_len: root_len as u32, ..segment(1000) };
         let part = MOST_ROOT / 4;
         let live: Vec<SegmentRef> =
-            [1; 4].map(|_| with_root(3 * part)).into_iter().chain([1; 8].map(|_| with_root(part))).collect();
+            [1; 4].map(|_| with_root(3 * part)).into_iter().chain([1; 12].map(|_| with_root(part))).collect();
         let merged = choose(&live, 100);
         assert!(merged.iter().map(|place| root_len(&live[*place])).sum::<u64>() <= MOST_ROOT, "{merged:?}");
         assert_eq!(
-            choose(&vec![with_root(MOST_ROOT); 12], 100),
+            choose(&vec![with_root(MOST_ROOT); MOST_SEGMENTS], 100),
             [0],
             "more segments rather than one that can't be read"
         );
         // Of an early form, whose root was shorter for as many rows.
         let early = segment(MOST_ROOT / 8 * u64::from(ROWS));
-        assert_eq!(choose(&vec![early; 12], 100), [0]);
+        assert_eq!(choose(&vec![early; MOST_SEGMENTS], 100), [0]);
     }
 }
