@@ -42,6 +42,7 @@ def million_files(one, source, figures):
             # One directory after the other, as programs do.
             write(f"{directory}/d{number * DIRECTORIES // files:04}/f{number:07}", text, rng)
         rates.append(step / (time.monotonic() - start))
+    say(f"  {one.name}: files/s of each {step:,}: {', '.join(f'{rate:,.0f}' for rate in rates)}")
     figures.add(one, "million-first", rates[0])
     figures.add(one, "million-last", rates[-1])
     figures.add(one, "million-steady", rates[-1] / rates[0])
