@@ -200,11 +200,12 @@ impl Ingest<'_> {
     fn sort(&mut self, ino: u64, inode: &Inode) -> Result<(FrameClass, Label), CheckpointError> {
         let (path, known) = self.paths.of(&self.view, ino, inode)?;
         let label = ending(&path).map_or(Label::NONE, |ending| self.shared.repository.label(&ending));
+        let mut class = self.class_at(&path, known, inode);
         if label != Label::NONE && inode.size >= SAMPLED {
             self.shared.samples.note(label, ino);
+            class.sort = label;
         }
-        let class = self.class_at(&path, known, inode);
-        Ok((if inode.size >= SAMPLED { FrameClass { sort: label, ..class } } else { class }, label))
+        Ok((class, label))
     }
 
     fn class_at(&self, path: &[u8], known: bool, inode: &Inode) -> FrameClass {

@@ -111,10 +111,7 @@ impl Reader {
         match decoded {
             Decoded::Data(frame) => match self.verified(&frame, id, place) {
                 // The frame may be sound, and the decoding of its start not.
-                Err(_) if frame.encoded.is_some() => match self.fetch(&place.frame, u32::MAX)? {
-                    Decoded::Data(whole) => self.verified(&whole, id, place),
-                    Decoded::Nodes(_) => Err(self.damaged(place, "it holds nodes")),
-                },
+                Err(_) if frame.encoded.is_some() => self.chunk_and_neighbours(id, place),
                 checked => checked,
             },
             Decoded::Nodes(nodes) => match nodes.get(id) {

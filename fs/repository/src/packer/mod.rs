@@ -51,9 +51,10 @@ pub struct FrameClass {
 }
 
 impl FrameClass {
-    /// Bytes that fill a frame.
-    fn frame_bytes(&self) -> usize {
+    /// Bytes that fill a frame; `flat` where the last one did not shrink.
+    fn frame_bytes(&self, flat: bool) -> usize {
         match self.kind {
+            FrameKind::Data | FrameKind::Clear if flat => FLAT_FRAME,
             FrameKind::Data | FrameKind::Clear => DATA_FRAME,
             FrameKind::Metadata => METADATA_FRAME,
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{FLAT_FRAME, Found, FrameClass, OpenPack, len32};
+use super::{Found, FrameClass, OpenPack, len32};
 use crate::bytes::Bytes;
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
@@ -157,7 +157,7 @@ impl State {
 
     /// Puts a chunk into the open frame of its class. True if that gave the workers something to do.
     pub(super) fn put(&mut self, class: &FrameClass, label: Label, id: ChunkId, data: &[u8]) -> bool {
-        let most = class.frame_bytes().min(if self.flat.contains(class) { FLAT_FRAME } else { usize::MAX });
+        let most = class.frame_bytes(self.flat.contains(class));
         let full = self.open.get(class).is_some_and(|frame| frame.raw.len() + data.len() > most);
         if full {
             self.close(class);

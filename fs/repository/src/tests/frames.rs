@@ -7,6 +7,7 @@ use axiomfs_api::{Applied, BoundedBuf, Descriptor, Hint, PluginError, Store, Tra
 use axiomfs_compression_zstd::Factory;
 
 use super::support::*;
+use crate::ids::ChunkId;
 use crate::*;
 
 #[test]
@@ -52,6 +53,15 @@ fn shrinking(number: u64) -> Vec<u8> {
     data
 }
 
+/// A store with the first so many of those, and their ids.
+fn stored(count: u64) -> (Bed, Vec<ChunkId>) {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let ids = (0..count).map(|number| add(&repository, &shrinking(number)).0).collect();
+    commit(&repository, None);
+    (bed, ids)
+}
+
 #[test]
 fn frames_that_do_not_shrink_are_smaller() {
     let bed = Bed::new();
@@ -84,10 +94,7 @@ fn frames_that_do_not_shrink_are_smaller() {
 /// A chunk near the front of a frame is decoded without the rest, which is decoded from memory when somebody wants it.
 #[test]
 fn a_read_decodes_no_more_of_a_frame_than_it_needs() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let ids: Vec<_> = (0..26).map(|number| add(&repository, &shrinking(number)).0).collect();
-    commit(&repository, None);
+    let (bed, ids) = stored(26);
     let cold = bed.open_cold();
     let in_memory = |repository: &Repository| ids.iter().filter(|id| repository.chunk_cached(id).is_some()).count();
     assert_eq!(cold.read_chunk(&ids[0]).unwrap()[..], shrinking(0)[..]);
@@ -163,10 +170,7 @@ impl Worker for BadStarts<Box<dyn Worker>> {
 
 #[test]
 fn a_frame_whose_start_is_decoded_wrongly_is_decoded_whole() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let ids: Vec<_> = (0..26).map(|number| add(&repository, &shrinking(number)).0).collect();
-    commit(&repository, None);
+    let (bed, ids) = stored(26);
     let cold = bed.open_cold_with(host_with(BadStarts(Factory)));
     for number in [0, 7] {
         assert_eq!(cold.read_chunk(&ids[number]).unwrap()[..], shrinking(number as u64)[..]);
@@ -177,10 +181,7 @@ fn a_frame_whose_start_is_decoded_wrongly_is_decoded_whole() {
 
 #[test]
 fn who_reads_a_frame_at_the_same_time_gets_as_much_of_it_as_he_wants() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let ids: Vec<_> = (0..26).map(|number| add(&repository, &shrinking(number)).0).collect();
-    commit(&repository, None);
+    let (bed, ids) = stored(26);
     for _ in 0..20 {
         let cold = bed.open_cold();
         let start = Barrier::new(4);
@@ -221,11 +222,7 @@ fn a_clear_frame_is_decoded_in_part_too() {
 
 #[test]
 fn frames_that_no_cache_holds_are_read_by_many_at_once() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let ids: Vec<_> = (0..26).map(|number| add(&repository, &shrinking(number)).0).collect();
-    commit(&repository, None);
-    drop(repository);
+    let (bed, ids) = stored(26);
     let cold = bed.try_open(OpenOptions { cache_bytes: 1 << 10, ..OpenOptions::default() }).unwrap();
     let head = cold.latest_head(cold.volume("main").unwrap()).unwrap().unwrap();
     cold.load_segments(&head.segments).unwrap();
@@ -245,10 +242,7 @@ fn frames_that_no_cache_holds_are_read_by_many_at_once() {
 /// What is still in memory of it says nothing of the pack.
 #[test]
 fn a_missing_pack_stays_on_the_list_when_a_frame_is_completed_from_memory() {
-    let bed = Bed::new();
-    let repository = bed.open();
-    let ids: Vec<_> = (0..60).map(|number| add(&repository, &shrinking(number)).0).collect();
-    commit(&repository, None);
+    let (bed, ids) = stored(60);
     let cold = bed.open_cold();
     cold.read_chunk(&ids[0]).unwrap();
     for (name, _) in bed.store.objects().into_iter().filter(|(name, _)| name.starts_with("packs/")) {
