@@ -7,17 +7,20 @@
 mod directories;
 mod errors;
 mod listing;
+mod opened;
 mod staged;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axiomfs_api::{Body, Descriptor, Kind, LeftOut, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
 
 use directories::Directories;
 use errors::failed;
+use opened::Opened;
 use staged::Staged;
 
 /// Where objects lie before they have their name. Not an object's first segment, therefore.
@@ -46,6 +49,7 @@ pub struct LocalStore {
     /// Device and inode of the directory.
     identity: (u64, u64),
     directories: Directories,
+    opened: Opened,
     left_out: LeftOut,
 }
 
@@ -81,7 +85,13 @@ impl LocalStore {
         }
         staged::clean(&root.join(TMP));
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Self { directories: Directories::new(root.clone()), left_out: LeftOut::default(), identity, root })
+        Ok(Self {
+            directories: Directories::new(root.clone()),
+            opened: Opened::default(),
+            left_out: LeftOut::default(),
+            identity,
+            root,
+        })
     }
 
     /// The store's directory, absolute.
@@ -92,6 +102,7 @@ impl LocalStore {
     /// Fails if the directory is no longer the one that was opened: its disk was unmounted, or it was moved away. What is
     /// there instead must not be written to, and says nothing about which objects exist.
     fn check_root(&self, operation: &'static str, object: &str) -> Result<(), StoreError> {
+        self.opened.close_unused(opened::UNUSED);
         match fs::metadata(&self.root) {
             Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
             _ => {
@@ -119,14 +130,28 @@ impl LocalStore {
         Ok(self.root.join(key.as_str()))
     }
 
-    /// The object's file and its length.
-    fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, u64), StoreError> {
+    /// The object's file, opened, and its length.
+    fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, Metadata), StoreError> {
         let path = self.path(operation, key)?;
         let file = File::open(path).map_err(|error| self.explain(errors::reading(operation, key, error)))?;
         let metadata = file.metadata().map_err(|error| failed(operation, key.as_str(), error))?;
         if !metadata.is_file() {
             return Err(StoreError::new(StoreErrorKind::NotFound, operation, key.as_str()));
         }
+        Ok((file, metadata))
+    }
+
+    /// The object's file, and its length, for one range of several: it stays open for the next.
+    fn kept(&self, operation: &'static str, key: &ObjectKey) -> Result<(Arc<File>, u64), StoreError> {
+        let path = self.path(operation, key)?;
+        if let Ok(metadata) = fs::metadata(path)
+            && let Some(file) = self.opened.get(&metadata)
+        {
+            return Ok((file, metadata.len()));
+        }
+        let (file, metadata) = self.file(operation, key)?;
+        let file = Arc::new(file);
+        self.opened.keep(&metadata, Arc::clone(&file));
         Ok((file, metadata.len()))
     }
 
@@ -161,21 +186,21 @@ impl Store for LocalStore {
     }
 
     fn get(&self, key: &ObjectKey, max: u64) -> Result<Vec<u8>, StoreError> {
-        let (file, len) = self.file("get", key)?;
+        let (file, metadata) = self.file("get", key)?;
         let too_long = || {
             let reason = format!("It is longer than the {max} bytes it may have");
             StoreError::new(StoreErrorKind::Corrupt, "get", key.as_str()).with_source(reason)
         };
-        if len > max {
+        if metadata.len() > max {
             return Err(too_long());
         }
-        let mut bytes = Vec::with_capacity(len as usize);
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
         file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| failed("get", key.as_str(), error))?;
         if bytes.len() as u64 > max { Err(too_long()) } else { Ok(bytes) }
     }
 
     fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
-        let (file, size) = self.file("get", key)?;
+        let (file, size) = self.kept("get", key)?;
         // Checked before the buffer is made, so that no damaged index can ask for any amount of memory.
         if offset.checked_add(len).is_none_or(|end| end > size) {
             let reason = format!("It has {size} bytes, asked for {len} at {offset}");

@@ -103,6 +103,46 @@ fn a_removed_directory_is_made_again() {
     assert_eq!(store.get(&key("a/b/c"), 1).expect("gets"), b"3");
 }
 
+/// Files stay open between ranges: what is read must be what has the name all the same.
+#[test]
+fn a_range_is_of_the_object_that_has_the_name_now() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    let (a, path) = (key("packs/a"), dir.path().join("packs/a"));
+    store.put_new(&a, Body::Bytes(b"first")).expect("creates");
+    assert_eq!(store.get_range(&a, 0, 5).expect("reads"), b"first");
+    store.put(&a, Body::Bytes(b"other")).expect("replaces");
+    assert_eq!(store.get_range(&a, 0, 5).expect("reads"), b"other");
+    fs::write(&path, b"cut").expect("cuts it short in place");
+    assert_eq!(store.get_range(&a, 0, 5).expect_err("it is too short now").kind, StoreErrorKind::Corrupt);
+    fs::remove_file(&path).expect("removes it behind the store's back");
+    assert_eq!(store.get_range(&a, 0, 3).expect_err("it is gone").kind, StoreErrorKind::NotFound);
+    fs::create_dir(&path).expect("puts a directory in its place");
+    assert_eq!(store.get_range(&a, 0, 3).expect_err("it is no object").kind, StoreErrorKind::NotFound);
+}
+
+#[test]
+fn only_so_many_files_stay_open() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    let open = || {
+        let links = fs::read_dir("/proc/self/fd").expect("lists").filter_map(|e| fs::read_link(e.ok()?.path()).ok());
+        links.filter(|target| target.starts_with(dir.path())).count()
+    };
+    for number in 0..100 {
+        let key = key(&format!("packs/{number}"));
+        store.put_new(&key, Body::Bytes(format!("object {number:3}").as_bytes())).expect("creates");
+        for _ in 0..2 {
+            assert_eq!(store.get_range(&key, 7, 3).expect("reads"), format!("{number:3}").as_bytes());
+        }
+    }
+    assert_eq!(open(), 16);
+    for number in 0..100 {
+        let bytes = store.get_range(&key(&format!("packs/{number}")), 7, 3).expect("reads again");
+        assert_eq!(bytes, format!("{number:3}").as_bytes());
+    }
+}
+
 #[test]
 fn a_store_whose_disk_is_gone_is_not_an_empty_store() {
     let dir = temp();

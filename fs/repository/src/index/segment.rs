@@ -1,5 +1,6 @@
 //! One index segment: its root in memory, its blocks read by range (format.md §6).
 
+use std::fmt::{self, Display};
 use std::sync::{Arc, OnceLock};
 
 use axiomfs_api::{ObjectKey, Sealer};
@@ -17,6 +18,8 @@ use crate::{limits, names};
 pub(crate) const MAGIC: &[u8; 4] = b"AXIX";
 pub(crate) const END: &[u8; 4] = b"AXIE";
 pub(crate) const HEADER: usize = 48;
+/// Bytes that a block's seal covers beside the block.
+const AAD: usize = 66;
 /// Bytes of chunk blocks that are read by one request where all are wanted.
 const RUN: u64 = 256 << 10;
 const WRONG_SEAL: Malformed = Malformed("its seal does not fit");
@@ -113,7 +116,8 @@ impl SegmentSeal {
     }
 
     fn aad(&self, kind: BlockKind, number: u32) -> Vec<u8> {
-        let mut aad = b"axiomfs index".to_vec();
+        let mut aad = Vec::with_capacity(AAD);
+        aad.put(b"axiomfs index");
         aad.put(&self.repository.0);
         aad.put(&self.volume.0);
         aad.put(&self.id.0);
@@ -252,7 +256,20 @@ impl Segment {
         })
     }
 
-    pub(crate) fn block_name(&self, kind: BlockKind, number: u32) -> String {
-        format!("{kind:?} block {number} of {}", self.name)
+    /// What errors call a block. Written out only for an error: it would cost as much as finding the block.
+    pub(crate) fn block_name(&self, kind: BlockKind, number: u32) -> impl Display {
+        BlockName { kind, number, segment: &self.name }
+    }
+}
+
+struct BlockName<'a> {
+    kind: BlockKind,
+    number: u32,
+    segment: &'a str,
+}
+
+impl Display for BlockName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} block {} of {}", self.kind, self.number, self.segment)
     }
 }
