@@ -1,7 +1,7 @@
 //! Many threads at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, RwLock};
+use std::sync::{Barrier, Mutex, RwLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -79,6 +79,37 @@ fn a_failed_fdatasync_fails_all_who_wait_for_it_and_nobody_is_told_it_succeeded(
         }
     });
     assert!(log.usage().failed);
+}
+
+#[test]
+fn short_records_do_not_wait_while_a_long_one_waits_for_the_next_segment() {
+    let bench = Bench::new(64 << 10, 8, true);
+    Disk::open_or_create(&bench.options.dir).unwrap();
+    let (begun, waiting) = mpsc::channel();
+    let (go_on, held) = mpsc::channel::<()>();
+    let (armed, held) = (Arc::new(AtomicBool::new(false)), Mutex::new(held));
+    let slow = Arc::clone(&armed);
+    let probe = Probe::new(move |_, op| {
+        if matches!(op, Op::Sync) && slow.swap(false, Ordering::SeqCst) {
+            begun.send(()).unwrap();
+            held.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("a short record waited for the disk");
+        }
+        Verdict::Pass
+    });
+    let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(probe);
+    let log = Log::create_on(disk, bench.options.clone(), IDENTITY, Arc::clone(&bench.sealer), 0).unwrap();
+    thread::scope(|scope| {
+        let first = append(&log, b"long", &noise(1, 40 << 10)).segment;
+        armed.store(true, Ordering::SeqCst);
+        let long = scope.spawn(|| log.prepare(9, 40 << 10, Urgency::Normal).unwrap());
+        waiting.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(append(&log, b"short", b"record").segment, first);
+        go_on.send(()).unwrap();
+        long.join().unwrap();
+        assert_eq!(append(&log, b"long", &noise(2, 40 << 10)).segment, first + 1);
+    });
+    let metas: Vec<_> = bench.replay(0).unwrap().1.into_iter().map(|record| record.meta).collect();
+    assert_eq!(metas, [&b"long"[..], b"short", b"long"]);
 }
 
 #[test]
