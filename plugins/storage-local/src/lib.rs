@@ -102,7 +102,6 @@ impl LocalStore {
     /// Fails if the directory is no longer the one that was opened: its disk was unmounted, or it was moved away. What is
     /// there instead must not be written to, and says nothing about which objects exist.
     fn check_root(&self, operation: &'static str, object: &str) -> Result<(), StoreError> {
-        self.opened.close_unused(opened::UNUSED);
         match fs::metadata(&self.root) {
             Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
             _ => {
@@ -141,18 +140,24 @@ impl LocalStore {
         Ok((file, metadata))
     }
 
-    /// The object's file, and its length, for one range of several: it stays open for the next.
-    fn kept(&self, operation: &'static str, key: &ObjectKey) -> Result<(Arc<File>, u64), StoreError> {
-        let path = self.path(operation, key)?;
-        if let Ok(metadata) = fs::metadata(path)
-            && let Some(file) = self.opened.get(&metadata)
-        {
-            return Ok((file, metadata.len()));
+    /// A range of the object's file, if that is open and still has the object's name. Whatever goes wrong, a file opened anew tells
+    /// better: an open one may have lost its server.
+    fn range_of_kept(&self, key: &ObjectKey, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let (file, identity) = self.opened.get(key)?;
+        let read = || {
+            let metadata = fs::metadata(self.path("get", key).ok()?).ok()?;
+            if !identity.is_of(&metadata) || offset.checked_add(len)? > metadata.len() {
+                return None;
+            }
+            let mut bytes = vec![0; usize::try_from(len).ok()?];
+            file.read_exact_at(&mut bytes, offset).ok()?;
+            Some(bytes)
+        };
+        let bytes = read();
+        if bytes.is_none() {
+            self.opened.forget(key);
         }
-        let (file, metadata) = self.file(operation, key)?;
-        let file = Arc::new(file);
-        self.opened.keep(&metadata, Arc::clone(&file));
-        Ok((file, metadata.len()))
+        bytes
     }
 
     fn staged(&self, body: Body<'_>) -> io::Result<Staged> {
@@ -200,7 +205,11 @@ impl Store for LocalStore {
     }
 
     fn get_range(&self, key: &ObjectKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
-        let (file, size) = self.kept("get", key)?;
+        if let Some(bytes) = self.range_of_kept(key, offset, len) {
+            return Ok(bytes);
+        }
+        let (file, metadata) = self.file("get", key)?;
+        let size = metadata.len();
         // Checked before the buffer is made, so that no damaged index can ask for any amount of memory.
         if offset.checked_add(len).is_none_or(|end| end > size) {
             let reason = format!("It has {size} bytes, asked for {len} at {offset}");
@@ -208,6 +217,7 @@ impl Store for LocalStore {
         }
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, offset).map_err(|error| failed("get", key.as_str(), error))?;
+        self.opened.keep(key, &metadata, Arc::new(file));
         Ok(bytes)
     }
 
