@@ -117,7 +117,7 @@ impl Log {
     /// As [`append`](Self::append).
     pub fn prepare(&self, meta: usize, data: usize, urgency: Urgency) -> Result<(), LogError> {
         let stride = ((RECORD_HEADER + meta + data) as u64).next_multiple_of(super::format::ALIGN);
-        if self.would_wait(meta, data) {
+        if self.begins_next(&self.lock_active(), stride, urgency) {
             // Meanwhile the segment can take short records; little is left to sync then under its lock.
             self.sync()?;
         }

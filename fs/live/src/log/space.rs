@@ -241,6 +241,12 @@ impl Log {
         self.check_room(self.used(active), stride, urgency)
     }
 
+    /// Whether a record of `stride` bytes goes to the next segment, for which there is room.
+    pub(super) fn begins_next(&self, active: &Active, stride: u64, urgency: Urgency) -> bool {
+        let full = active.end + stride > active.segment.len;
+        full && self.check_room(self.table().bytes(), FIRST_RECORD + stride, urgency).is_ok()
+    }
+
     fn begin_next(&self, active: &mut Active, stride: u64, urgency: Urgency) -> Result<(), LogError> {
         let used = self.table().bytes();
         self.check_room(used, FIRST_RECORD + stride, urgency)?;
