@@ -15,7 +15,7 @@ use axiomfs_tests::place::Place;
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::noise;
-use axiomfs_tests::run::{Finished, must, wait_for};
+use axiomfs_tests::run::{Finished, must, run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use serde_json::Value;
 
@@ -343,13 +343,19 @@ fn recovering_can_be_killed_and_done_again(place: Place) {
     b.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
     write(&b, "kept", b"b");
     b.umount();
+    let command = || a.command(&["recover", text(&a.store), "--state", text(&a.state), "--cache", text(&a.cache)]);
+    // After the commit nothing that the manifest names may be missing, for all is looked at again.
+    for point in ["recover.committed", "recover.committed"] {
+        let done = run(command().env("AXIOMFS_FAULT_POINT", point), LIMIT);
+        assert_eq!(done.status.code(), None, "it did not come to {point}: {}", done.stderr);
+    }
     for i in 0..if soak() { 40 } else { 6 } {
-        let mut command = a.command(&["recover", text(&a.store), "--state", text(&a.state), "--cache", text(&a.cache)]);
-        let mut child = command.spawn().expect("started");
+        let mut child = command().spawn().expect("started");
         thread::sleep(Duration::from_millis(i * 90 % 1500));
         child.kill().expect("killed");
         child.wait().expect("ended");
     }
+    run(command().env("AXIOMFS_FAULT_POINT", "recover.renamed"), LIMIT);
     let done = try_recover(&a, &[]);
     assert_eq!(done.code(), 0, "{}{}", done.stdout, done.stderr);
     a.mount();
@@ -358,6 +364,7 @@ fn recovering_can_be_killed_and_done_again(place: Place) {
     assert_eq!(names.len(), 1, "{names:?}");
     same(&had, &names[0], "the recovered snapshot");
     assert_eq!(read(&a, "kept").expect("read"), b"b");
+    assert_eq!(fs::read_dir(a.state.join("set-aside")).expect("listed").count(), 0, "nothing of it is left");
 }
 
 #[test]

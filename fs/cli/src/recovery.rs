@@ -1,6 +1,5 @@
 //! Recovering without a mount: what others have gone past is set aside, and brought into the store as snapshots.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use axiomfs_host::Host;
 use axiomfs_live::{Recovered, VolumeOptions};
 
 use crate::failure::Failure;
+use crate::faults;
 use crate::locks::Locks;
 use crate::passphrase::Secret;
 use crate::session::{Prepared, chunker, could_not_open};
@@ -40,7 +40,8 @@ impl Prepared {
         let repository = self.unlock(store, host, None, passphrase, quiet)?;
         let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
         self.lease(&repository, id)?;
-        let options = self.volume_options(id, Arc::new(|_| {}));
+        let faults = faults::from_environment(&self.places.state)?;
+        let options = self.volume_options(id, Arc::clone(&faults));
         let places = axiomfs_live::set_apart(&repository, &options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
         drop(repository);
@@ -49,7 +50,7 @@ impl Prepared {
             let options = VolumeOptions { state_dir: place.clone(), ..options.clone() };
             let found = self.recover_one(store, host, passphrase, quiet, options)?;
             // All of it is in the store now.
-            fs::remove_dir_all(&place).map_err(|error| {
+            axiomfs_live::remove_recovered(&place, || faults("recover.renamed")).map_err(|error| {
                 Failure::caused(format!("Recovered into {}, but {} stays", found.snapshot, place.display()), &error)
             })?;
             recovered.push((place, found));

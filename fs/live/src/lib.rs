@@ -53,6 +53,7 @@ pub use open_error::OpenError;
 pub use ops::layout::Layout;
 pub use recover::{Recovered, recover, set_apart};
 pub use samples::Sample;
+pub use set_aside::remove_recovered;
 pub use status::Status;
 pub use types::*;
 pub use volume::{FaultHook, Volume, VolumeOptions};

@@ -192,7 +192,9 @@ impl Found<'_> {
         if let PutHead::Exists(_) = repository.put_head(shared.options.volume, &head)? {
             return Ok(None);
         }
-        repository.finish_commit(set)?;
+        // The files of packs that the commit supersedes stay: the manifest names them, and this may be done again.
+        drop(repository.supersede(&set)?);
+        shared.fault("recover.committed");
         let committed = Committed { sequence: head.sequence.0, commit: head.commit.0 };
         let snapshot = names.remove(0);
         Ok(Some(Recovered { snapshot, others: names, head: committed }))
