@@ -105,20 +105,23 @@ impl Opened {
 impl Shared {
     fn close_unused(&self, unused: Duration) {
         let mut state = self.lock();
+        // Closed without the lock.
+        let mut closed: Vec<Kept>;
         while !state.ended {
             let oldest = state.files.first().map_or(Duration::ZERO, |kept| kept.used.elapsed());
             let left = unused.saturating_sub(oldest).max(unused / 8);
             state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            let closed: Vec<_> = state.files.extract_if(.., |kept| kept.used.elapsed() >= unused).collect();
+            closed = state.files.extract_if(.., |kept| kept.used.elapsed() >= unused).collect();
             if state.files.is_empty() {
-                break;
+                state.watched = false;
+                drop(state);
+                return drop(closed);
             }
             drop(state);
             drop(closed);
             state = self.lock();
         }
-        state.watched = false;
-        let closed = std::mem::take(&mut state.files);
+        closed = std::mem::take(&mut state.files);
         drop(state);
         drop(closed);
     }
