@@ -33,6 +33,7 @@ axiomfs_tests::on_directory_and_bucket! {
     a_state_directory_deleted_while_dirty_needs_a_flag_and_is_told_what_may_be_lost,
     an_idle_writer_that_was_taken_over_ends_without_a_word,
     recovering_can_be_killed_and_done_again,
+    what_a_mount_that_broke_off_found_committed_can_be_recovered,
 }
 
 fn soak() -> bool {
@@ -355,7 +356,7 @@ fn recovering_can_be_killed_and_done_again(place: Place) {
         child.kill().expect("killed");
         child.wait().expect("ended");
     }
-    run(command().env("AXIOMFS_FAULT_POINT", "recover.renamed"), LIMIT);
+    run(command().env("AXIOMFS_FAULT_POINT", "recover.moved"), LIMIT);
     let done = try_recover(&a, &[]);
     assert_eq!(done.code(), 0, "{}{}", done.stdout, done.stderr);
     a.mount();
@@ -365,6 +366,42 @@ fn recovering_can_be_killed_and_done_again(place: Place) {
     same(&had, &names[0], "the recovered snapshot");
     assert_eq!(read(&a, "kept").expect("read"), b"b");
     assert_eq!(fs::read_dir(a.state.join("set-aside")).expect("listed").count(), 0, "nothing of it is left");
+    assert!(!a.state.join("recovered").exists(), "nor there");
+}
+
+/// The first mount died between the head and the note of it, the second one before it wrote anything: what the manifest names must be
+/// there still when others have gone past it.
+fn what_a_mount_that_broke_off_found_committed_can_be_recovered(place: Place) {
+    let _slot = beside_others();
+    let mut a = place.repo("broken-off");
+    a.settings(STILL).environment("AXIOMFS_FAULT_POINT", "commit.head-created").mount();
+    write(&a, "big", &noise(5, 3 << 20));
+    for i in 0..2_000 {
+        write(&a, &format!("f{i}"), &noise(i, 100));
+    }
+    let args = ["sync".to_owned(), a.mnt.to_string_lossy().into_owned()];
+    let mut sync = a.command(&args.each_ref().map(String::as_str)).spawn().expect("started");
+    // Some of these come after the freeze: the log has them alone.
+    let written = |i: u32| fs::write(a.live().join(format!("late{i}")), noise(u64::from(i), 5000)).is_ok();
+    let late = (0..100_000).take_while(|i| written(*i)).count();
+    sync.wait().expect("ended");
+    assert!((1..100_000).contains(&late), "the daemon did not die: {late}");
+    a.kill9();
+    a.environment("AXIOMFS_FAULT_POINT", "open.adopted");
+    a.try_mount(&[]).expect_err("it dies before it writes anything");
+    a.clear_dead_mount();
+    let mut b = a.elsewhere(&a.store, "broken-off-b");
+    b.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
+    write(&b, "kept", b"b");
+    b.umount();
+    a.environment("AXIOMFS_FAULT_POINT", "nowhere");
+    let (name, _) = recover(&a);
+    a.mount();
+    for i in 0..late - 1 {
+        let have = fs::read(a.snapshot(&name).join(format!("late{i}"))).unwrap_or_else(|e| panic!("late{i}: {e}"));
+        assert_eq!(have, noise(i as u64, 5000), "late{i}");
+    }
+    assert_eq!(fs::read(a.snapshot(&name).join("big")).expect("read"), noise(5, 3 << 20));
 }
 
 #[test]

@@ -45,17 +45,25 @@ impl Prepared {
         let places = axiomfs_live::set_apart(&repository, &options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
         drop(repository);
-        let mut recovered = Vec::new();
+        let (mut recovered, mut failed) = (Vec::new(), None);
+        // One that can't be recovered keeps no other from it.
         for place in places {
-            let options = VolumeOptions { state_dir: place.clone(), ..options.clone() };
-            let found = self.recover_one(store, host, passphrase, quiet, options)?;
-            // All of it is in the store now.
-            axiomfs_live::remove_recovered(&place, || faults("recover.renamed")).map_err(|error| {
-                Failure::caused(format!("Recovered into {}, but {} stays", found.snapshot, place.display()), &error)
-            })?;
-            recovered.push((place, found));
+            let aside = VolumeOptions { state_dir: place.clone(), ..options.clone() };
+            let found = self.recover_one(store, host, passphrase, quiet, aside).and_then(|found| {
+                // All of it is in the store now.
+                let moved = axiomfs_live::remove_recovered(&options.state_dir, &place, || faults("recover.moved"));
+                let stays = || format!("Recovered into {}, but {} stays", found.snapshot, place.display());
+                moved.map_err(|error| Failure::caused(stays(), &error)).map(|()| found)
+            });
+            match found {
+                Ok(found) => recovered.push((place, found)),
+                Err(failure) => {
+                    tracing::warn!(place = %place.display(), %failure, "not recovered");
+                    failed.get_or_insert(failure);
+                }
+            }
         }
-        Ok(recovered)
+        failed.map_or(Ok(recovered), Err)
     }
 
     fn recover_one(

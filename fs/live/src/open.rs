@@ -59,7 +59,10 @@ impl Volume {
         let (mut manifest, head) = local.settle(head)?;
         let snapshots_root = head.as_ref().and_then(|head| head.snapshots_root);
         repository.load_segments(head.as_ref().map_or(&[], |head| &head.segments))?;
-        let adopted = repository.adopt_staged(&manifest.staged)?;
+        // What the manifest on the disk names stays until another one is there: this mount may fail before.
+        let named = Manifest::read(&options.state_dir, &repository)?.map(|on_disk| on_disk.staged).unwrap_or_default();
+        let adopted = repository.adopt_staged_beside(&manifest.staged, &named)?;
+        (options.faults)("open.adopted");
         if let Some(pack) = adopted.missing.first() {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
         }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 const DIRECTORY: &str = "set-aside";
 /// The mark of a move that is not finished: its content is the target's name.
 const MARK: &str = "setting-aside";
-/// Ends the name of what is in the store by now and being deleted.
-const RECOVERED: &str = ".recovered";
+/// Directory of what was set aside, is in the store by now, and is being deleted.
+const RECOVERED: &str = "recovered";
 /// What is moved.
 const PARTS: [&str; 4] = ["log", "staging", "manifest.0", "manifest.1"];
 
@@ -36,14 +36,23 @@ pub(crate) fn set_aside(dir: &Path, stamp: &str) -> io::Result<PathBuf> {
     Ok(parent.join(name))
 }
 
-/// Carries on what was broken off, if anything was: setting aside, or deleting what was recovered.
+/// Carries on what was broken off, if anything was: setting aside, and deleting what was recovered.
 ///
 /// # Errors
-/// What the disk met.
+/// What the disk met while setting aside. What can't be deleted stays.
 pub(crate) fn finish(dir: &Path) -> io::Result<()> {
-    for place in entries(dir)?.iter().filter(|place| is_recovered(place)) {
-        fs::remove_dir_all(place)?;
+    carry_on(dir)?;
+    let recovered = dir.join(RECOVERED);
+    match fs::remove_dir_all(&recovered) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, path = %recovered.display(), "what is in the store by now could not be deleted here");
+        }
+        _ => {}
     }
+    Ok(())
+}
+
+fn carry_on(dir: &Path) -> io::Result<()> {
     let mark = dir.join(MARK);
     let name = match fs::read_to_string(&mark) {
         Ok(name) => name,
@@ -74,34 +83,6 @@ pub(crate) fn finish(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// What the disk met.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = entries(dir)?;
-    found.retain(|place| !is_recovered(place));
-    found.sort();
-    Ok(found)
-}
-
-/// Deletes what was set aside in `place` and is in the store now. It has another name first: half of it would look like lost data to
-/// the next [`recover`](crate::recover). `renamed` is called then.
-///
-/// # Errors
-/// What the disk met; the next mount or recovery carries on.
-pub fn remove_recovered(place: &Path, renamed: impl FnOnce()) -> io::Result<()> {
-    let mut name = place.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(RECOVERED);
-    let going = place.with_file_name(name);
-    fs::rename(place, &going)?;
-    if let Some(parent) = place.parent() {
-        sync(parent)?;
-    }
-    renamed();
-    fs::remove_dir_all(going)
-}
-
-fn is_recovered(place: &Path) -> bool {
-    place.to_string_lossy().ends_with(RECOVERED)
-}
-
-fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     match fs::read_dir(dir.join(DIRECTORY)) {
         Ok(entries) => {
@@ -112,7 +93,24 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
+    found.sort();
     Ok(found)
+}
+
+/// Deletes `place`, which was set aside in the state directory `dir` and is in the store now. It is moved away first: half of it would
+/// look like lost data to the next [`recover`](crate::recover). `moved` is called then.
+///
+/// # Errors
+/// It could not be moved. Where it can't be deleted then, the next mount or recovery tries again.
+pub fn remove_recovered(dir: &Path, place: &Path, moved: impl FnOnce()) -> io::Result<()> {
+    let recovered = dir.join(RECOVERED);
+    fs::create_dir_all(&recovered)?;
+    fs::rename(place, recovered.join(place.file_name().ok_or(io::ErrorKind::InvalidInput)?))?;
+    for directory in [&recovered, &dir.join(DIRECTORY), dir] {
+        sync(directory)?;
+    }
+    moved();
+    finish(dir)
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -158,12 +156,15 @@ mod tests {
     fn what_was_recovered_is_gone_at_once_and_deleted_in_the_end() {
         let dir = state();
         let aside = set_aside(dir.path(), "then").unwrap();
-        let stopped = std::panic::catch_unwind(|| remove_recovered(&aside, || panic!("as by a crash")));
+        let stopped = std::panic::catch_unwind(|| remove_recovered(dir.path(), &aside, || panic!("as by a crash")));
         assert!(stopped.is_err());
         assert!(list(dir.path()).unwrap().is_empty(), "it is set aside no more");
-        assert_eq!(fs::read_dir(dir.path().join(DIRECTORY)).unwrap().count(), 1);
+        assert!(dir.path().join(RECOVERED).join("then").exists());
         finish(dir.path()).unwrap();
-        assert_eq!(fs::read_dir(dir.path().join(DIRECTORY)).unwrap().count(), 0);
+        assert!(!dir.path().join(RECOVERED).exists());
+        // What is in the way keeps nobody from mounting.
+        fs::write(dir.path().join(RECOVERED), "a file").unwrap();
+        finish(dir.path()).unwrap();
     }
 
     #[test]

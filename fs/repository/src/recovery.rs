@@ -24,12 +24,21 @@ pub struct Adopted {
 }
 
 impl Repository {
-    /// Takes the packs that an earlier mount staged and did not commit, and removes whatever else it left in the staging directory.
+    /// [`adopt_staged_beside`](Self::adopt_staged_beside) nothing else.
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn adopt_staged(&self, packs: &[PackId]) -> Result<Adopted, RepositoryError> {
+        self.adopt_staged_beside(packs, &[])
+    }
+
+    /// Takes the packs that an earlier mount staged and did not commit, and removes whatever else it left in the staging directory but
+    /// the files of `others`, which something may still name.
     /// To be called before anything is added. A pack that is no longer there but was moved into the store is taken from there.
     ///
     /// # Errors
     /// Damage of a pack, or what the staging directory or the store met.
-    pub fn adopt_staged(&self, packs: &[PackId]) -> Result<Adopted, RepositoryError> {
+    pub fn adopt_staged_beside(&self, packs: &[PackId], others: &[PackId]) -> Result<Adopted, RepositoryError> {
         let packer = self.packer()?;
         let (mut adopted, mut missing) = (Vec::new(), Vec::new());
         for id in packs {
@@ -38,7 +47,7 @@ impl Repository {
                 None => missing.push(*id),
             }
         }
-        let keep: Vec<String> = packs.iter().map(|id| format!("{id}.pack")).collect();
+        let keep: Vec<String> = packs.iter().chain(others).map(|id| format!("{id}.pack")).collect();
         remove_others(packer.dir(), &keep)?;
         packer.adopt(adopted);
         Ok(Adopted { missing })
