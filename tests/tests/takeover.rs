@@ -366,7 +366,32 @@ fn recovering_can_be_killed_and_done_again(place: Place) {
     same(&had, &names[0], "the recovered snapshot");
     assert_eq!(read(&a, "kept").expect("read"), b"b");
     assert_eq!(fs::read_dir(a.state.join("set-aside")).expect("listed").count(), 0, "nothing of it is left");
-    assert!(!a.state.join("recovered").exists(), "nor there");
+    assert!(!a.state.join(".recovered").exists(), "nor there");
+}
+
+#[test]
+fn what_cannot_be_recovered_keeps_nothing_else_from_it() {
+    let _slot = beside_others();
+    let mut a = TestRepo::new("recover-others");
+    a.settings(STILL).mount();
+    write(&a, "acknowledged", b"a");
+    a.kill9();
+    let mut b = a.elsewhere(&a.store, "recover-others-b");
+    b.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
+    write(&b, "kept", b"b");
+    b.umount();
+    for name in ["0000-no-manifest", "0001-no-manifest"] {
+        fs::create_dir_all(a.state.join("set-aside").join(name)).expect("made");
+    }
+    let done = try_recover(&a, &[]);
+    assert_eq!(done.code(), 1, "{}{}", done.stdout, done.stderr);
+    for name in ["0000-no-manifest", "0001-no-manifest"] {
+        assert!(done.stderr.contains(name) || done.stdout.contains(name), "{name}: {}{}", done.stdout, done.stderr);
+    }
+    let reply: Value = serde_json::from_str(done.stdout.lines().next().expect("a line")).expect("JSON");
+    let name = reply["recovered"][0]["snapshot"].as_str().expect("a name").to_owned();
+    a.mount();
+    assert_eq!(fs::read(a.snapshot(&name).join("acknowledged")).expect("read"), b"a");
 }
 
 /// The first mount died between the head and the note of it, the second one before it wrote anything: what the manifest names must be

@@ -13,12 +13,21 @@ use crate::passphrase::Secret;
 use crate::session::{Prepared, chunker, could_not_open};
 use crate::stores::{self, OpenStore};
 
+/// What became of all that was set aside.
+#[derive(Debug, Default)]
+pub struct Recoveries {
+    /// Where it was, and what it is in the store.
+    pub recovered: Vec<(PathBuf, Recovered)>,
+    /// Why others were not, or stay where they were.
+    pub failed: Vec<Failure>,
+}
+
 impl Prepared {
     /// Brings all that is set aside, and the state itself if others have gone past it, into snapshots; one for each.
     ///
     /// # Errors
     /// [`Failure`] if the volume is in use, or the store can't be reached; what is not recovered stays where it is.
-    pub fn recover(&self, passphrase: &Secret, quiet: bool) -> Result<Vec<(PathBuf, Recovered)>, Failure> {
+    pub fn recover(&self, passphrase: &Secret, quiet: bool) -> Result<Recoveries, Failure> {
         let (host, store) = (self.host()?, self.store()?);
         let locks = Locks::take(&self.places, &self.holder(&store))?;
         let recovered = self.recover_all(&store, &host, passphrase, quiet);
@@ -33,7 +42,7 @@ impl Prepared {
         host: &Arc<Host>,
         passphrase: &Secret,
         quiet: bool,
-    ) -> Result<Vec<(PathBuf, Recovered)>, Failure> {
+    ) -> Result<Recoveries, Failure> {
         if !self.args.unsafe_single_writer {
             stores::probe(store, &self.config)?;
         }
@@ -45,7 +54,7 @@ impl Prepared {
         let places = axiomfs_live::set_apart(&repository, &options)
             .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
         drop(repository);
-        let (mut recovered, mut failed) = (Vec::new(), None);
+        let mut all = Recoveries::default();
         // One that can't be recovered keeps no other from it.
         for place in places {
             let aside = VolumeOptions { state_dir: place.clone(), ..options.clone() };
@@ -56,14 +65,11 @@ impl Prepared {
                 moved.map_err(|error| Failure::caused(stays(), &error)).map(|()| found)
             });
             match found {
-                Ok(found) => recovered.push((place, found)),
-                Err(failure) => {
-                    tracing::warn!(place = %place.display(), %failure, "not recovered");
-                    failed.get_or_insert(failure);
-                }
+                Ok(found) => all.recovered.push((place, found)),
+                Err(failure) => all.failed.push(failure),
             }
         }
-        failed.map_or(Ok(recovered), Err)
+        Ok(all)
     }
 
     fn recover_one(

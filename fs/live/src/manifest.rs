@@ -193,6 +193,20 @@ impl Manifest {
         Ok(())
     }
 
+    /// Makes durable what [`read`](Self::read) reads: whoever wrote it may have died before that.
+    ///
+    /// # Errors
+    /// What the disk met.
+    pub fn sync(dir: &Path) -> io::Result<()> {
+        for path in [slot(dir, 0), slot(dir, 1)] {
+            match File::open(path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                file => file?.sync_all()?,
+            }
+        }
+        File::open(dir)?.sync_all()
+    }
+
     /// The newer of the two that can be read; `None` where there is none yet.
     ///
     /// # Errors

@@ -60,6 +60,8 @@ impl Volume {
         let snapshots_root = head.as_ref().and_then(|head| head.snapshots_root);
         repository.load_segments(head.as_ref().map_or(&[], |head| &head.segments))?;
         // What the manifest on the disk names stays until another one is there: this mount may fail before.
+        let state_error = |source| OpenError::State { dir: options.state_dir.clone(), source };
+        Manifest::sync(&options.state_dir).map_err(state_error)?;
         let named = Manifest::read(&options.state_dir, &repository)?.map(|on_disk| on_disk.staged).unwrap_or_default();
         let adopted = repository.adopt_staged_beside(&manifest.staged, &named)?;
         (options.faults)("open.adopted");
@@ -82,6 +84,9 @@ impl Volume {
         // disk keeps nobody from mounting.
         if Manifest::read(&options.state_dir, &repository)?.as_ref() != Some(&manifest) {
             manifest.write(&options.state_dir, &repository)?;
+        }
+        if named != manifest.staged {
+            repository.remove_unadopted(&manifest.staged)?;
         }
         release_unneeded(&log, &state, &mut manifest, &local)?;
         note_foreign(&repository, &events);

@@ -62,6 +62,7 @@ pub fn recover(
     name: &str,
 ) -> Result<Recovered, OpenError> {
     let dir = options.state_dir.clone();
+    Manifest::sync(&dir).map_err(|source| OpenError::State { dir: dir.clone(), source })?;
     let manifest = Manifest::read(&dir, repository)?.ok_or(OpenError::NoManifest { dir: dir.clone() })?;
     let volume = options.volume;
     let newest = repository.latest_head(volume)?;

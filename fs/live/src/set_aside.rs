@@ -12,7 +12,7 @@ const DIRECTORY: &str = "set-aside";
 /// The mark of a move that is not finished: its content is the target's name.
 const MARK: &str = "setting-aside";
 /// Directory of what was set aside, is in the store by now, and is being deleted.
-const RECOVERED: &str = "recovered";
+const RECOVERED: &str = ".recovered";
 /// What is moved.
 const PARTS: [&str; 4] = ["log", "staging", "manifest.0", "manifest.1"];
 
@@ -21,19 +21,23 @@ const PARTS: [&str; 4] = ["log", "staging", "manifest.0", "manifest.1"];
 /// # Errors
 /// What the disk met; the next call of [`finish`] carries on.
 pub(crate) fn set_aside(dir: &Path, stamp: &str) -> io::Result<PathBuf> {
-    let parent = dir.join(DIRECTORY);
-    let mut name = stamp.to_owned();
-    let mut number = 1;
-    while parent.join(&name).exists() {
-        number += 1;
-        name = format!("{stamp}-{number}");
-    }
+    let target = free_name(&dir.join(DIRECTORY), stamp);
     let mut mark = File::create(dir.join(MARK))?;
-    io::Write::write_all(&mut mark, name.as_bytes())?;
+    io::Write::write_all(&mut mark, target.file_name().unwrap_or_default().as_encoded_bytes())?;
     mark.sync_all()?;
     sync(dir)?;
     finish(dir)?;
-    Ok(parent.join(name))
+    Ok(target)
+}
+
+/// `stem` in `parent`, or with a number where that is taken.
+fn free_name(parent: &Path, stem: &str) -> PathBuf {
+    let (mut path, mut number) = (parent.join(stem), 1);
+    while path.exists() {
+        number += 1;
+        path = parent.join(format!("{stem}-{number}"));
+    }
+    path
 }
 
 /// Carries on what was broken off, if anything was: setting aside, and deleting what was recovered.
@@ -105,7 +109,8 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn remove_recovered(dir: &Path, place: &Path, moved: impl FnOnce()) -> io::Result<()> {
     let recovered = dir.join(RECOVERED);
     fs::create_dir_all(&recovered)?;
-    fs::rename(place, recovered.join(place.file_name().ok_or(io::ErrorKind::InvalidInput)?))?;
+    let name = place.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    fs::rename(place, free_name(&recovered, &name))?;
     for directory in [&recovered, &dir.join(DIRECTORY), dir] {
         sync(directory)?;
     }

@@ -47,10 +47,18 @@ impl Repository {
                 None => missing.push(*id),
             }
         }
-        let keep: Vec<String> = packs.iter().chain(others).map(|id| format!("{id}.pack")).collect();
-        remove_others(packer.dir(), &keep)?;
+        self.remove_unadopted(&[packs, others].concat())?;
         packer.adopt(adopted);
         Ok(Adopted { missing })
+    }
+
+    /// Removes what lies in the staging directory beside `packs`. To be called before anything is added.
+    ///
+    /// # Errors
+    /// What the staging directory met.
+    pub fn remove_unadopted(&self, packs: &[PackId]) -> Result<(), RepositoryError> {
+        let keep: Vec<String> = packs.iter().map(|id| format!("{id}.pack")).collect();
+        remove_others(self.packer()?.dir(), &keep)
     }
 
     fn adopt(&self, packer: &Packer, id: &PackId) -> Result<Option<(AdoptedPack, Table)>, RepositoryError> {

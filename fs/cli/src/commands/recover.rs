@@ -6,16 +6,17 @@ use crate::args::RecoverArgs;
 use crate::failure::Failure;
 use crate::output;
 use crate::passphrase::{self, Ask, Environment};
+use crate::recovery::Recoveries;
 use crate::session::{Prepared, Purpose};
 
 /// Runs the verb.
 ///
 /// # Errors
-/// [`Failure`] if the volume is in use, or what was set aside can't be brought into the store; it stays where it is then.
+/// [`Failure`] if the volume is in use, or some of what was set aside can't be brought into the store; that stays where it is then.
 pub fn run(args: &RecoverArgs, environment: Environment, json: bool) -> Result<(), Failure> {
     let prepared = Prepared::new(&args.store, &args.repository, &Purpose::Change)?;
     let passphrase = passphrase::obtain(&args.repository.passphrase, environment, Ask::Once)?;
-    let recovered = prepared.recover(&passphrase, json)?;
+    let Recoveries { recovered, mut failed } = prepared.recover(&passphrase, json)?;
     let items: Vec<Value> = recovered
         .iter()
         .map(|(from, found)| {
@@ -38,5 +39,15 @@ pub fn run(args: &RecoverArgs, environment: Environment, json: bool) -> Result<(
     } else {
         lines.join("\n")
     };
-    output::show(json, &json!({ "ok": true, "recovered": items }), &text)
+    let Some(first) = failed.pop() else {
+        return output::show(json, &json!({ "ok": true, "recovered": items }), &text);
+    };
+    if !json && !lines.is_empty() {
+        output::show(json, &Value::Null, &text)?;
+    }
+    let failure = match failed.is_empty() {
+        true => first,
+        false => Failure::new(failed.iter().chain([&first]).map(Failure::to_string).collect::<Vec<_>>().join("; ")),
+    };
+    Err(failure.answer(json!({ "recovered": items })))
 }
