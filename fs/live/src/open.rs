@@ -62,8 +62,9 @@ impl Volume {
         // What the manifest on the disk names stays until another one is there: this mount may fail before.
         let state_error = |source| OpenError::State { dir: options.state_dir.clone(), source };
         Manifest::sync(&options.state_dir).map_err(state_error)?;
-        let named = Manifest::read(&options.state_dir, &repository)?.map(|on_disk| on_disk.staged).unwrap_or_default();
-        let adopted = repository.adopt_staged_beside(&manifest.staged, &named)?;
+        let on_disk = Manifest::read(&options.state_dir, &repository)?;
+        let named = on_disk.as_ref().map_or(&[][..], |on_disk| &on_disk.staged);
+        let adopted = repository.adopt_staged_beside(&manifest.staged, named)?;
         (options.faults)("open.adopted");
         if let Some(pack) = adopted.missing.first() {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
@@ -82,7 +83,7 @@ impl Volume {
         state.last_segment = next_segment;
         // From here on the log may hold something: what it stands on must be known first. Where it is, nothing is written: a full
         // disk keeps nobody from mounting.
-        if Manifest::read(&options.state_dir, &repository)?.as_ref() != Some(&manifest) {
+        if on_disk.as_ref() != Some(&manifest) {
             manifest.write(&options.state_dir, &repository)?;
         }
         if named != manifest.staged {

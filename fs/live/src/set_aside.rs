@@ -22,8 +22,9 @@ const PARTS: [&str; 4] = ["log", "staging", "manifest.0", "manifest.1"];
 /// What the disk met; the next call of [`finish`] carries on.
 pub(crate) fn set_aside(dir: &Path, stamp: &str) -> io::Result<PathBuf> {
     let target = free_name(&dir.join(DIRECTORY), stamp);
+    let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut mark = File::create(dir.join(MARK))?;
-    io::Write::write_all(&mut mark, target.file_name().unwrap_or_default().as_encoded_bytes())?;
+    io::Write::write_all(&mut mark, name.as_encoded_bytes())?;
     mark.sync_all()?;
     sync(dir)?;
     finish(dir)?;

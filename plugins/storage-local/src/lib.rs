@@ -12,7 +12,7 @@ mod staged;
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use axiomfs_api::{Body, Descriptor, Kind, LeftOut, ObjectKey, ObjectMeta, Store,
 
 use directories::Directories;
 use errors::failed;
-use opened::Opened;
+use opened::{Identity, Opened};
 use staged::Staged;
 
 /// Where objects lie before they have their name. Not an object's first segment, therefore.
@@ -46,8 +46,8 @@ pub static DESCRIPTOR: Descriptor = Descriptor {
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
-    /// Device and inode of the directory.
-    identity: (u64, u64),
+    /// That of the directory.
+    identity: Identity,
     directories: Directories,
     opened: Opened,
     left_out: LeftOut,
@@ -84,7 +84,7 @@ impl LocalStore {
             return Err(StoreError::new(StoreErrorKind::Invalid, "open", name).with_source("It is not a directory"));
         }
         staged::clean(&root.join(TMP));
-        let identity = (metadata.dev(), metadata.ino());
+        let identity = Identity::of(&metadata);
         Ok(Self {
             directories: Directories::new(root.clone()),
             opened: Opened::default(),
@@ -103,7 +103,7 @@ impl LocalStore {
     /// there instead must not be written to, and says nothing about which objects exist.
     fn check_root(&self, operation: &'static str, object: &str) -> Result<(), StoreError> {
         match fs::metadata(&self.root) {
-            Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
+            Ok(metadata) if Identity::of(&metadata) == self.identity => Ok(()),
             _ => {
                 let reason = format!("{} is gone or another directory now; is its disk mounted?", self.root.display());
                 Err(StoreError::new(StoreErrorKind::Unavailable, operation, object).with_source(reason))
@@ -129,7 +129,7 @@ impl LocalStore {
         Ok(self.root.join(key.as_str()))
     }
 
-    /// The object's file, opened, and its length.
+    /// The object's file, opened, and its attributes.
     fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, Metadata), StoreError> {
         let path = self.path(operation, key)?;
         let file = File::open(path).map_err(|error| self.explain(errors::reading(operation, key, error)))?;
@@ -146,7 +146,7 @@ impl LocalStore {
         let (file, identity) = self.opened.get(key)?;
         let read = || {
             let metadata = fs::metadata(self.path("get", key).ok()?).ok()?;
-            if !identity.is_of(&metadata) || offset.checked_add(len)? > metadata.len() {
+            if identity != Identity::of(&metadata) || offset.checked_add(len)? > metadata.len() {
                 return None;
             }
             let mut bytes = vec![0; usize::try_from(len).ok()?];

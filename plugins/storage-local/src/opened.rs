@@ -37,8 +37,7 @@ struct State {
 #[derive(Debug)]
 struct Kept {
     key: ObjectKey,
-    /// Device and inode. No other file can have them while this one is open.
-    identity: (u64, u64),
+    identity: Identity,
     file: Arc<File>,
     used: Instant,
 }
@@ -57,20 +56,20 @@ impl Drop for Opened {
 }
 
 impl Opened {
-    /// The object's open file. What has the object's name is to be looked at after this call, and compared by [`is_of`].
+    /// The object's open file. What has the object's name is to be looked at after this call, and compared by its [`Identity`].
     pub fn get(&self, key: &ObjectKey) -> Option<(Arc<File>, Identity)> {
         let mut state = self.shared.lock();
         let at = state.files.iter().rposition(|kept| kept.key == *key)?;
         let kept = &mut state.files[at];
         kept.used = Instant::now();
-        let found = (Arc::clone(&kept.file), Identity(kept.identity));
+        let found = (Arc::clone(&kept.file), kept.identity);
         state.files[at..].rotate_left(1);
         Some(found)
     }
 
     /// Keeps the object's `file`, which `metadata` is of, in the place of the one used longest ago.
     pub fn keep(&self, key: &ObjectKey, metadata: &Metadata, file: Arc<File>) {
-        let kept = Kept { key: key.clone(), identity: identity(metadata), file, used: Instant::now() };
+        let kept = Kept { key: key.clone(), identity: Identity::of(metadata), file, used: Instant::now() };
         let mut state = self.shared.lock();
         if !state.watched && !self.watch(&mut state) {
             return;
@@ -131,19 +130,15 @@ impl Shared {
     }
 }
 
-/// What tells a file from all others while it is open.
+/// Device and inode: what tells a file or directory from all others, while it is open or stays where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity((u64, u64));
+pub struct Identity(u64, u64);
 
 impl Identity {
-    /// Whether it is that of the file that `metadata` is of.
-    pub fn is_of(self, metadata: &Metadata) -> bool {
-        self.0 == identity(metadata)
+    /// That of what `metadata` is of.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
     }
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
@@ -170,7 +165,7 @@ mod tests {
         }
         let patient = Opened { shared: Arc::default(), unused: Duration::from_secs(3600) };
         patient.keep(&key, &metadata, Arc::clone(&file));
-        assert!(patient.get(&key).is_some_and(|(_, identity)| identity.is_of(&metadata)));
+        assert!(patient.get(&key).is_some_and(|(_, identity)| identity == Identity::of(&metadata)));
         patient.forget(&key);
         assert!(patient.get(&key).is_none() && Arc::strong_count(&file) == 1);
     }

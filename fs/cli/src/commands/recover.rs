@@ -39,15 +39,15 @@ pub fn run(args: &RecoverArgs, environment: Environment, json: bool) -> Result<(
     } else {
         lines.join("\n")
     };
-    let Some(first) = failed.pop() else {
+    let Some(last) = failed.pop() else {
         return output::show(json, &json!({ "ok": true, "recovered": items }), &text);
     };
     if !json && !lines.is_empty() {
         output::show(json, &Value::Null, &text)?;
     }
     let failure = match failed.is_empty() {
-        true => first,
-        false => Failure::new(failed.iter().chain([&first]).map(Failure::to_string).collect::<Vec<_>>().join("; ")),
+        true => last,
+        false => Failure::new(failed.iter().chain([&last]).map(Failure::to_string).collect::<Vec<_>>().join("; ")),
     };
     Err(failure.answer(json!({ "recovered": items })))
 }

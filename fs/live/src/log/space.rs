@@ -244,12 +244,17 @@ impl Log {
     /// Whether a record of `stride` bytes goes to the next segment, for which there is room.
     pub(super) fn begins_next(&self, active: &Active, stride: u64, urgency: Urgency) -> bool {
         let full = active.end + stride > active.segment.len;
-        full && self.check_room(self.table().bytes(), FIRST_RECORD + stride, urgency).is_ok()
+        full && self.check_next(stride, urgency).is_ok()
+    }
+
+    /// Whether the next segment, with a record of `stride` bytes, is within the bound.
+    fn check_next(&self, stride: u64, urgency: Urgency) -> Result<(), LogError> {
+        let used = self.table().bytes();
+        self.check_room(used, FIRST_RECORD + stride, urgency)
     }
 
     fn begin_next(&self, active: &mut Active, stride: u64, urgency: Urgency) -> Result<(), LogError> {
-        let used = self.table().bytes();
-        self.check_room(used, FIRST_RECORD + stride, urgency)?;
+        self.check_next(stride, urgency)?;
         self.left.store(0, Ordering::Relaxed);
         let begun = self.replace_active(active, urgency);
         self.left.store(active.segment.len - active.end, Ordering::Relaxed);
