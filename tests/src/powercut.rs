@@ -8,6 +8,7 @@
 //! - A directory entry becomes durable by `fsync` of its directory, and by nothing else: not by `fsync` of the file it names.
 //!   `fsync` of either directory of a `rename` makes both of its halves durable; a rename is never half done.
 //! - What isn't durable survives a cut in any subset and thereby in any order, and a write may survive in part, sector by sector.
+//! - An `fsync` that fails makes nothing durable, ever: programs go on seeing what they wrote, and the next `fsync` finds nothing to do.
 //! - Of two changes to the same directory entry the later one wins if both survive, and a file is never in two
 //!   places because a rename survived and the step before it did not.
 //!
@@ -21,10 +22,12 @@ pub mod oracle;
 #[cfg(test)]
 mod rules;
 mod switch;
+mod template;
 mod transfer;
 
 pub use adapter::PowercutFs;
 pub use blocks::{BLOCK, Blocks, SECTOR};
 pub use cut::Loss;
 pub use disk::{Attributes, Change, Disk, Ino, Kind, ROOT};
-pub use switch::Switch;
+pub use switch::{Failing, Failure, Switch};
+pub use template::{Template, repository_on, unmount};

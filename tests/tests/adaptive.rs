@@ -10,6 +10,7 @@ use axiomfs_tests::metrics::Metrics;
 use axiomfs_tests::repo::{TestRepo, alone, beside_others, text};
 use axiomfs_tests::rng::{noise, prose};
 use axiomfs_tests::run::{must, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Bytes of each file that the copy writes.
 const FILE: usize = 2 << 20;
@@ -207,7 +208,8 @@ fn an_edited_settings_file_is_taken_over_whole_or_not_at_all() {
     assert!(repo.events().contains("reload"), "{}", repo.events());
     // At once, by SIGHUP.
     repo.settings(&chains(8));
-    must("kill", &["-HUP", &repo.pid().to_string()], Duration::from_secs(10));
+    let daemon = Pid::from_raw(repo.pid() as i32).expect("It is a process");
+    kill_process(daemon, Signal::HUP).expect("It runs");
     wait_for("the signal was heeded", Duration::from_secs(20), || shown(&repo).contains("level=8"));
     // By command; what can't change while mounted is named, and then nothing changes.
     repo.settings(&format!("memory: 300MiB\nlog: {{max: 1GiB}}\n{}", chains(9)));

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
@@ -16,7 +16,7 @@ use axiomfs_tests::generate::{Generator, Limits};
 use axiomfs_tests::model::{Data, Kind, Op};
 use axiomfs_tests::perform::Performer;
 use axiomfs_tests::powercut::oracle::{History, Seen, State, Step};
-use axiomfs_tests::powercut::{Disk, Loss, Switch};
+use axiomfs_tests::powercut::{Disk, Loss, Switch, Template, repository_on, unmount};
 use axiomfs_tests::repo::{TestRepo, beside_others, scratch, text};
 use axiomfs_tests::rng::{Rng, run_seed};
 use axiomfs_tests::run::run;
@@ -129,28 +129,6 @@ impl Tally {
     }
 }
 
-/// A repository that was initialised once and unmounted cleanly, to begin each chain with.
-struct Template {
-    disk: Disk,
-    _repo: TestRepo,
-}
-
-impl Template {
-    fn new() -> Template {
-        let mut repo = TestRepo::new("powercut-template");
-        repo.mount();
-        let chmod = Op::Chmod { path: Vec::new(), mode: 0o755 };
-        Performer::new(&repo.live()).perform(&chmod).expect("The root belongs to the test");
-        repo.umount();
-        let place = repo.dir.join("all");
-        fs::create_dir(&place).expect("It is new");
-        for part in [&repo.store, &repo.state, &repo.cache] {
-            fs::rename(part, place.join(part.file_name().expect("It has a name"))).expect("It is on the same disk");
-        }
-        Template { disk: Disk::import(&place).expect("A repository can be read"), _repo: repo }
-    }
-}
-
 /// One repository through several cuts.
 struct Chain {
     number: u64,
@@ -212,10 +190,7 @@ impl Chain {
     }
 
     fn repo(&self, plan: &Plan) -> TestRepo {
-        let mut repo = TestRepo::without_init("powercut-mount");
-        let disk = self.place.path().join("disk");
-        (repo.store, repo.state, repo.cache) = (disk.join("store"), disk.join("state"), disk.join("cache"));
-        repo.settings(&self.settings);
+        let mut repo = repository_on(&self.place.path().join("disk"), &self.settings);
         if let Cut::Point(name, count) = &plan.cut {
             repo.environment("AXIOMFS_FAULT_POINT", &format!("{name}:{count}"))
                 .environment("AXIOMFS_FAULT_ACTION", "touch");
@@ -443,12 +418,5 @@ fn kill(pid: u32) {
     let killed = Pid::from_raw(pid as i32).map(|pid| kill_process(pid, Signal::KILL));
     if let Some(Err(error)) = killed {
         eprintln!("the daemon can't be killed: {error}");
-    }
-}
-
-fn unmount(mountpoint: &Path) {
-    let done = run(std::process::Command::new("umount").args(["-l", text(mountpoint)]), LIMIT);
-    if !done.status.success() {
-        eprintln!("umount -l {}: {}", mountpoint.display(), done.stderr);
     }
 }

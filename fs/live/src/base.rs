@@ -71,6 +71,7 @@ impl Local<'_> {
     /// What is durable here, on the newest head. `None` if it stands on another one and has something that the store lacks.
     fn stand(&self, head: Option<&Head>) -> Result<Option<Manifest>, OpenError> {
         set_aside::finish(&self.options.state_dir).map_err(|e| self.failed(e))?;
+        Manifest::sync(&self.options.state_dir).map_err(|e| self.failed(e))?;
         let manifest = Manifest::read(&self.options.state_dir, self.repository)?;
         if !self.options.accept_rollback {
             self.memory().check(manifest.as_ref(), head)?;
@@ -124,6 +125,7 @@ impl Local<'_> {
         let is_ours = manifest.pending.contains(&head.commit)
             && matches!(self.repository.descent(self.options.volume, newest, known)?, Descent::Same | Descent::Later);
         if is_ours {
+            self.repository.confirm_head(self.options.volume, &head)?;
             manifest.head = Some(number(&head));
             manifest.pending.clear();
             // An attempt may have had less than there is by now.

@@ -88,7 +88,10 @@ impl Committer {
         }
         let next = SequenceNo(lock(&shared.head).sequence + 1);
         match shared.repository.head(shared.options.volume, next) {
-            Ok(head) if self.is_attempt(head.commit) => self.go_on_from(shared, &head),
+            Ok(head) if self.is_attempt(head.commit) => {
+                shared.repository.confirm_head(shared.options.volume, &head)?;
+                self.go_on_from(shared, &head)
+            }
             Ok(other) => Err(fence(shared, &other)),
             Err(RepositoryError::MissingObject { .. }) => Ok(()),
             Err(error) => Err(error.into()),

@@ -13,6 +13,8 @@ use axiomfs_repository::tree::Root;
 use axiomfs_repository::{Repository, RepositoryError};
 use thiserror::Error;
 
+use crate::log::{drop_cached, is_no_space};
+
 /// Format version of the sealed part that is written; version 1 is read, too.
 const VERSION: u64 = 2;
 /// Kind byte that errors about the manifest carry.
@@ -193,15 +195,16 @@ impl Manifest {
         Ok(())
     }
 
-    /// Makes durable what [`read`](Self::read) reads: whoever wrote it may have died before that.
+    /// Makes durable what [`read`](Self::read) reads: whoever wrote it may have died before that, or his fsync may have failed.
     ///
     /// # Errors
     /// What the disk met.
     pub fn sync(dir: &Path) -> io::Result<()> {
         for path in [slot(dir, 0), slot(dir, 1)] {
-            match File::open(path) {
+            match fs::metadata(&path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                file => file?.sync_all()?,
+                Ok(meta) if meta.len() > MAX_BYTES => {}
+                found => found.and_then(|_| write_again(&path))?,
             }
         }
         File::open(dir)?.sync_all()
@@ -267,6 +270,29 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+/// Makes a file durable that was read, whatever became of the fsync of whoever wrote it: after one that failed the kernel takes all for
+/// written, and another one alone would succeed without doing anything. A new file with the same bytes takes its name. The directory is
+/// still to be fsynced.
+pub(crate) fn write_again(path: &Path) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let written = fs::read(path).and_then(|bytes| {
+        let mut file = File::create(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    });
+    match written {
+        Ok(()) => fs::rename(&new, path),
+        // A full disk keeps nobody from mounting.
+        Err(e) if is_no_space(&e) => {
+            fs::remove_file(&new)?;
+            drop_cached(&File::open(path)?)
+        }
+        Err(e) => Err(e),
     }
 }
 

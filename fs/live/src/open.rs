@@ -60,8 +60,6 @@ impl Volume {
         let snapshots_root = head.as_ref().and_then(|head| head.snapshots_root);
         repository.load_segments(head.as_ref().map_or(&[], |head| &head.segments))?;
         // What the manifest on the disk names stays until another one is there: this mount may fail before.
-        let state_error = |source| OpenError::State { dir: options.state_dir.clone(), source };
-        Manifest::sync(&options.state_dir).map_err(state_error)?;
         let on_disk = Manifest::read(&options.state_dir, &repository)?;
         let named = on_disk.as_ref().map_or(&[][..], |on_disk| &on_disk.staged);
         let adopted = repository.adopt_staged_beside(&manifest.staged, named)?;

@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::manifest::write_again;
+
 /// Directory of what was set aside, in the state directory.
 const DIRECTORY: &str = "set-aside";
 /// The mark of a move that is not finished: its content is the target's name.
@@ -65,6 +67,9 @@ fn carry_on(dir: &Path) -> io::Result<()> {
         Err(e) => return Err(e),
     };
     if !name.is_empty() {
+        // Before anything is moved: the mark may be in the page cache alone.
+        write_again(&mark)?;
+        sync(dir)?;
         let target = dir.join(DIRECTORY).join(Path::new(&name).file_name().ok_or(io::ErrorKind::InvalidData)?);
         fs::create_dir_all(&target)?;
         for part in PARTS {

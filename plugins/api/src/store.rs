@@ -138,7 +138,8 @@ pub trait Store: Send + Sync {
     /// Creates an object that must not exist yet.
     ///
     /// # Errors
-    /// `AlreadyExists`, or what the store met. After `Timeout` or `Unavailable` it may exist or not: read it.
+    /// `AlreadyExists`, and then what is there is durable, whoever put it and whatever became of him; or what the store met. After
+    /// `Timeout` or `Unavailable` it may exist or not, and one that can be read need not be durable: put it again.
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError>;
 
     /// The same for a pack of file data, which may lie in a colder class of storage than what is needed to find it. A wrapper

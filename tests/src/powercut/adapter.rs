@@ -1,7 +1,7 @@
 //! The disk as a mounted filesystem.
 
 use super::disk::{Attributes, Change, Disk, Ino, Inode, Kind, ROOT};
-use super::switch::{State, Switch};
+use super::switch::{Failing, Failure, State, Switch};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
@@ -55,6 +55,29 @@ impl PowercutFs {
             return Err(self.switch_off(&mut state));
         }
         what(&mut state)
+    }
+
+    /// Makes a file or a directory durable, unless that is to fail.
+    fn sync_inode(&self, state: &mut State, ino: Ino) -> Result<(), Errno> {
+        let is_meant = |failing: &mut Failing| {
+            let is_such = state.disk.path(ino).is_some_and(|path| path.contains(&failing.part))
+                && match (state.disk.unsynced_bytes(ino), failing.bytes) {
+                    (Some(bytes), Some(least)) => bytes >= least,
+                    (None, None) => true,
+                    _ => false,
+                };
+            let is_next = failing.after == 0;
+            failing.after -= u64::from(is_such && !is_next);
+            is_such && is_next
+        };
+        let Some(failing) = state.failing.take_if(is_meant) else { return state.disk.sync(ino) };
+        state.trace.push_back(format!("  which is meant by {failing:?}"));
+        self.0.0.off.notify_all();
+        match failing.how {
+            Failure::Error => state.disk.fail_sync_of(ino),
+            Failure::Refused => Err(Errno::EIO),
+            Failure::Cut => Err(self.switch_off(state)),
+        }
     }
 
     /// Counts an operation; true if it is the one at which the power fails.
@@ -416,11 +439,11 @@ impl Filesystem for PowercutFs {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.sync(|| format!("fsync {ino}"), |state| state.disk.sync_file(ino.0)));
+        empty(reply, self.sync(|| format!("fsync {ino}"), |state| self.sync_inode(state, ino.0)));
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.sync(|| format!("fsyncdir {ino}"), |state| state.disk.sync_directory(ino.0)));
+        empty(reply, self.sync(|| format!("fsyncdir {ino}"), |state| self.sync_inode(state, ino.0)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -28,7 +28,33 @@ pub(super) struct State {
     pub(super) cut_at: Option<u64>,
     /// Why the power is off; `None` while it is on.
     pub(super) cut: Option<String>,
+    /// A sync that is going to fail.
+    pub(super) failing: Option<Failing>,
     pub(super) trace: VecDeque<String>,
+}
+
+/// A sync that is going to fail.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// A part of the path of the file, or of the directory.
+    pub part: String,
+    /// Syncs of such files that succeed before.
+    pub after: u64,
+    /// Bytes of such a file that would become durable, at least. `None`: it is a directory.
+    pub bytes: Option<u64>,
+    /// How it fails.
+    pub how: Failure,
+}
+
+/// How a sync fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// As [`Disk::fail_sync_of`] says.
+    Error,
+    /// It is answered as failed, and nothing is durable yet: the next one makes it so.
+    Refused,
+    /// The power is cut before it.
+    Cut,
 }
 
 impl Switch {
@@ -41,6 +67,7 @@ impl Switch {
             operations: 0,
             cut_at: None,
             cut: None,
+            failing: None,
             trace: VecDeque::new(),
         };
         Switch(Arc::new(Shared { state: Mutex::new(state), off: Condvar::new() }))
@@ -82,6 +109,17 @@ impl Switch {
             }
             state = self.0.off.wait_timeout(state, left).expect("No holder of the lock panics").0;
         }
+    }
+
+    /// Lets a sync fail, once.
+    pub fn fail(&self, failing: Failing) {
+        self.state().failing = Some(failing);
+    }
+
+    /// Waits until that sync was asked for and failed. False if it wasn't after the time.
+    pub fn wait_for_failure(&self, patience: Duration) -> bool {
+        let waited = self.0.off.wait_timeout_while(self.state(), patience, |state| state.failing.is_some());
+        waited.expect("No holder of the lock panics").0.failing.is_none()
     }
 
     /// Changing operations so far.

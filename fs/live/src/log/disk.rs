@@ -6,12 +6,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 
 use super::error::{LogError, is_no_space};
 
 #[cfg(test)]
 pub(super) use super::tests::probe::{Op, SharedProbe};
+
+/// Bytes that are written again at once.
+const AGAIN: u64 = 1 << 20;
 
 /// The directory of the log.
 pub(super) struct Disk {
@@ -92,9 +95,9 @@ impl Disk {
         Ok(listing)
     }
 
-    /// Opens a segment of an earlier mount for reading.
+    /// Opens a segment of an earlier mount.
     pub fn open_segment(&self, number: u64) -> io::Result<DiskFile> {
-        Ok(self.file(File::open(self.path(Name::Segment, number))?))
+        Ok(self.file(OpenOptions::new().read(true).write(true).open(self.path(Name::Segment, number))?))
     }
 
     /// Opens a spare for writing.
@@ -229,6 +232,28 @@ impl DiskFile {
         Ok(())
     }
 
+    /// Writes the bytes from `from` to `to` again as they are. After an fdatasync that failed the kernel takes them for written, and
+    /// only what is written anew is part of the next one.
+    pub fn write_again(&self, from: u64, to: u64) -> io::Result<()> {
+        let mut buffer = vec![0; AGAIN.min(to.saturating_sub(from)) as usize];
+        let mut at = from;
+        while at < to {
+            let wanted = AGAIN.min(to - at) as usize;
+            let read = self.read(&mut buffer[..wanted], at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.write(&buffer[..read], at)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Lets the next read see what is on the disk.
+    pub fn drop_cached(&self) -> io::Result<()> {
+        drop_cached(&self.file)
+    }
+
     /// fdatasync.
     pub fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
@@ -255,6 +280,12 @@ impl DiskFile {
         }
         Ok(done)
     }
+}
+
+/// Lets the next read of a file see what is on the disk: what an fsync that failed left in the page cache goes, as far as the kernel obeys.
+pub(crate) fn drop_cached(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    Ok(rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?)
 }
 
 impl LogError {

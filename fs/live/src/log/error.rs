@@ -156,6 +156,6 @@ impl LogError {
 }
 
 /// Is it the disk, or a quota, that is full?
-pub(super) fn is_no_space(error: &io::Error) -> bool {
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use axiomfs_api::Sealer;
 
+pub(crate) use disk::drop_cached;
+pub(crate) use error::is_no_space;
 pub use error::{Damage, LogError};
 pub use format::{MAX_DATA, MAX_META};
 pub use replay::Apply;

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use super::disk::Disk;
-use super::error::{Damage, LogError};
+use super::error::{Damage, LogError, is_no_space};
 use super::format::{ALIGN, FIRST_RECORD, Kind, PAGE, RECORD_HEADER, RecordHeader};
 use super::segment::Segment;
 use super::{DataRef, Log, LogIdentity, LogOptions, Record, Replayed, SealerFactory, TailCut};
@@ -15,7 +15,8 @@ const WINDOW: usize = 1 << 20;
 pub type Apply<'a> = dyn FnMut(Record<'_>) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
 impl Log {
-    /// Hands every record from `from_segment` on to `apply`, in order, and makes them durable before it returns. Changes nothing in the directory.
+    /// Hands every record from `from_segment` on to `apply`, in order, and makes them durable before it returns. Changes nothing in the
+    /// directory; bytes that nothing says are durable are written again as they are.
     ///
     /// # Errors
     /// [`LogError::Damaged`] with segment and offset if something that was durable can't be verified or is missing (records before it were
@@ -56,6 +57,9 @@ impl Log {
             }
             next = numbers.next().map(open).transpose()?;
             let stated = next.as_ref().map(|next| stated_end(&segment, next)).transpose()?;
+            if stated.is_none() {
+                make_durable(disk, &segment)?;
+            }
             let mut reader = Reader::new(disk, &segment);
             let end = reader.records(stated, &mut |offset, header, body| {
                 replayed.records += 1;
@@ -85,6 +89,23 @@ impl Replayed {
 /// The end of the last segment of an earlier mount, as [`Log::replay`] found it.
 pub(super) fn end_of_last(disk: &Disk, segment: &Segment) -> Result<u64, LogError> {
     Ok(Reader::new(disk, segment).records(None, &mut |_, _, _| Ok(()))?.offset)
+}
+
+/// Makes the last segment durable before anything in it is believed: the mount that wrote it may have ended because an fdatasync failed,
+/// and then another one alone would succeed without doing anything.
+fn make_durable(disk: &Disk, segment: &Segment) -> Result<(), LogError> {
+    let end = match Reader::new(disk, segment).records(None, &mut |_, _, _| Ok(())) {
+        // Told when it is read.
+        Err(LogError::Damaged { .. }) => return Ok(()),
+        end => end?,
+    };
+    let from = |source| LogError::from_write("write", segment.number(), disk, source);
+    match segment.file.write_again(end.durable.max(FIRST_RECORD), end.offset) {
+        // Only a filesystem that never writes in place needs room for it, and a full disk keeps nobody from mounting.
+        Err(error) if is_no_space(&error) => segment.file.drop_cached().map_err(from)?,
+        done => done.map_err(from)?,
+    }
+    segment.file.sync().map_err(|source| LogError::from_write("fdatasync", segment.number(), disk, source))
 }
 
 fn hand_out(
@@ -125,6 +146,8 @@ fn stated_end(segment: &Segment, next: &Segment) -> Result<u64, LogError> {
 /// Where the records of a segment end.
 struct End {
     offset: u64,
+    /// Everything before it is durable, says the last record.
+    durable: u64,
     /// Bytes of a torn tail behind it.
     cut: Option<u64>,
 }
@@ -150,20 +173,20 @@ impl<'a> Reader<'a> {
         let damaged = |offset| LogError::Damaged { segment: self.segment.number(), offset, damage: Damage::Record };
         let limit = stated.unwrap_or(u64::MAX);
         let mut offset = FIRST_RECORD;
-        let mut number = 0;
+        let (mut number, mut durable) = (0, 0);
         while offset < limit {
             let Some(header) = self.record(offset, number)? else { break };
             if header.kind == Kind::Operation {
                 let at = (offset - self.start) as usize;
                 visit(offset, &header, &self.window[at + RECORD_HEADER..at + header.len()])?;
             }
-            number = header.number;
+            (number, durable) = (header.number, header.durable);
             offset += header.stride();
         }
         match stated {
-            Some(end) if end == offset => Ok(End { offset, cut: None }),
+            Some(end) if end == offset => Ok(End { offset, durable, cut: None }),
             Some(_) => Err(damaged(offset)),
-            None => Ok(End { offset, cut: self.tail(offset, number)? }),
+            None => Ok(End { offset, durable, cut: self.tail(offset, number)? }),
         }
     }
 

@@ -210,8 +210,13 @@ impl Packer {
         shared.close_packs();
         let last_slot = shared.lock().next_slot;
         shared.wait(|state| state.unfinished.first_key_value().is_none_or(|(slot, _)| *slot >= last_slot))?;
-        sync_dir(&shared.setup.dir)?;
+        let failed = |error| RepositoryError::staging("sync", &shared.setup.dir, error);
+        let synced = std::fs::File::open(&shared.setup.dir).map_err(failed)?.sync_all();
         let mut state = shared.lock();
+        if let Err(error) = synced {
+            // Another one would succeed without doing anything.
+            return Err(state.fatal.insert(failed(error)).clone());
+        }
         state.generation += 1;
         state.flat.clear();
         Ok(state.packs.values().filter_map(|pack| pack.info()).map(|(info, _)| info).collect())

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::disk::Disk;
+use super::super::format::FIRST_RECORD;
 use super::probe::{Op, Probe, SharedProbe, Verdict};
 use super::*;
 
@@ -214,5 +215,36 @@ fn what_was_replayed_is_durable_before_it_is_served() {
         let options = LogOptions { dir: bench.dir.path().join("cut"), ..bench.options.clone() };
         probe.cut_power(&options.dir, &mut |_| 0);
         assert_eq!(metas(&replay_dir(&options, &bench.sealer, 0).unwrap().1), [b"written, not synced"]);
+    }
+}
+
+#[test]
+fn replay_writes_again_what_nothing_says_is_durable_and_no_more() {
+    for synced in [true, false] {
+        let bench = Bench::new(64 << 10, 8, true);
+        let log = bench.create(0);
+        append(&log, b"before", &noise(1, 3000));
+        if synced {
+            log.sync().unwrap();
+        }
+        let second = append(&log, b"second", &noise(2, 5000));
+        append(&log, b"third", &noise(3, 70));
+        let end = log.lock_active().end;
+        drop(log);
+
+        let before = fs::read(bench.segment_path(0)).unwrap();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&written);
+        let probe = Probe::new(move |_, op| {
+            if let Op::Write { bytes, offset, .. } = op {
+                seen.lock().unwrap().push((*offset, offset + bytes.len() as u64));
+            }
+            Verdict::Pass
+        });
+        let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(probe);
+        Log::replay_on(&disk, &bench.options, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(())).unwrap();
+        let from = if synced { second.data.unwrap().offset } else { FIRST_RECORD };
+        assert_eq!(*written.lock().unwrap(), [(from, end)]);
+        assert_eq!(fs::read(bench.segment_path(0)).unwrap(), before, "the bytes are the same");
     }
 }
