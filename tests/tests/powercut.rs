@@ -1,5 +1,7 @@
 //! Power cuts: state, cache and store lie on a test filesystem that loses, reorders and tears what was not synced.
 //!
+//! In a third of the lives a sync fails, too, and then the power may stay on: the next mount finds what only the page cache has.
+//!
 //! The oracle is the list of operations and a naive model of what they mean. After each cut the repository must mount
 //! without a manual step, show the tree as it was after some operation not before the last one that was promised to be
 //! durable, and the store alone must show the tree as it was after some operation not before the last `sync`.
@@ -16,7 +18,7 @@ use axiomfs_tests::generate::{Generator, Limits};
 use axiomfs_tests::model::{Data, Kind, Op};
 use axiomfs_tests::perform::Performer;
 use axiomfs_tests::powercut::oracle::{History, Seen, State, Step};
-use axiomfs_tests::powercut::{Disk, Loss, Switch, Template, repository_on, unmount};
+use axiomfs_tests::powercut::{Disk, Failing, Failure, Loss, Switch, Template, repository_on, unmount};
 use axiomfs_tests::repo::{TestRepo, beside_others, scratch, text};
 use axiomfs_tests::rng::{Rng, run_seed};
 use axiomfs_tests::run::run;
@@ -93,6 +95,10 @@ struct Plan {
     loss: Loss,
     /// Whether the daemon goes on for a while on a dead disk: what it answers then must not be believed.
     linger: bool,
+    /// A sync that fails before.
+    failing: Option<Failing>,
+    /// Whether only the daemon dies, and the page cache stays for the next mount.
+    killed: bool,
     seed: u64,
 }
 
@@ -176,17 +182,29 @@ impl Chain {
             let missing = POINTS.into_iter().filter(|point| !tally.points.contains_key(*point)).collect::<Vec<_>>();
             (missing, tally.operations.max(300))
         };
-        let mut plans = Vec::new();
+        let mut plans: Vec<Plan> = Vec::new();
         for number in 0..CUTS_PER_CHAIN {
+            let left_in_cache = plans.last().is_some_and(|before| before.failing.is_some() && before.killed);
             let cut = match number % 3 {
+                // Soon, before all is written anew.
+                _ if left_in_cache => Cut::Operation(1 + self.rng.below(60)),
                 0 if !missing.is_empty() => Cut::Point(self.rng.pick::<&'static str>(&missing), 1),
                 0 => Cut::Point(self.rng.pick::<&'static str>(&POINTS), 1 + self.rng.below(4)),
                 _ => Cut::Operation(1 + self.rng.below(operations)),
             };
             let loss = *self.rng.pick(&Loss::ALL);
-            plans.push(Plan { cut, loss, linger: self.rng.one_in(3), seed: self.rng.next() });
+            let failing = if self.rng.one_in(3) { Some(self.failing()) } else { None };
+            let killed = if failing.is_some() { self.rng.one_in(2) } else { self.rng.one_in(8) };
+            plans.push(Plan { cut, loss, linger: self.rng.one_in(3), failing, killed, seed: self.rng.next() });
         }
         plans
+    }
+
+    /// Some sync of a file that fails.
+    fn failing(&mut self) -> Failing {
+        let part = self.rng.pick(&["state/log/", "state/manifest.", "state/staging/", "state/", "store/"]).to_string();
+        let bytes = Some(if self.rng.one_in(2) { 1 } else { 0 });
+        Failing { part, after: self.rng.below(12), bytes, how: Failure::Error }
     }
 
     fn repo(&self, plan: &Plan) -> TestRepo {
@@ -205,11 +223,15 @@ impl Chain {
         if let Cut::Operation(operation) = plan.cut {
             switch.cut_at(operation);
         }
+        if let Some(failing) = &plan.failing {
+            switch.fail(failing.clone());
+        }
         let mountpoint = self.place.path().join("disk");
         let session = switch.mount(&mountpoint).map_err(|error| format!("the test disk can't be mounted: {error}"))?;
         let mut repo = self.repo(plan);
         let lived = match repo.try_mount(&[]) {
-            // A mount that the power cut ended has shown nothing; one that fails by itself is what this test looks for.
+            // A mount that the power cut ended, or a failed sync, has shown nothing; one that fails by itself is what this test looks for.
+            Err(_) if switch.has_failed() => Ok(()),
             Err(why) if switch.cause().is_none() || why.contains("didn't answer") => Err(why),
             Err(_) => Ok(()),
             Ok(()) => self.mounted(&repo, &switch, plan),
@@ -221,7 +243,7 @@ impl Chain {
         drop(session);
         self.trace = switch.trace();
         lived?;
-        self.disk = switch.disk().after_cut(plan.seed, plan.loss);
+        self.disk = if plan.killed { switch.disk() } else { switch.disk().after_cut(plan.seed, plan.loss) };
         self.check_store()?;
         Ok((switch.cause().unwrap_or_default(), switch.operations()))
     }
@@ -288,7 +310,7 @@ impl Chain {
             let have = perform(&step, repo, &mut performer);
             if have != want {
                 // Errors of a dead disk or a dead daemon: whether the operation happened is open.
-                let died = switch.wait(Duration::from_millis(200)).is_some();
+                let died = switch.has_failed() || switch.wait(Duration::from_millis(200)).is_some();
                 let why = format!("step {at}, {step:?}: error number {have:?}, should be {want:?}");
                 return if died { Ok(()) } else { Err(why) };
             }

@@ -72,6 +72,7 @@ impl PowercutFs {
         };
         let Some(failing) = state.failing.take_if(is_meant) else { return state.disk.sync(ino) };
         state.trace.push_back(format!("  which is meant by {failing:?}"));
+        state.has_failed = true;
         self.0.0.off.notify_all();
         match failing.how {
             Failure::Error => state.disk.fail_sync_of(ino),

@@ -30,6 +30,7 @@ pub(super) struct State {
     pub(super) cut: Option<String>,
     /// A sync that is going to fail.
     pub(super) failing: Option<Failing>,
+    pub(super) has_failed: bool,
     pub(super) trace: VecDeque<String>,
 }
 
@@ -68,6 +69,7 @@ impl Switch {
             cut_at: None,
             cut: None,
             failing: None,
+            has_failed: false,
             trace: VecDeque::new(),
         };
         Switch(Arc::new(Shared { state: Mutex::new(state), off: Condvar::new() }))
@@ -116,10 +118,15 @@ impl Switch {
         self.state().failing = Some(failing);
     }
 
+    /// Whether that sync was asked for and failed.
+    pub fn has_failed(&self) -> bool {
+        self.state().has_failed
+    }
+
     /// Waits until that sync was asked for and failed. False if it wasn't after the time.
     pub fn wait_for_failure(&self, patience: Duration) -> bool {
-        let waited = self.0.off.wait_timeout_while(self.state(), patience, |state| state.failing.is_some());
-        waited.expect("No holder of the lock panics").0.failing.is_none()
+        let waited = self.0.off.wait_timeout_while(self.state(), patience, |state| !state.has_failed);
+        waited.expect("No holder of the lock panics").0.has_failed
     }
 
     /// Changing operations so far.
