@@ -53,7 +53,7 @@ fn what_a_failed_sync_of_a_pack_or_of_its_directory_left_is_made_anew() {
 #[test]
 fn what_a_failed_sync_of_the_manifest_left_is_durable_once_the_next_mount_says_so() {
     let _slot = beside_others();
-    let disk = life(&Template::new().disk, CHECKPOINTS, |repo, switch| {
+    let disk = until_it_fails(CHECKPOINTS, |repo, switch| {
         let first = repo.state.join("log/segment-0000000000000001.log");
         assert!(first.exists(), "it holds what is written now");
         put(repo, "before");
@@ -82,9 +82,9 @@ fn what_a_failed_sync_of_the_manifest_left_is_durable_once_the_next_mount_says_s
 }
 
 #[test]
-fn a_head_that_a_killed_mount_did_not_make_durable_is_durable_once_the_next_mount_goes_on_from_it() {
+fn a_head_that_a_killed_mount_did_not_make_durable_is_durable_once_the_next_mount_shows_it() {
     let _slot = beside_others();
-    let disk = life(&Template::new().disk, COMMITS, |repo, switch| {
+    let disk = until_it_fails(COMMITS, |repo, switch| {
         switch.fail(Failing { bytes: None, ..failing("store/heads/", Failure::Refused) });
         put(repo, "meant");
         wait_for_failure(switch);
@@ -111,6 +111,13 @@ fn the_next_mount_keeps_its_word(disk: &Disk) {
             ["before", "meant", "after"].map(|name| check(repo, name))
         });
     }
+}
+
+/// A first life that ends at the moment of a failure: the disk as programs see it then.
+fn until_it_fails(settings: &str, work: impl FnOnce(&TestRepo, &Switch)) -> Disk {
+    let switch = Switch::new(Template::new().disk.clone());
+    on(&switch, settings, |repo| work(repo, &switch)).unwrap_or_else(|why| panic!("{why}"));
+    switch.disk_at_failure().expect("It was waited for")
 }
 
 /// Mounts the disk and the repository on it, works there, and kills the daemon: the disk as programs see it then.

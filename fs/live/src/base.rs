@@ -72,6 +72,10 @@ impl Local<'_> {
     fn stand(&self, head: Option<&Head>) -> Result<Option<Manifest>, OpenError> {
         set_aside::finish(&self.options.state_dir).map_err(|e| self.failed(e))?;
         Manifest::sync(&self.options.state_dir).map_err(|e| self.failed(e))?;
+        // Nothing is built on it, or thrown away because of it, before it is sure to stay.
+        if let Some(head) = head {
+            self.repository.make_head_durable(self.options.volume, head.sequence)?;
+        }
         let manifest = Manifest::read(&self.options.state_dir, self.repository)?;
         if !self.options.accept_rollback {
             self.memory().check(manifest.as_ref(), head)?;
@@ -125,7 +129,6 @@ impl Local<'_> {
         let is_ours = manifest.pending.contains(&head.commit)
             && matches!(self.repository.descent(self.options.volume, newest, known)?, Descent::Same | Descent::Later);
         if is_ours {
-            self.repository.confirm_head(self.options.volume, &head)?;
             manifest.head = Some(number(&head));
             manifest.pending.clear();
             // An attempt may have had less than there is by now.

@@ -89,7 +89,7 @@ impl Committer {
         let next = SequenceNo(lock(&shared.head).sequence + 1);
         match shared.repository.head(shared.options.volume, next) {
             Ok(head) if self.is_attempt(head.commit) => {
-                shared.repository.confirm_head(shared.options.volume, &head)?;
+                shared.repository.make_head_durable(shared.options.volume, head.sequence)?;
                 self.go_on_from(shared, &head)
             }
             Ok(other) => Err(fence(shared, &other)),

@@ -280,19 +280,20 @@ pub(crate) fn write_again(path: &Path) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    let written = fs::read(path).and_then(|bytes| {
+    let replaced = fs::read(path).and_then(|bytes| {
         let mut file = File::create(&new)?;
         file.write_all(&bytes)?;
-        file.sync_all()
+        file.sync_all()?;
+        fs::rename(&new, path)
     });
-    match written {
-        Ok(()) => fs::rename(&new, path),
+    match replaced {
         // A full disk keeps nobody from mounting.
         Err(e) if is_no_space(&e) => {
-            fs::remove_file(&new)?;
+            // It may never have been made, and the next one goes over it.
+            fs::remove_file(&new).ok();
             drop_cached(&File::open(path)?)
         }
-        Err(e) => Err(e),
+        done => done,
     }
 }
 

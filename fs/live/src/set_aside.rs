@@ -61,15 +61,14 @@ pub(crate) fn finish(dir: &Path) -> io::Result<()> {
 
 fn carry_on(dir: &Path) -> io::Result<()> {
     let mark = dir.join(MARK);
-    let name = match fs::read_to_string(&mark) {
-        Ok(name) => name,
+    // Before anything is moved: it may be in the page cache alone.
+    match write_again(&mark) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
+        done => done?,
+    }
+    sync(dir)?;
+    let name = fs::read_to_string(&mark)?;
     if !name.is_empty() {
-        // Before anything is moved: the mark may be in the page cache alone.
-        write_again(&mark)?;
-        sync(dir)?;
         let target = dir.join(DIRECTORY).join(Path::new(&name).file_name().ok_or(io::ErrorKind::InvalidData)?);
         fs::create_dir_all(&target)?;
         for part in PARTS {

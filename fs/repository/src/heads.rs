@@ -150,8 +150,7 @@ impl Repository {
         }
     }
 
-    /// Creates a head: the commit. After a refused put it is read, and our own commit id there means it was created. After an unanswered
-    /// one it is put again: that it can be read does not say that it will stay.
+    /// Creates a head: the commit. After a refused or unanswered put it is read again, and our own commit id there means it was created.
     ///
     /// # Errors
     /// What the store met; then it is not known whether the head exists, and the same call may be made again.
@@ -171,10 +170,10 @@ impl Repository {
                 return Err(error.into());
             }
             match self.head(v, head.sequence) {
-                Ok(found) if found.commit == head.commit && error.kind == StoreErrorKind::AlreadyExists => {
+                Ok(found) if found.commit == head.commit => {
+                    self.make_head_durable(v, head.sequence)?;
                     return Ok(PutHead::Created);
                 }
-                Ok(found) if found.commit == head.commit => {}
                 Ok(found) => return Ok(PutHead::Exists(Box::new(found))),
                 Err(RepositoryError::MissingObject { .. }) => {}
                 Err(damage @ RepositoryError::Corrupt { .. }) => return Err(damage),
@@ -187,18 +186,13 @@ impl Repository {
         }
     }
 
-    /// Makes sure that a head of ours which was found in the store stays there. Whoever created it may have died before the store had made
-    /// it durable; a store says of an object that it exists only where it is.
+    /// Makes sure that a head which was read, and those before it, stay there. Whoever created it may have died before the store had made it
+    /// durable.
     ///
     /// # Errors
-    /// What the store met, or somebody else's head is there by now.
-    pub fn confirm_head(&self, v: VolumeId, head: &Head) -> Result<(), RepositoryError> {
-        match self.put_head(v, head)? {
-            PutHead::Created => Ok(()),
-            PutHead::Exists(other) => {
-                Err(RepositoryError::corrupt(names::head(v, other.sequence), "it is another head than a moment ago"))
-            }
-        }
+    /// What the store met.
+    pub fn make_head_durable(&self, v: VolumeId, seq: SequenceNo) -> Result<(), RepositoryError> {
+        Ok(self.store.make_durable(&names::key(&names::head(v, seq))?)?)
     }
 
     /// Deletes all but the last `keep` heads (at least one stays).

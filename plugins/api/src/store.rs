@@ -138,8 +138,8 @@ pub trait Store: Send + Sync {
     /// Creates an object that must not exist yet.
     ///
     /// # Errors
-    /// `AlreadyExists`, and then what is there is durable, whoever put it and whatever became of him; or what the store met. After
-    /// `Timeout` or `Unavailable` it may exist or not, and one that can be read need not be durable: put it again.
+    /// `AlreadyExists`, or what the store met. After `Timeout` or `Unavailable` it may exist or not: read it, and then
+    /// [`make_durable`](Self::make_durable).
     fn put_new(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError>;
 
     /// The same for a pack of file data, which may lie in a colder class of storage than what is needed to find it. A wrapper
@@ -149,6 +149,15 @@ pub trait Store: Send + Sync {
     /// As [`put_new`](Self::put_new).
     fn put_new_data(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
         self.put_new(key, body)
+    }
+
+    /// Makes sure that an object which can be read stays: whoever put it may have died before it was durable. Nothing to do where all
+    /// that can be read is durable. A wrapper passes it on.
+    ///
+    /// # Errors
+    /// What the store met.
+    fn make_durable(&self, _key: &ObjectKey) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// Creates or replaces an object (hints only: leases).

@@ -227,6 +227,10 @@ impl Store for Counted {
         self.count(Operation::List, || self.inner.list(prefix, after, limit), |_| 0)
     }
 
+    fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.inner.make_durable(key)
+    }
+
     fn left_out(&self) -> Vec<String> {
         self.inner.left_out()
     }

@@ -173,6 +173,10 @@ impl Store for Faulty {
         self.run(Operation::List, prefix, || self.inner.list(prefix, after, limit)).map(|(list, _)| list)
     }
 
+    fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.inner.make_durable(key)
+    }
+
     fn left_out(&self) -> Vec<String> {
         self.inner.left_out()
     }

@@ -160,6 +160,10 @@ impl Store for Retry {
         self.repeat(|_| self.inner.list(prefix, after, limit))
     }
 
+    fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.repeat(|_| self.inner.make_durable(key))
+    }
+
     fn left_out(&self) -> Vec<String> {
         self.inner.left_out()
     }

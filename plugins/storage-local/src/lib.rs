@@ -168,9 +168,14 @@ impl LocalStore {
         }
     }
 
+    /// The directory of an object, below the root.
+    fn parent<'p>(&self, path: &'p Path) -> &'p Path {
+        path.parent().and_then(|p| p.strip_prefix(&self.root).ok()).unwrap_or(Path::new(""))
+    }
+
     /// Runs `place` on the object's final path, making its directory if need be, then makes the name durable.
     fn place(&self, path: &Path, place: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
-        let parent = path.parent().and_then(|p| p.strip_prefix(&self.root).ok()).unwrap_or(Path::new(""));
+        let parent = self.parent(path);
         let mut directory = self.directories.ensure(parent)?;
         let mut placed = place(path);
         if matches!(&placed, Err(error) if error.kind() == io::ErrorKind::NotFound) {
@@ -249,6 +254,13 @@ impl Store for LocalStore {
             self.place(&path, |path| staged.create(path))
         };
         put().map_err(|error| errors::writing(key, error))
+    }
+
+    fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        let path = self.path("make durable", key)?;
+        let synced =
+            self.directories.ensure(self.parent(&path)).and_then(|directory| File::open(directory)?.sync_all());
+        synced.map_err(|error| failed("make durable", key.as_str(), error))
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {

@@ -72,13 +72,14 @@ impl PowercutFs {
         };
         let Some(failing) = state.failing.take_if(is_meant) else { return state.disk.sync(ino) };
         state.trace.push_back(format!("  which is meant by {failing:?}"));
-        state.has_failed = true;
-        self.0.0.off.notify_all();
-        match failing.how {
+        let failed = match failing.how {
             Failure::Error => state.disk.fail_sync_of(ino),
             Failure::Refused => Err(Errno::EIO),
             Failure::Cut => Err(self.switch_off(state)),
-        }
+        };
+        state.at_failure = Some(state.disk.clone());
+        self.0.0.off.notify_all();
+        failed
     }
 
     /// Counts an operation; true if it is the one at which the power fails.

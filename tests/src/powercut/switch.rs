@@ -30,7 +30,8 @@ pub(super) struct State {
     pub(super) cut: Option<String>,
     /// A sync that is going to fail.
     pub(super) failing: Option<Failing>,
-    pub(super) has_failed: bool,
+    /// The disk as it was after it.
+    pub(super) at_failure: Option<Disk>,
     pub(super) trace: VecDeque<String>,
 }
 
@@ -69,7 +70,7 @@ impl Switch {
             cut_at: None,
             cut: None,
             failing: None,
-            has_failed: false,
+            at_failure: None,
             trace: VecDeque::new(),
         };
         Switch(Arc::new(Shared { state: Mutex::new(state), off: Condvar::new() }))
@@ -120,13 +121,18 @@ impl Switch {
 
     /// Whether that sync was asked for and failed.
     pub fn has_failed(&self) -> bool {
-        self.state().has_failed
+        self.state().at_failure.is_some()
+    }
+
+    /// The disk as it was then, before anybody could try again.
+    pub fn disk_at_failure(&self) -> Option<Disk> {
+        self.state().at_failure.clone()
     }
 
     /// Waits until that sync was asked for and failed. False if it wasn't after the time.
     pub fn wait_for_failure(&self, patience: Duration) -> bool {
-        let waited = self.0.off.wait_timeout_while(self.state(), patience, |state| !state.has_failed);
-        waited.expect("No holder of the lock panics").0.has_failed
+        let waited = self.0.off.wait_timeout_while(self.state(), patience, |state| state.at_failure.is_none());
+        waited.expect("No holder of the lock panics").0.at_failure.is_some()
     }
 
     /// Changing operations so far.

@@ -94,18 +94,14 @@ pub(super) fn end_of_last(disk: &Disk, segment: &Segment) -> Result<u64, LogErro
 /// Makes the last segment durable before anything in it is believed: the mount that wrote it may have ended because an fdatasync failed,
 /// and then another one alone would succeed without doing anything.
 fn make_durable(disk: &Disk, segment: &Segment) -> Result<(), LogError> {
-    let end = match Reader::new(disk, segment).records(None, &mut |_, _, _| Ok(())) {
-        // Told when it is read.
-        Err(LogError::Damaged { .. }) => return Ok(()),
-        end => end?,
-    };
-    let from = |source| LogError::from_write("write", segment.number(), disk, source);
-    match segment.file.write_again(end.durable.max(FIRST_RECORD), end.offset) {
+    let (end, _, durable) = Reader::new(disk, segment).walk(u64::MAX, &mut |_, _, _| Ok(()))?;
+    let written = segment.file.write_again(durable.max(FIRST_RECORD), end).and_then(|()| segment.file.sync());
+    match written {
         // Only a filesystem that never writes in place needs room for it, and a full disk keeps nobody from mounting.
-        Err(error) if is_no_space(&error) => segment.file.drop_cached().map_err(from)?,
-        done => done.map_err(from)?,
+        Err(error) if is_no_space(&error) => segment.file.drop_cached(),
+        done => done,
     }
-    segment.file.sync().map_err(|source| LogError::from_write("fdatasync", segment.number(), disk, source))
+    .map_err(|source| LogError::from_write("fdatasync", segment.number(), disk, source))
 }
 
 fn hand_out(
@@ -146,8 +142,6 @@ fn stated_end(segment: &Segment, next: &Segment) -> Result<u64, LogError> {
 /// Where the records of a segment end.
 struct End {
     offset: u64,
-    /// Everything before it is durable, says the last record.
-    durable: u64,
     /// Bytes of a torn tail behind it.
     cut: Option<u64>,
 }
@@ -171,7 +165,17 @@ impl<'a> Reader<'a> {
     /// Visits all records up to the `stated` end, or, in the last segment, up to the first position without one.
     fn records(&mut self, stated: Option<u64>, visit: &mut Visit<'_>) -> Result<End, LogError> {
         let damaged = |offset| LogError::Damaged { segment: self.segment.number(), offset, damage: Damage::Record };
-        let limit = stated.unwrap_or(u64::MAX);
+        let (offset, number, _) = self.walk(stated.unwrap_or(u64::MAX), visit)?;
+        match stated {
+            Some(end) if end == offset => Ok(End { offset, cut: None }),
+            Some(_) => Err(damaged(offset)),
+            None => Ok(End { offset, cut: self.tail(offset, number)? }),
+        }
+    }
+
+    /// Visits records up to `limit`, or to the first position without one: where that is, the number of the last record, and before
+    /// which offset everything is durable, as that record says.
+    fn walk(&mut self, limit: u64, visit: &mut Visit<'_>) -> Result<(u64, u64, u64), LogError> {
         let mut offset = FIRST_RECORD;
         let (mut number, mut durable) = (0, 0);
         while offset < limit {
@@ -183,11 +187,7 @@ impl<'a> Reader<'a> {
             (number, durable) = (header.number, header.durable);
             offset += header.stride();
         }
-        match stated {
-            Some(end) if end == offset => Ok(End { offset, durable, cut: None }),
-            Some(_) => Err(damaged(offset)),
-            None => Ok(End { offset, durable, cut: self.tail(offset, number)? }),
-        }
+        Ok((offset, number, durable))
     }
 
     /// Verifies and decrypts the record at `offset`, which must have a number above `number`. `None`: there is none.

@@ -86,6 +86,7 @@ fn create_only(store: &dyn Store) {
     fails(store.put_new(&name, Body::Bytes(b"second")), StoreErrorKind::AlreadyExists, "creating what exists");
     assert_eq!(store.get(&name, MAX).expect("gets"), b"first", "a refused put changes nothing");
     assert_eq!(names(store, "heads/", None, 10), [name.as_str()], "a refused put leaves nothing behind");
+    store.make_durable(&name).expect("what can be read can be made durable");
     store.delete(&name).expect("deletes");
 }
 
