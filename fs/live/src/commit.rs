@@ -88,10 +88,7 @@ impl Committer {
         }
         let next = SequenceNo(lock(&shared.head).sequence + 1);
         match shared.repository.head(shared.options.volume, next) {
-            Ok(head) if self.is_attempt(head.commit) => {
-                shared.repository.make_head_durable(shared.options.volume, head.sequence)?;
-                self.go_on_from(shared, &head)
-            }
+            Ok(head) if self.is_attempt(head.commit) => self.go_on_from(shared, &head),
             Ok(other) => Err(fence(shared, &other)),
             Err(RepositoryError::MissingObject { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -104,6 +101,7 @@ impl Committer {
 
     /// Takes a head of ours for the newest. The newest checkpoint may have more than it, so that stays to be committed.
     fn go_on_from(&self, shared: &Shared, head: &Head) -> Result<(), CheckpointError> {
+        shared.repository.make_head_durable(shared.options.volume, head.sequence)?;
         if let Some(newer) = shared.repository.newer_than(shared.options.volume, head)? {
             return Err(fence(shared, &newer));
         }

@@ -161,7 +161,8 @@ impl Store for Retry {
     }
 
     fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.repeat(|_| self.inner.make_durable(key))
+        // Not repeated: after a sync that failed another one would succeed without doing anything.
+        self.inner.make_durable(key)
     }
 
     fn left_out(&self) -> Vec<String> {

@@ -258,6 +258,7 @@ impl Store for LocalStore {
 
     fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let path = self.path("make durable", key)?;
+        self.check_root("make durable", key.as_str())?;
         let synced =
             self.directories.ensure(self.parent(&path)).and_then(|directory| File::open(directory)?.sync_all());
         synced.map_err(|error| failed("make durable", key.as_str(), error))

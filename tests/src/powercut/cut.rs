@@ -114,6 +114,7 @@ impl Inode {
             synced: content.clone(),
             content,
             pending: Vec::new(),
+            lost: false,
             opens: 0,
             ..*self
         }

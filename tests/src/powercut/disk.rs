@@ -90,6 +90,8 @@ pub(super) struct Inode {
     pub synced: Blocks,
     /// Changes of the content since the last fsync, each with its place in the order of all changes.
     pub pending: Vec<(u64, Change)>,
+    /// Whether a sync failed: the content has what will never be durable.
+    pub lost: bool,
     pub atime: SystemTime,
     pub mtime: SystemTime,
     pub ctime: SystemTime,
@@ -106,6 +108,7 @@ impl Inode {
             content: Blocks::default(),
             synced: Blocks::default(),
             pending: Vec::new(),
+            lost: false,
             atime: now,
             mtime: now,
             ctime: now,
@@ -225,13 +228,16 @@ impl Disk {
             change.apply(&mut inode.synced);
         }
         inode.synced_attributes = inode.attributes;
+        debug_assert!(inode.lost || inode.synced == inode.content);
         Ok(())
     }
 
     /// A sync that fails as Linux lets it fail: programs go on seeing what was done, and the next sync finds nothing to write. It is lost in
     /// any cut.
     pub fn fail_sync_of(&mut self, ino: Ino) -> Result<(), Errno> {
-        self.inode_mut(ino)?.pending.clear();
+        let inode = self.inode_mut(ino)?;
+        inode.lost |= !inode.pending.is_empty();
+        inode.pending.clear();
         self.pending.retain(|change| !change.touches(ino));
         Err(Errno::EIO)
     }
@@ -347,6 +353,7 @@ impl Disk {
             inode.synced = inode.content.clone();
             inode.synced_attributes = inode.attributes;
             inode.pending.clear();
+            inode.lost = false;
         }
         self.synced_entries = self.entries.clone();
         self.pending.clear();

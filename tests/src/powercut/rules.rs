@@ -72,6 +72,39 @@ fn data_is_lost_without_a_sync_of_the_file() {
 }
 
 #[test]
+fn what_a_failed_sync_left_is_seen_and_lost_in_any_cut_until_it_is_written_again() {
+    let mut disk = Disk::new();
+    let ino = file(&mut disk, ROOT, "f", b"old");
+    disk.sync_file(ino).expect("It exists");
+    disk.sync_directory(ROOT).expect("It exists");
+    write(&mut disk, ino, 0, b"new");
+    disk.fail_sync_of(ino).expect_err("It fails");
+    disk.sync_file(ino).expect("There is nothing to do");
+    assert_eq!(content(&disk, "f").as_deref(), Some(&b"new"[..]));
+    for (loss, cut) in outcomes(&disk) {
+        assert_eq!(content(&cut, "f").as_deref(), Some(&b"old"[..]), "{loss:?}");
+    }
+    write(&mut disk, ino, 0, b"new");
+    disk.sync_file(ino).expect("It exists");
+    for (loss, cut) in outcomes(&disk) {
+        assert_eq!(content(&cut, "f").as_deref(), Some(&b"new"[..]), "{loss:?}");
+    }
+}
+
+#[test]
+fn names_that_a_failed_sync_of_their_directory_left_are_lost_in_any_cut() {
+    let mut disk = Disk::new();
+    let ino = file(&mut disk, ROOT, "f", b"f");
+    disk.sync_file(ino).expect("It exists");
+    disk.fail_sync_of(ROOT).expect_err("It fails");
+    disk.sync_directory(ROOT).expect("There is nothing to do");
+    assert!(content(&disk, "f").is_some());
+    for (loss, cut) in outcomes(&disk) {
+        assert_eq!(content(&cut, "f"), None, "{loss:?}");
+    }
+}
+
+#[test]
 fn what_is_in_a_lost_directory_is_lost() {
     let mut disk = Disk::new();
     let dir = directory(&mut disk, ROOT, "d");
