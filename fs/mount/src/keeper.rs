@@ -2,14 +2,17 @@
 //!
 //! Waking a CPU of a virtual machine from its sleep costs more than most requests do: the hypervisor has to. Of two CPUs one can be kept
 //! from sleeping by a thread that gives way to all others. Since it is never idle, nobody is woken on it, and reader and client wake each
-//! other on the other CPU, which costs next to nothing.
+//! other on the other CPU, which costs next to nothing. What else this process does it does on the one kept awake.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
+
+mod wakeup;
 
 /// With so many CPUs this is of use. With more there is always another that sleeps, and that others are woken on.
 pub(crate) const CPUS: usize = 2;
@@ -23,10 +26,12 @@ const TURNS: u32 = 64;
 pub(crate) struct Kept {
     /// Whether a CPU is kept awake.
     pub(crate) on: AtomicBool,
-    /// Whether the reader may run on one CPU only.
+    /// Whether some thread may run on one CPU only.
     is_bound: AtomicBool,
     /// The thread that reads requests, once it is known.
     pub(crate) reader: OnceLock<Pid>,
+    /// The thread that keeps the CPU awake.
+    keeper: OnceLock<Pid>,
     ends: AtomicBool,
 }
 
@@ -65,6 +70,7 @@ impl Keeper {
                 tracing::debug!(%error, "No CPU is kept awake");
                 return;
             }
+            own.keeper.get_or_init(gettid);
             while !own.ends.load(Ordering::Acquire) {
                 while own.on.load(Ordering::Relaxed) {
                     (0..TURNS).for_each(|_| std::hint::spin_loop());
@@ -75,38 +81,66 @@ impl Keeper {
         Ok(Some(Self { kept, thread: Some(thread), bound, awake, free }))
     }
 
+    /// How long a thread on the CPU that would be kept awake takes until it runs, once one on the other has woken it.
+    pub(crate) fn time_to_wake(&self) -> io::Result<Duration> {
+        wakeup::time(&self.bound, &self.awake)
+    }
+
     /// Begins to keep a CPU awake.
     pub(crate) fn keep(&self) {
         let Some(thread) = self.thread.as_ref().filter(|thread| !thread.is_finished()) else { return };
         if self.kept.on.swap(true, Ordering::Relaxed) {
             return;
         }
-        // The reader stays on the other CPU; its client then does, too.
-        self.bind(&self.bound);
+        // The reader stays on the other CPU; its client then does, too. Those that pack or read ahead would only be in their way there, and
+        // nothing else keeps them off: no CPU idles.
+        self.bind(&self.bound, &self.awake);
         thread.thread().unpark();
     }
 
     /// Ends it, and has the reader on that CPU: it and its client would stay together for a while, and serve more than they will later.
     pub(crate) fn part(&self) {
         if self.kept.on.swap(false, Ordering::Relaxed) {
-            self.bind(&self.awake);
+            self.bind(&self.awake, &self.free);
         }
     }
 
-    /// Ends it, and lets the reader run anywhere.
+    /// Ends it, and lets all threads run anywhere.
     pub(crate) fn free(&self) {
         self.kept.on.store(false, Ordering::Relaxed);
-        if self.kept.is_bound.load(Ordering::Relaxed) && self.bind(&self.free) {
+        if self.kept.is_bound.load(Ordering::Relaxed) && self.bind(&self.free, &self.free) {
             self.kept.is_bound.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Whether the reader may run on `cpus` alone now.
-    fn bind(&self, cpus: &CpuSet) -> bool {
+    /// Has the reader run on `cpus`, and all other threads of this process on `others`. Whether that was done.
+    fn bind(&self, cpus: &CpuSet, others: &CpuSet) -> bool {
         self.kept.is_bound.store(true, Ordering::Relaxed);
-        let set = self.kept.reader.get().map_or(Ok(()), |reader| sched_setaffinity(Some(*reader), cpus));
-        set.inspect_err(|error| tracing::debug!(%error, "Could not choose the reader's CPU")).is_ok()
+        let Some(reader) = self.kept.reader.get().copied() else { return true };
+        let but = [Some(reader), self.kept.keeper.get().copied()];
+        let bound =
+            sched_setaffinity(Some(reader), cpus).map_err(io::Error::from).and_then(|()| bind_all(&but, others));
+        bound.inspect_err(|error| tracing::debug!(%error, "Could not choose the threads' CPUs")).is_ok()
     }
+}
+
+/// Has all threads of this process but some run on `cpus`.
+fn bind_all(but: &[Option<Pid>], cpus: &CpuSet) -> io::Result<()> {
+    // Threads are born with the CPUs of the one that starts them: those that began meanwhile are met in a second turn.
+    for _ in 0..2 {
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let name = task?.file_name();
+            let thread = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            if thread.is_none() || but.contains(&thread) {
+                continue;
+            }
+            // It may have ended meanwhile.
+            if let Err(error) = sched_setaffinity(thread, cpus) {
+                tracing::debug!(%error, ?thread, "Could not choose a thread's CPUs");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// How many CPUs the machine has that are in use, from a list like `0-1` or `0,2-3`.

@@ -5,7 +5,8 @@
 //! and a thread that polls takes the CPU from others. None of this can be known beforehand, so it is measured: while
 //! requests come densely (the mean pause between two is under [`DENSE`]) the pacer counts how many are served per
 //! second, tries another way for a moment now and then, and keeps to the better one, for longer each time it is
-//! confirmed. Where more threads want to run than there are CPUs nobody polls, and where many more do no CPU is kept awake.
+//! confirmed. Which one it begins with is told by how long it takes to wake another CPU. Where more threads want to run than there are
+//! CPUs nobody polls, and where many more do no CPU is kept awake.
 //!
 //! fuser's loop retries a read that would block: while the descriptor is `O_NONBLOCK` it polls. A mount nobody uses
 //! costs nothing: two ticks after the last request the reader is blocked, and pacer and keeper are asleep.
@@ -32,14 +33,23 @@ const DENSE: Duration = Duration::from_micros(700);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 /// Weight of the newest pause in the mean, as a shift: 1/8.
 const WEIGHT_SHIFT: u32 = 3;
-/// How long requests are counted at a time.
-const WINDOW: Duration = Duration::from_millis(8);
+/// How long requests are counted at a time, at least and at most.
+const WINDOW: (Duration, Duration) = (Duration::from_millis(12), Duration::from_millis(96));
+/// In between until there were so many: of fewer, chance alone makes a better way or a worse one.
+const ENOUGH: u64 = 200;
 /// After so long without requests others may come, for which another way is the best.
 const ANOTHER: Duration = Duration::from_secs(1);
-/// So many ticks in a row with too many threads for a way end it at once.
-const CROWDED_TICKS: u32 = 2;
-/// How long it takes until reader and client are on one CPU, or on two.
+/// So many looks at the number of threads, each so long after the one before, tell whether there are too many for a way.
+const LOOKS: (u32, Duration) = (8, Duration::from_micros(200));
+/// So many more than there should be, as a mean, come of short tasks of the system, and of reader and client, which both run for a moment
+/// where one wakes the other.
+const PASSING: f64 = 0.75;
+/// How long it takes until reader and client are on one CPU, or on two, where the reader was or will be bound to one.
 const SETTLE: Duration = Duration::from_millis(40);
+/// The same where it was and is not: a reader that begins to poll may do so on the client's CPU at first.
+const SETTLE_FREE: Duration = Duration::from_millis(12);
+/// Waking another CPU takes at least this long where a hypervisor has to, and much less where it does not sleep, or not deeply.
+const DEAR: Duration = Duration::from_micros(8);
 
 /// Watches the flow of requests and switches polling on and off.
 pub(crate) struct Pacer {
@@ -91,11 +101,9 @@ impl Pacer {
             return Ok(());
         }
         let keeper = (cpus == keeper::CPUS).then(|| Keeper::start(self.shared.kept.clone())).flatten();
-        let ways = if keeper.is_some() { vec![Way::Keep, Way::Block, Way::Poll] } else { vec![Way::Poll, Way::Block] };
         let shared = self.shared.clone();
-        let mut choice = Choice::new(ways);
-        let mut watch = Watch { shared, device, keeper, now: Way::Block, cpus, runnable };
-        let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run(&mut choice))?;
+        let mut watch = Watch { shared, device, keeper, now: Way::Block, before: Way::Block, cpus, runnable };
+        let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run())?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
         *lock(&self.thread) = Some(thread);
         Ok(())
@@ -154,14 +162,16 @@ struct Watch {
     shared: Arc<Shared>,
     device: OwnedFd,
     keeper: Option<Keeper>,
-    /// The way of this moment.
+    /// The way of this moment, and the one before.
     now: Way,
+    before: Way,
     cpus: usize,
     runnable: fn() -> Option<usize>,
 }
 
 impl Watch {
-    fn run(&mut self, choice: &mut Choice) {
+    fn run(&mut self) {
+        let mut choice = Choice::new(self.ways());
         while !self.closed() {
             let ended = Instant::now();
             std::thread::park();
@@ -176,6 +186,15 @@ impl Watch {
             }
         }
         self.rest();
+    }
+
+    /// The ways there are, the one that is probably the best first.
+    fn ways(&self) -> Vec<Way> {
+        let Some(keeper) = &self.keeper else { return vec![Way::Poll, Way::Block] };
+        let taken = keeper.time_to_wake();
+        tracing::debug!(?taken, "Woke another CPU");
+        let dear = taken.is_ok_and(|taken| taken >= DEAR);
+        if dear { vec![Way::Keep, Way::Block, Way::Poll] } else { vec![Way::Poll, Way::Block, Way::Keep] }
     }
 
     /// Nobody is waited for in any other way.
@@ -199,53 +218,73 @@ impl Watch {
     /// know. None where they have ceased to come densely.
     fn count(&mut self, way: Way, least: f64) -> Option<Count> {
         let called = Instant::now();
-        let rate = if way != self.now && self.is_crowded(way) { Some(0.0) } else { self.rate(way, least) };
+        let is_known = way == self.now || way == self.before;
+        let rate = if !is_known && self.would_be_crowded(way) { Some(0.0) } else { self.rate(way, least) };
         self.unbind();
         rate.map(|rate| Count { rate, took: called.elapsed() })
     }
 
     /// Requests per second; 0 where there turned out to be no CPU to spare.
     fn rate(&mut self, way: Way, least: f64) -> Option<f64> {
-        let mut crowded = 0;
-        let settles = way != self.now && (way == Way::Keep || self.now == Way::Keep);
+        let settle = match (self.now, way) {
+            (now, way) if now == way => Duration::ZERO,
+            (Way::Keep, _) | (_, Way::Keep) => SETTLE,
+            _ => SETTLE_FREE,
+        };
         self.switch(way);
         let requests = || self.shared.requests.load(Ordering::Relaxed);
         let (mut begun, mut first) = (Instant::now(), requests());
-        let settled = if settles { begun + SETTLE } else { begun };
+        let settled = begun + settle;
+        let mut threads = Threads::default();
         loop {
             let last = requests();
             // Without polling nothing is lost by looking less often.
-            std::thread::sleep(if way == Way::Block { WINDOW } else { self.shared.tick });
+            std::thread::sleep(if way == Way::Block { WINDOW.0 } else { self.shared.tick });
             let sparse = self.shared.mean_pause.load(Ordering::Relaxed) > 2 * nanos(DENSE);
             if requests() == last || sparse || self.closed() {
                 return None;
             }
-            crowded = if self.is_crowded(way) { crowded + 1 } else { 0 };
-            if crowded >= CROWDED_TICKS {
-                return Some(0.0);
-            }
-            let elapsed = begun.elapsed();
-            if elapsed < WINDOW {
+            threads.add((self.runnable)());
+            let (elapsed, served) = (begun.elapsed(), requests() - first);
+            if elapsed < WINDOW.0 {
                 continue;
             }
-            let rate = (requests() - first) as f64 / elapsed.as_secs_f64();
-            if begun >= settled || rate < least {
+            if self.is_crowded(way, &threads) {
+                return Some(0.0);
+            }
+            let rate = served as f64 / elapsed.as_secs_f64();
+            let is_sure = served >= ENOUGH || elapsed >= WINDOW.1;
+            if rate < least || is_sure && begun >= settled {
                 return Some(rate);
             }
-            (begun, first) = (Instant::now(), requests());
+            if begun >= settled {
+                continue;
+            }
+            (begun, first, threads) = (Instant::now(), requests(), Threads::default());
         }
     }
 
-    /// Whether too many threads want to run for this way. One is this one; reader and client take turns, unless the
-    /// reader polls; one may be the keeper, which gives way to others: to those that pack what was written, too, but where there
-    /// are many more no CPU sleeps anyway.
-    fn is_crowded(&self, way: Way) -> bool {
+    /// Whether too many threads want to run for a way that was not tried just now.
+    fn would_be_crowded(&self, way: Way) -> bool {
+        let mut threads = Threads::default();
+        for look in 0..LOOKS.0 {
+            if look > 0 {
+                std::thread::sleep(LOOKS.1);
+            }
+            threads.add((self.runnable)());
+        }
+        self.is_crowded(way, &threads)
+    }
+
+    /// Whether `threads` are too many for this way. One is this one; reader and client take turns, unless the reader polls; one may be
+    /// the keeper, which gives way to others: to those that pack what was written, too, but where there are many more no CPU sleeps anyway.
+    fn is_crowded(&self, way: Way, threads: &Threads) -> bool {
         let most = match way {
             Way::Block => return false,
             Way::Poll => self.cpus,
             Way::Keep => 4 * self.cpus,
         };
-        (self.runnable)().is_some_and(|threads| threads > most + usize::from(self.now != Way::Block))
+        threads.mean() > (most + usize::from(self.now != Way::Block)) as f64 + PASSING
     }
 
     fn closed(&self) -> bool {
@@ -254,6 +293,9 @@ impl Watch {
 
     fn switch(&mut self, way: Way) {
         let before = std::mem::replace(&mut self.now, way);
+        if before != way {
+            self.before = before;
+        }
         if let Some(keeper) = &self.keeper {
             if way == Way::Keep { keeper.keep() } else { keeper.part() }
         }
@@ -272,6 +314,27 @@ impl Watch {
     }
 }
 
+/// How many threads run or want to, at several moments.
+#[derive(Debug, Default)]
+struct Threads {
+    sum: f64,
+    looks: u32,
+}
+
+impl Threads {
+    fn add(&mut self, threads: Option<usize>) {
+        if let Some(threads) = threads {
+            self.sum += threads as f64;
+            self.looks += 1;
+        }
+    }
+
+    /// Zero where it was never known.
+    fn mean(&self) -> f64 {
+        self.sum / f64::from(self.looks.max(1))
+    }
+}
+
 /// How many threads of the machine run or want to, this one among them: proc_loadavg(5), fourth field.
 fn runnable_threads() -> Option<usize> {
     let load = std::fs::read_to_string("/proc/loadavg").ok()?;
@@ -287,164 +350,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    fn is_nonblocking(device: &impl AsFd) -> bool {
-        OFlag::from_bits_retain(fcntl(device, FcntlArg::F_GETFL).unwrap()).contains(OFlag::O_NONBLOCK)
-    }
-
-    /// Makes requests for `time`; each takes as long as `cost` says, given whether the reader polls. Tells how many
-    /// were made while it did, and while it did not.
-    fn requests(pacer: &Pacer, device: &impl AsFd, time: Duration, cost: impl Fn(bool) -> Duration) -> [usize; 2] {
-        let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
-        let begun = Instant::now();
-        while begun.elapsed() < time {
-            let polls = is_nonblocking(device);
-            pacer.begin();
-            let request = Instant::now();
-            while request.elapsed() < cost(polls) {
-                std::hint::spin_loop();
-            }
-            pacer.end();
-            counts[usize::from(polls)].fetch_add(1, Ordering::Relaxed);
-        }
-        counts.map(AtomicUsize::into_inner)
-    }
-
-    fn blocks_soon(device: &impl AsFd) -> bool {
-        let begun = Instant::now();
-        while is_nonblocking(device) {
-            if begun.elapsed() > Duration::from_secs(10) {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        true
-    }
-
-    /// They measure how fast they are, so one at a time.
-    fn alone() -> MutexGuard<'static, ()> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        lock(&ALONE)
-    }
-
-    // A copy of a descriptor shares its flags: any descriptor stands for the one of FUSE.
-
-    #[test]
-    fn polls_while_requests_are_dense_and_stops_when_they_end() {
-        let _alone = alone();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-        assert!(!is_nonblocking(&read), "nothing polls before the first request");
-        let (begun, mut polled) = (Instant::now(), 0);
-        while polled == 0 && begun.elapsed() < Duration::from_secs(20) {
-            [_, polled] = requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
-        }
-        assert!(polled > 0);
-        assert!(blocks_soon(&read), "still polling without requests");
-        pacer.stop();
-    }
-
-    #[test]
-    fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
-        let _alone = alone();
-        // On a machine with more of them none is kept, whatever is said here.
-        let two = Keeper::start(Arc::default()).is_some();
-        let cpus_of_reader = || rustix::thread::sched_getaffinity(None).unwrap();
-        let free = cpus_of_reader();
-        for (cpus, is_kept) in [(2, two), (4, false)] {
-            let (read, _write) = nix::unistd::pipe().unwrap();
-            // Long enough that some requests are made in each on a busy machine, too.
-            let pacer = Pacer::new(Duration::from_millis(100));
-            pacer.start_with(read.try_clone().unwrap(), cpus, || None).unwrap();
-            let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
-            let (begun, mut kept) = (Instant::now(), false);
-            while !kept && begun.elapsed() < if is_kept { Duration::from_secs(20) } else { Duration::from_secs(1) } {
-                requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
-                kept = keeps();
-            }
-            assert_eq!(kept, is_kept, "{cpus} CPUs");
-            assert!(blocks_soon(&read));
-            let begun = Instant::now();
-            while keeps() && begun.elapsed() < Duration::from_secs(10) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            assert!(!keeps(), "a CPU is kept awake for nobody");
-            pacer.stop();
-            assert_eq!(cpus_of_reader(), free, "the reader is left bound to a CPU");
-        }
-    }
-
-    #[test]
-    fn a_session_that_ends_leaves_a_descriptor_that_blocks() {
-        let _alone = alone();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-        let stopped = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stopped.load(Ordering::Relaxed) {
-                    requests(&pacer, &read, Duration::from_millis(1), |_| Duration::from_micros(20));
-                }
-            });
-            let begun = Instant::now();
-            while !is_nonblocking(&read) && begun.elapsed() < Duration::from_secs(20) {
-                std::thread::yield_now();
-            }
-            let polled = is_nonblocking(&read);
-            pacer.stop();
-            let blocks = !is_nonblocking(&read);
-            stopped.store(true, Ordering::Relaxed);
-            assert!(polled, "it never polls");
-            assert!(blocks);
-        });
-    }
-
-    #[test]
-    fn sparse_requests_are_not_polled_for() {
-        let _alone = alone();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-        for _ in 0..20 {
-            pacer.begin();
-            pacer.end();
-            std::thread::sleep(Duration::from_millis(2));
-            assert!(!is_nonblocking(&read));
-        }
-        pacer.stop();
-    }
-
-    #[test]
-    fn nothing_polls_where_threads_wait_for_cpus() {
-        let _alone = alone();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        let pacer = Pacer::new(Duration::from_millis(1));
-        pacer.start_with(read.try_clone().unwrap(), 4, || Some(usize::MAX)).unwrap();
-        let [_, polled] = requests(&pacer, &read, Duration::from_millis(300), |_| Duration::from_micros(20));
-        assert_eq!(polled, 0);
-        pacer.stop();
-    }
-
-    #[test]
-    fn this_thread_is_seen_to_run() {
-        assert!(runnable_threads().is_some_and(|threads| threads >= 1));
-    }
-
-    #[test]
-    fn zero_switches_it_off() {
-        let _alone = alone();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        let pacer = Pacer::new(Duration::ZERO);
-        pacer.start_with(read.try_clone().unwrap(), 4, || None).unwrap();
-        let [_, polled] = requests(&pacer, &read, Duration::from_millis(50), |_| Duration::from_micros(20));
-        assert_eq!(polled, 0);
-        pacer.stop();
-    }
-}
+mod tests;

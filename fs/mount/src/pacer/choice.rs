@@ -4,10 +4,12 @@ use std::time::Duration;
 
 /// How long one way is kept to before another is tried, at first and at most.
 const KEEP: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2000));
-/// All ways but blocking cost a CPU: they have to serve so many times as many requests to be chosen instead of it.
-const WORTH: f64 = 1.15;
+/// All ways but blocking cost a CPU that nobody else wants: they have to serve so many times as many requests to be chosen instead of it.
+const WORTH: f64 = 1.06;
 /// So many times more than chance alone makes of two equal ways.
 const SURE: f64 = 1.05;
+/// Where they serve so many times fewer than that, blocking is gone back to.
+const BACK: f64 = 1.02;
 
 /// Where the best serves so many times fewer than it did, others are tried at once.
 const WORSE: f64 = 1.5;
@@ -94,7 +96,10 @@ impl Choice {
         if is_better(other, tried, self.best, kept) {
             tracing::trace!(best = ?other, instead = ?self.best, tried, kept, "Waits for requests another way");
             self.choose(other);
-            (self.keep, self.promised, self.is_new) = (KEEP.0, tried, true);
+            (self.promised, self.is_new) = (tried, true);
+            // Of ways that serve nearly the same either will do: looking again soon costs more than the other can give.
+            let shorter = if tried > kept * WORSE { KEEP.0 } else { self.keep / 4 };
+            self.keep = shorter.max(KEEP.0);
         } else if rate * WORSE > before && before * WORSE > rate {
             self.keep = (self.keep * 2).min(KEEP.1);
         }
@@ -112,7 +117,7 @@ impl Choice {
 fn is_better(other: Way, tried: f64, best: Way, kept: f64) -> bool {
     match (other, best) {
         (_, Way::Block) => tried > kept * WORTH,
-        (Way::Block, _) => tried * WORTH > kept * SURE,
+        (Way::Block, _) => tried * WORTH > kept * BACK,
         _ => tried > kept * SURE,
     }
 }
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn blocking_is_enough_where_the_others_serve_little_more() {
         let mut choice = Choice::new(ALL.to_vec());
-        let rate = |way| if way == Way::Block { 9_500.0 } else { 10_000.0 };
+        let rate = |way| if way == Way::Block { 9_700.0 } else { 10_000.0 };
         let used = follow(&mut choice, Duration::from_secs(10), rate);
         assert!(used[1] > Duration::from_secs(8), "{used:?}");
     }
@@ -239,8 +244,8 @@ mod tests {
     #[test]
     fn polling_has_to_be_worth_its_cpu() {
         for way in [Way::Poll, Way::Keep] {
-            assert!(is_better(way, 120.0, Way::Block, 100.0) && !is_better(way, 110.0, Way::Block, 100.0));
-            assert!(is_better(Way::Block, 95.0, way, 100.0) && !is_better(Way::Block, 80.0, way, 100.0));
+            assert!(is_better(way, 107.0, Way::Block, 100.0) && !is_better(way, 105.0, Way::Block, 100.0));
+            assert!(is_better(Way::Block, 97.0, way, 100.0) && !is_better(Way::Block, 96.0, way, 100.0));
         }
         assert!(is_better(Way::Keep, 106.0, Way::Poll, 100.0) && !is_better(Way::Keep, 104.0, Way::Poll, 100.0));
     }
