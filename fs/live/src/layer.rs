@@ -96,6 +96,12 @@ const ENTRY_COST: usize = 260;
 /// The same for a run of bytes.
 const RUN_COST: usize = 120;
 
+/// Files with less data than this, as a mean, are small ones.
+const SMALL_FILE: u64 = 64 << 10;
+/// So many times as much of the data of small files is gathered before it is packed: a copy of them is bound by the way to and fro of each
+/// request, and gains more where nothing is packed beside it than packing early does.
+const SMALL_FILES: u64 = 3;
+
 /// As many audit records make a head by themselves.
 pub(crate) const AUDITS_ALONE: usize = 1024;
 
@@ -147,6 +153,12 @@ impl Layer {
     /// Bytes of file data that came with it and have not been overwritten by a later edit's inode removal.
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes
+    }
+
+    /// Whether it is to be frozen: by `bytes` of file data, more where they are of small files, or by `heap` bytes of its own.
+    pub fn is_full(&self, bytes: u64, heap: usize) -> bool {
+        let times = if self.data_bytes < SMALL_FILE * self.nodes.len() as u64 { SMALL_FILES } else { 1 };
+        self.data_bytes >= bytes.saturating_mul(times) || self.heap >= heap
     }
 
     /// Folds one edit in. `data` is where the log holds the record's data.
@@ -290,5 +302,27 @@ mod tests {
         layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
         layer.apply(&Edit::Remove(7), None);
         assert!(matches!(layer.node(7), Some(NodeDelta { stand: Stand::Gone, .. })));
+    }
+
+    #[test]
+    fn it_gathers_more_of_small_files_than_of_large_ones() {
+        let full_of = |files: u64, len: u32| {
+            let mut layer = Layer::default();
+            let (mut bytes, mut ino) = (0, 1024);
+            while !layer.is_full(8 << 20, usize::MAX) {
+                let data = DataRef { segment: 1, offset: 4096, start: 0, len };
+                layer.apply(&Edit::Data { ino, offset: bytes }, Some(data));
+                bytes += u64::from(len);
+                ino = 1024 + (ino - 1023) % files;
+            }
+            bytes
+        };
+        assert_eq!(full_of(1, 1 << 20), 8 << 20);
+        assert_eq!(full_of(1, 4096), 8 << 20, "one file, however it is written");
+        assert_eq!(full_of(100_000, 4096), 24 << 20);
+        let mut layer = Layer::default();
+        assert!(!layer.is_full(1, 1));
+        layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
+        assert!(layer.is_full(1 << 30, 1), "by what it takes itself");
     }
 }

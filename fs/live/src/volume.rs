@@ -43,7 +43,7 @@ pub struct VolumeOptions {
     pub encrypt_log: bool,
     /// A local checkpoint at the latest so long after a change.
     pub checkpoint_interval: Duration,
-    /// A layer is frozen once so many bytes of data came.
+    /// A layer is frozen once so many bytes of data came, or three times as many of small files.
     pub checkpoint_bytes: u64,
     /// A commit at the latest so long after a change.
     pub commit_interval: Duration,
