@@ -89,7 +89,7 @@ pub struct StagingSettings {
 pub struct CheckpointSettings {
     /// Longest time after a change.
     pub interval: Duration,
-    /// Most bytes in the log since the last one; three times as many where they are of small files.
+    /// Most bytes in the log since the last one; up to three times as many where they are of small files.
     pub bytes: u64,
 }
 

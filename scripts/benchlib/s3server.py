@@ -26,8 +26,11 @@ def install():
 
 
 def free_port(taken):
-    """A port that nobody uses, nor the one ten thousand above it, where the server speaks with itself."""
-    for port in range(20_000 + os.getpid() * 37 % 10_000, 42_000):
+    """A port that nobody uses, nor the one ten thousand above it, where the server speaks with itself.
+
+    Both below those that the system gives to connections: one of them could have taken it before the server does.
+    """
+    for port in range(20_000 + os.getpid() * 37 % 2_000, 22_700):
         if port in taken:
             continue
         with socket.socket() as one, socket.socket() as other:
@@ -38,7 +41,7 @@ def free_port(taken):
                 continue
         taken.add(port)
         return port
-    raise Failed("There are no free ports between 20000 and 42000")
+    raise Failed("There are no free ports between 20000 and 22700")
 
 
 class S3Server:
@@ -65,7 +68,8 @@ class S3Server:
 
     def answers(self):
         if self.process.poll() is not None:
-            raise Failed(f"The S3 server ended with exit code {self.process.returncode}")
+            said = (self.directory / "log").read_text(errors="replace").strip().splitlines()[-5:]
+            raise Failed(f"The S3 server ended with exit code {self.process.returncode}: {' / '.join(said)}")
         try:
             return self.filer("POST", "/buckets/vault/") in (200, 201, 409) and self.filer("PUT", "/buckets/vault/ready", b"ready") < 300 \
                 and self.filer("DELETE", "/buckets/vault/ready") < 300 and self.listens()

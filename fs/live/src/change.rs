@@ -341,7 +341,7 @@ impl Shared {
     }
 
     pub(crate) fn after_change(&self, state: &mut State) {
-        let full = state.active.is_full(self.options.checkpoint_bytes, self.layer_max());
+        let full = state.active.is_full(self.options.checkpoint_bytes, self.options.small_bytes(), self.layer_max());
         if full && state.frozen.len() < FROZEN_MAX {
             state.freeze();
         }

@@ -79,6 +79,8 @@ pub struct Layer {
     audits: Vec<(u64, Arc<[u8]>)>,
     heap: usize,
     data_bytes: u64,
+    /// Nodes that have extents.
+    files: u64,
     /// Log segment of its first record.
     pub first_segment: Option<u64>,
     /// Number of its last operation.
@@ -98,10 +100,6 @@ const RUN_COST: usize = 120;
 
 /// Files with less data than this, as a mean, are small ones.
 const SMALL_FILE: u64 = 64 << 10;
-/// So many times as much of the data of small files is gathered before it is packed: a copy of them is bound by the way to and fro of each
-/// request, and gains more where nothing is packed beside it than packing early does.
-const SMALL_FILES: u64 = 3;
-
 /// As many audit records make a head by themselves.
 pub(crate) const AUDITS_ALONE: usize = 1024;
 
@@ -155,10 +153,10 @@ impl Layer {
         self.data_bytes
     }
 
-    /// Whether it is to be frozen: by `bytes` of file data, more where they are of small files, or by `heap` bytes of its own.
-    pub fn is_full(&self, bytes: u64, heap: usize) -> bool {
-        let times = if self.data_bytes < SMALL_FILE * self.nodes.len() as u64 { SMALL_FILES } else { 1 };
-        self.data_bytes >= bytes.saturating_mul(times) || self.heap >= heap
+    /// Whether it is to be frozen: by `bytes` of file data, by `small` where they are of small files, or by `heap` bytes of its own.
+    pub fn is_full(&self, bytes: u64, small: u64, heap: usize) -> bool {
+        let most = if self.data_bytes < SMALL_FILE * self.files { small } else { bytes };
+        self.data_bytes >= most || self.heap >= heap
     }
 
     /// Folds one edit in. `data` is where the log holds the record's data.
@@ -209,18 +207,22 @@ impl Layer {
     }
 
     fn lay(&mut self, ino: u64, run: Run) {
-        let extents = self.node_mut(ino).extents.get_or_insert_default();
+        let extents = &mut self.node_mut(ino).extents;
+        let is_first = extents.is_none();
+        let extents = extents.get_or_insert_default();
         let before = extents.len();
         extents.insert(run);
         let after = extents.len();
         self.heap = (self.heap + after * RUN_COST).saturating_sub(before * RUN_COST);
+        self.files += u64::from(is_first);
     }
 
     fn remove(&mut self, ino: u64) {
         self.orphans.remove(&ino);
         let node = self.node_mut(ino);
-        let runs = node.extents.take().map_or(0, |e| e.len());
+        let extents = node.extents.take();
         let fresh = node.fresh;
+        let runs = extents.as_ref().map_or(0, |extents| extents.len());
         if fresh {
             self.nodes.remove(&ino);
             self.heap = self.heap.saturating_sub(NODE_COST + runs * RUN_COST);
@@ -228,6 +230,7 @@ impl Layer {
             *node = NodeDelta { stand: Stand::Gone, ..NodeDelta::default() };
             self.heap = self.heap.saturating_sub(runs * RUN_COST);
         }
+        self.files -= u64::from(extents.is_some());
     }
 
     fn link(&mut self, dir: u64, seq: u64, entry: &Entry) {
@@ -305,12 +308,29 @@ mod tests {
     }
 
     #[test]
+    fn removed_files_are_no_files_with_data() {
+        let mut layer = Layer::default();
+        let data = DataRef { segment: 1, offset: 4096, start: 0, len: 4096 };
+        layer.apply(&Edit::Create(1024, inode(FileKind::File)), None);
+        for ino in [7, 7, 1024] {
+            layer.apply(&Edit::Data { ino, offset: 0 }, Some(data));
+        }
+        assert_eq!(layer.files, 2);
+        for ino in [7, 1024, 7, 1025] {
+            layer.apply(&Edit::Remove(ino), None);
+        }
+        assert_eq!(layer.files, 0);
+    }
+
+    #[test]
     fn it_gathers_more_of_small_files_than_of_large_ones() {
         let full_of = |files: u64, len: u32| {
             let mut layer = Layer::default();
             let (mut bytes, mut ino) = (0, 1024);
-            while !layer.is_full(8 << 20, usize::MAX) {
+            while !layer.is_full(8 << 20, 24 << 20, usize::MAX) {
                 let data = DataRef { segment: 1, offset: 4096, start: 0, len };
+                // What has no data counts for nothing.
+                layer.apply(&Edit::Update(500_000 + bytes, inode(FileKind::File)), None);
                 layer.apply(&Edit::Data { ino, offset: bytes }, Some(data));
                 bytes += u64::from(len);
                 ino = 1024 + (ino - 1023) % files;
@@ -321,8 +341,8 @@ mod tests {
         assert_eq!(full_of(1, 4096), 8 << 20, "one file, however it is written");
         assert_eq!(full_of(100_000, 4096), 24 << 20);
         let mut layer = Layer::default();
-        assert!(!layer.is_full(1, 1));
+        assert!(!layer.is_full(1, 1, 1));
         layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
-        assert!(layer.is_full(1 << 30, 1), "by what it takes itself");
+        assert!(layer.is_full(1 << 30, 1 << 30, 1), "by what it takes itself");
     }
 }

@@ -43,7 +43,7 @@ pub struct VolumeOptions {
     pub encrypt_log: bool,
     /// A local checkpoint at the latest so long after a change.
     pub checkpoint_interval: Duration,
-    /// A layer is frozen once so many bytes of data came, or three times as many of small files.
+    /// A layer is frozen once so many bytes of data came, or [more](Self::small_bytes) of small files.
     pub checkpoint_bytes: u64,
     /// A commit at the latest so long after a change.
     pub commit_interval: Duration,
@@ -69,6 +69,14 @@ pub struct VolumeOptions {
     pub expect_head: Option<(u64, CommitId)>,
     /// The time, as the name of what is set aside has it.
     pub stamp: String,
+}
+
+impl VolumeOptions {
+    /// So much of the data of small files is gathered in a layer: a copy of them is bound by the way to and fro of each request, and gains
+    /// more where nothing is packed beside it than packing early does. The log must hold several such layers.
+    pub(crate) fn small_bytes(&self) -> u64 {
+        self.checkpoint_bytes.saturating_mul(3).min(self.log_max / 8).max(self.checkpoint_bytes)
+    }
 }
 
 /// What all parts of a mounted volume share.

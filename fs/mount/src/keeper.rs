@@ -65,12 +65,12 @@ impl Keeper {
         }
         let own = kept.clone();
         let thread = std::thread::Builder::new().name("axiomfs-keeper".into()).spawn(move || {
+            own.keeper.get_or_init(gettid);
             // Where that is refused it would take the CPU from those it is to serve.
             if let Err(error) = rustix::process::nice(NICENESS).and_then(|_| sched_setaffinity(None, &awake)) {
                 tracing::debug!(%error, "No CPU is kept awake");
                 return;
             }
-            own.keeper.get_or_init(gettid);
             while !own.ends.load(Ordering::Acquire) {
                 while own.on.load(Ordering::Relaxed) {
                     (0..TURNS).for_each(|_| std::hint::spin_loop());
@@ -113,34 +113,33 @@ impl Keeper {
         }
     }
 
-    /// Has the reader run on `cpus`, and all other threads of this process on `others`. Whether that was done.
+    /// Has the reader run on `cpus`, and all other threads of this process but the keeper on `others`. Whether that was done.
     fn bind(&self, cpus: &CpuSet, others: &CpuSet) -> bool {
         self.kept.is_bound.store(true, Ordering::Relaxed);
-        let Some(reader) = self.kept.reader.get().copied() else { return true };
-        let but = [Some(reader), self.kept.keeper.get().copied()];
-        let bound =
-            sched_setaffinity(Some(reader), cpus).map_err(io::Error::from).and_then(|()| bind_all(&but, others));
+        let bound = self.try_bind(cpus, others);
         bound.inspect_err(|error| tracing::debug!(%error, "Could not choose the threads' CPUs")).is_ok()
     }
-}
 
-/// Has all threads of this process but some run on `cpus`.
-fn bind_all(but: &[Option<Pid>], cpus: &CpuSet) -> io::Result<()> {
-    // Threads are born with the CPUs of the one that starts them: those that began meanwhile are met in a second turn.
-    for _ in 0..2 {
-        for task in std::fs::read_dir("/proc/self/task")? {
-            let name = task?.file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            if thread.is_none() || but.contains(&thread) {
-                continue;
-            }
-            // It may have ended meanwhile.
-            if let Err(error) = sched_setaffinity(thread, cpus) {
-                tracing::debug!(%error, ?thread, "Could not choose a thread's CPUs");
+    fn try_bind(&self, cpus: &CpuSet, others: &CpuSet) -> io::Result<()> {
+        let [reader, keeper] = [&self.kept.reader, &self.kept.keeper].map(|thread| thread.get().copied());
+        let mut met = Vec::new();
+        // Threads are born with the CPUs of the one that starts them: those that began meanwhile are met in a second turn.
+        for _ in 0..2 {
+            for task in std::fs::read_dir("/proc/self/task")? {
+                let name = task?.file_name();
+                let thread = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+                if thread.is_none() || thread == keeper || met.contains(&thread) {
+                    continue;
+                }
+                met.push(thread);
+                // It may have ended meanwhile, the reader, too.
+                if let Err(error) = sched_setaffinity(thread, if thread == reader { cpus } else { others }) {
+                    tracing::debug!(%error, ?thread, "Could not choose a thread's CPUs");
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// How many CPUs the machine has that are in use, from a list like `0-1` or `0,2-3`.

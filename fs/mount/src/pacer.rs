@@ -34,13 +34,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 /// Weight of the newest pause in the mean, as a shift: 1/8.
 const WEIGHT_SHIFT: u32 = 3;
 /// How long requests are counted at a time, at least and at most.
-const WINDOW: (Duration, Duration) = (Duration::from_millis(12), Duration::from_millis(96));
+const WINDOW: (Duration, Duration) = (Duration::from_millis(12), Duration::from_millis(48));
 /// In between until there were so many: of fewer, chance alone makes a better way or a worse one.
 const ENOUGH: u64 = 200;
 /// After so long without requests others may come, for which another way is the best.
 const ANOTHER: Duration = Duration::from_secs(1);
 /// So many looks at the number of threads, each so long after the one before, tell whether there are too many for a way.
 const LOOKS: (u32, Duration) = (8, Duration::from_micros(200));
+/// A way that was left so short a time ago, and not because of them, needs no such looks.
+const RECENT: Duration = Duration::from_millis(250);
 /// So many more than there should be, as a mean, come of short tasks of the system, and of reader and client, which both run for a moment
 /// where one wakes the other.
 const PASSING: f64 = 0.75;
@@ -102,7 +104,7 @@ impl Pacer {
         }
         let keeper = (cpus == keeper::CPUS).then(|| Keeper::start(self.shared.kept.clone())).flatten();
         let shared = self.shared.clone();
-        let mut watch = Watch { shared, device, keeper, now: Way::Block, before: Way::Block, cpus, runnable };
+        let mut watch = Watch { shared, device, keeper, now: Way::Block, left: None, crowded: None, cpus, runnable };
         let thread = std::thread::Builder::new().name("axiomfs-pacer".into()).spawn(move || watch.run())?;
         *lock(&self.shared.pacer) = Some(thread.thread().clone());
         *lock(&self.thread) = Some(thread);
@@ -162,9 +164,12 @@ struct Watch {
     shared: Arc<Shared>,
     device: OwnedFd,
     keeper: Option<Keeper>,
-    /// The way of this moment, and the one before.
+    /// The way of this moment.
     now: Way,
-    before: Way,
+    /// The one before, and when it was left.
+    left: Option<(Way, Instant)>,
+    /// The way for which too many threads were found last.
+    crowded: Option<Way>,
     cpus: usize,
     runnable: fn() -> Option<usize>,
 }
@@ -218,8 +223,9 @@ impl Watch {
     /// know. None where they have ceased to come densely.
     fn count(&mut self, way: Way, least: f64) -> Option<Count> {
         let called = Instant::now();
-        let is_known = way == self.now || way == self.before;
+        let is_known = way == self.now || self.left.is_some_and(|(left, at)| left == way && at.elapsed() < RECENT);
         let rate = if !is_known && self.would_be_crowded(way) { Some(0.0) } else { self.rate(way, least) };
+        self.crowded = (rate == Some(0.0)).then_some(way);
         self.unbind();
         rate.map(|rate| Count { rate, took: called.elapsed() })
     }
@@ -237,12 +243,14 @@ impl Watch {
         let settled = begun + settle;
         let mut threads = Threads::default();
         loop {
-            let last = requests();
+            let (last, looked) = (requests(), Instant::now());
             // Without polling nothing is lost by looking less often.
             std::thread::sleep(if way == Way::Block { WINDOW.0 } else { self.shared.tick });
             let sparse = self.shared.mean_pause.load(Ordering::Relaxed) > 2 * nanos(DENSE);
             if requests() == last || sparse || self.closed() {
-                return None;
+                let counted = looked - begun;
+                let is_enough = begun >= settled && counted >= WINDOW.0 && !self.closed();
+                return is_enough.then(|| (last - first) as f64 / counted.as_secs_f64());
             }
             threads.add((self.runnable)());
             let (elapsed, served) = (begun.elapsed(), requests() - first);
@@ -264,7 +272,7 @@ impl Watch {
         }
     }
 
-    /// Whether too many threads want to run for a way that was not tried just now.
+    /// Whether too many threads want to run for a way that was not left just now.
     fn would_be_crowded(&self, way: Way) -> bool {
         let mut threads = Threads::default();
         for look in 0..LOOKS.0 {
@@ -294,7 +302,7 @@ impl Watch {
     fn switch(&mut self, way: Way) {
         let before = std::mem::replace(&mut self.now, way);
         if before != way {
-            self.before = before;
+            self.left = (self.crowded != Some(before)).then(|| (before, Instant::now()));
         }
         if let Some(keeper) = &self.keeper {
             if way == Way::Keep { keeper.keep() } else { keeper.part() }

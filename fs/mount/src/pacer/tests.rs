@@ -65,8 +65,9 @@ fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
     let _alone = alone();
     // On a machine with more of them none is kept, whatever is said here.
     let two = Keeper::start(Arc::default()).is_some();
-    let cpus_of_reader = || rustix::thread::sched_getaffinity(None).unwrap();
-    let free = cpus_of_reader();
+    let cpus_of = |thread| rustix::thread::sched_getaffinity(thread).unwrap();
+    let free = cpus_of(None);
+    let other = Other::start();
     for (cpus, is_kept) in [(2, two), (4, false)] {
         let (read, _write) = nix::unistd::pipe().unwrap();
         // Long enough that some requests are made in each on a busy machine, too.
@@ -79,6 +80,12 @@ fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
             kept = keeps();
         }
         assert_eq!(kept, is_kept, "{cpus} CPUs");
+        if kept {
+            // The reader has one CPU, another thread the one that is kept awake.
+            requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
+            let both = [None, Some(other.number)].map(cpus_of);
+            assert!(!keeps() || both.iter().all(|cpus| cpus.count() == 1) && both[0] != both[1], "{both:?}");
+        }
         assert!(blocks_soon(&read));
         let begun = Instant::now();
         while keeps() && begun.elapsed() < Duration::from_secs(10) {
@@ -86,7 +93,53 @@ fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
         }
         assert!(!keeps(), "a CPU is kept awake for nobody");
         pacer.stop();
-        assert_eq!(cpus_of_reader(), free, "the reader is left bound to a CPU");
+        assert_eq!(cpus_of(None), free, "the reader is left bound to a CPU");
+        assert_eq!(cpus_of(Some(other.number)), free, "another thread is left bound to a CPU");
+    }
+}
+
+/// As at an unmount: the loop that reads requests ends first.
+#[test]
+fn a_reader_that_has_ended_leaves_no_thread_bound() {
+    let _alone = alone();
+    if Keeper::start(Arc::default()).is_none() {
+        return;
+    }
+    let free = rustix::thread::sched_getaffinity(None).unwrap();
+    let other = Other::start();
+    let (read, _write) = nix::unistd::pipe().unwrap();
+    let pacer = Pacer::new(Duration::from_millis(100));
+    pacer.start_with(read.try_clone().unwrap(), 2, || None).unwrap();
+    let begun = Instant::now();
+    let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !keeps() && begun.elapsed() < Duration::from_secs(20) {
+                requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
+            }
+        });
+    });
+    assert!(keeps());
+    pacer.stop();
+    assert_eq!(rustix::thread::sched_getaffinity(Some(other.number)).unwrap(), free);
+}
+
+/// A thread that is no reader.
+struct Other {
+    number: rustix::thread::Pid,
+    /// It lives as long as this.
+    _alive: std::sync::mpsc::Sender<()>,
+}
+
+impl Other {
+    fn start() -> Self {
+        let (alive, ends) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            tell.send(gettid()).unwrap();
+            let _ended = ends.recv();
+        });
+        Self { number: told.recv().unwrap(), _alive: alive }
     }
 }
 
