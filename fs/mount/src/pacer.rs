@@ -285,7 +285,8 @@ impl Watch {
     }
 
     /// Whether `threads` are too many for this way. One is this one; reader and client take turns, unless the reader polls; one may be
-    /// the keeper, which gives way to others: to those that pack what was written, too, but where there are many more no CPU sleeps anyway, and they need both.
+    /// the keeper, which gives way to others: to those that pack what was written, too, but where there are many more no CPU sleeps anyway,
+    /// and they need both.
     fn is_crowded(&self, way: Way, threads: &Threads) -> bool {
         let most = match way {
             Way::Block => return false,
