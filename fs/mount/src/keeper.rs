@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,7 +32,20 @@ pub(crate) struct Kept {
     pub(crate) reader: OnceLock<Pid>,
     /// The thread that keeps the CPU awake.
     keeper: OnceLock<Pid>,
+    /// Threads that decode what clients wait for.
+    decoders: Mutex<Vec<Pid>>,
     ends: AtomicBool,
+}
+
+impl Kept {
+    /// The calling thread decodes what a client waits for, which takes long: it may run wherever there is room.
+    pub(crate) fn is_decoder(&self) {
+        self.decoders().push(gettid());
+    }
+
+    fn decoders(&self) -> MutexGuard<'_, Vec<Pid>> {
+        self.decoders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The thread that keeps a CPU awake; it ends when this is dropped.
@@ -93,7 +106,8 @@ impl Keeper {
             return;
         }
         // The reader stays on the other CPU; its client then does, too. Those that pack or read ahead would only be in their way there, and
-        // nothing else keeps them off: no CPU idles.
+        // nothing else keeps them off: no CPU idles. Those that decode what a client waits
+        // for may run on either.
         self.bind(&self.bound, &self.awake);
         thread.thread().unpark();
     }
@@ -113,7 +127,7 @@ impl Keeper {
         }
     }
 
-    /// Has the reader run on `cpus`, and all other threads of this process but the keeper on `others`. Whether that was done.
+    /// Has the reader run on `cpus`, and all other threads of this process but decoders and the keeper on `others`. Whether that was done.
     fn bind(&self, cpus: &CpuSet, others: &CpuSet) -> bool {
         self.kept.is_bound.store(true, Ordering::Relaxed);
         let bound = self.try_bind(cpus, others);
@@ -122,7 +136,7 @@ impl Keeper {
 
     fn try_bind(&self, cpus: &CpuSet, others: &CpuSet) -> io::Result<()> {
         let [reader, keeper] = [&self.kept.reader, &self.kept.keeper].map(|thread| thread.get().copied());
-        let mut met = Vec::new();
+        let mut met: Vec<_> = self.kept.decoders().iter().copied().map(Some).collect();
         // Threads are born with the CPUs of the one that starts them: those that began meanwhile are met in a second turn.
         for _ in 0..2 {
             for task in std::fs::read_dir("/proc/self/task")? {

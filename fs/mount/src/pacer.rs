@@ -124,6 +124,12 @@ impl Pacer {
         }
     }
 
+    /// What threads that decode what a client waits for are to call when they begin.
+    pub(crate) fn decoder(&self) -> impl Fn() + Clone + Send + 'static {
+        let kept = self.shared.kept.clone();
+        move || kept.is_decoder()
+    }
+
     /// A request was read. To be called by the reader, before it is served.
     pub(crate) fn begin(&self) {
         let shared = &*self.shared;

@@ -33,8 +33,13 @@ struct State {
 }
 
 impl Pool {
-    /// Starts `threads` threads called `name`. `max_bytes` bounds what jobs that aren't done yet carry.
-    pub(crate) fn new(name: &'static str, threads: usize, max_bytes: usize) -> io::Result<Self> {
+    /// Starts `threads` threads called `name`, which call `begin` first. `max_bytes` bounds what jobs that aren't done yet carry.
+    pub(crate) fn new(
+        name: &'static str,
+        threads: usize,
+        max_bytes: usize,
+        begin: impl Fn() + Clone + Send + 'static,
+    ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             operation: name,
             max_bytes,
@@ -44,8 +49,11 @@ impl Pool {
         });
         let pool = Self { inner, threads: Mutex::default() };
         for _ in 0..threads.max(1) {
-            let inner = pool.inner.clone();
-            let thread = std::thread::Builder::new().name(name.into()).spawn(move || inner.serve())?;
+            let (inner, begin) = (pool.inner.clone(), begin.clone());
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+                begin();
+                inner.serve();
+            })?;
             lock(&pool.threads).push(thread);
         }
         Ok(pool)
@@ -120,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_job_leaves_the_thread_serving() {
-        let pool = Pool::new("test", 1, 1 << 20).unwrap();
+        let pool = Pool::new("test", 1, 1 << 20, || ()).unwrap();
         let (sender, receiver) = mpsc::channel();
         pool.submit(0, || panic!("expected by the test"));
         pool.submit(0, move || sender.send(7).unwrap());
@@ -129,7 +137,7 @@ mod tests {
 
     #[test]
     fn closing_runs_what_is_queued() {
-        let pool = Pool::new("test", 2, 1 << 20).unwrap();
+        let pool = Pool::new("test", 2, 1 << 20, || ()).unwrap();
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..100 {
             let done = done.clone();
@@ -148,7 +156,7 @@ mod tests {
 
     #[test]
     fn bytes_under_way_are_bounded() {
-        let pool = Arc::new(Pool::new("test", 1, 100).unwrap());
+        let pool = Arc::new(Pool::new("test", 1, 100, || ()).unwrap());
         let (release, wait) = mpsc::channel::<()>();
         pool.submit(80, move || wait.recv().unwrap());
         let (sender, accepted) = mpsc::channel();
@@ -165,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_job_larger_than_the_bound_runs_alone() {
-        let pool = Pool::new("test", 1, 10).unwrap();
+        let pool = Pool::new("test", 1, 10, || ()).unwrap();
         let (sender, receiver) = mpsc::channel();
         pool.submit(1000, move || sender.send(()).unwrap());
         assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(()));

@@ -88,22 +88,24 @@ impl Service {
         poll: Duration,
     ) -> io::Result<Self> {
         let mounted_at = convert::now();
+        let pacer = Pacer::new(poll);
+        let pool = |name, threads| Pool::new(name, threads, MAX_WAITING_BYTES, || ());
         Ok(Self {
             volume,
             files: ControlFiles::new(control),
-            pacer: Pacer::new(poll),
             invalidator: Invalidator::default(),
             owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
             removed: Removed::default(),
             settling: Arc::default(),
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
-            data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES)?,
-            changes: Pool::new("axiomfs-change", workers, MAX_WAITING_BYTES)?,
-            metadata: Pool::new("axiomfs-meta", METADATA_THREADS, MAX_WAITING_BYTES)?,
-            snapshots: Pool::new("axiomfs-snap", SNAPSHOT_THREADS, MAX_WAITING_BYTES)?,
-            commands: Pool::new("axiomfs-command", COMMAND_THREADS, MAX_WAITING_BYTES)?,
-            texts: Pool::new("axiomfs-text", TEXT_THREADS, MAX_WAITING_BYTES)?,
+            data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES, pacer.decoder())?,
+            changes: pool("axiomfs-change", workers)?,
+            metadata: pool("axiomfs-meta", METADATA_THREADS)?,
+            snapshots: pool("axiomfs-snap", SNAPSHOT_THREADS)?,
+            commands: pool("axiomfs-command", COMMAND_THREADS)?,
+            texts: pool("axiomfs-text", TEXT_THREADS)?,
+            pacer,
         })
     }
 

@@ -67,12 +67,13 @@ fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
     let two = Keeper::start(Arc::default()).is_some();
     let cpus_of = |thread| rustix::thread::sched_getaffinity(thread).unwrap();
     let free = cpus_of(None);
-    let other = Other::start();
+    let other = Other::start(|| ());
     for (cpus, is_kept) in [(2, two), (4, false)] {
         let (read, _write) = nix::unistd::pipe().unwrap();
         // Long enough that some requests are made in each on a busy machine, too.
         let pacer = Pacer::new(Duration::from_millis(100));
         pacer.start_with(read.try_clone().unwrap(), cpus, || None).unwrap();
+        let decoder = Other::start(pacer.decoder());
         let keeps = || pacer.shared.kept.on.load(Ordering::Relaxed);
         let (begun, mut kept) = (Instant::now(), false);
         while !kept && begun.elapsed() < if is_kept { Duration::from_secs(20) } else { Duration::from_secs(1) } {
@@ -81,10 +82,11 @@ fn a_cpu_is_kept_awake_only_where_there_are_two_and_while_requests_come() {
         }
         assert_eq!(kept, is_kept, "{cpus} CPUs");
         if kept {
-            // The reader has one CPU, another thread the one that is kept awake.
+            // The reader has one CPU, another thread the one that is kept awake, and one that decodes both.
             requests(&pacer, &read, Duration::from_millis(10), |_| Duration::from_micros(20));
             let both = [None, Some(other.number)].map(cpus_of);
             assert!(!keeps() || both.iter().all(|cpus| cpus.count() == 1) && both[0] != both[1], "{both:?}");
+            assert_eq!(cpus_of(Some(decoder.number)), free, "it waits for one CPU while there is room on the other");
         }
         assert!(blocks_soon(&read));
         let begun = Instant::now();
@@ -106,7 +108,7 @@ fn a_reader_that_has_ended_leaves_no_thread_bound() {
         return;
     }
     let free = rustix::thread::sched_getaffinity(None).unwrap();
-    let other = Other::start();
+    let other = Other::start(|| ());
     let (read, _write) = nix::unistd::pipe().unwrap();
     let pacer = Pacer::new(Duration::from_millis(100));
     pacer.start_with(read.try_clone().unwrap(), 2, || None).unwrap();
@@ -132,10 +134,11 @@ struct Other {
 }
 
 impl Other {
-    fn start() -> Self {
+    fn start(begin: impl FnOnce() + Send + 'static) -> Self {
         let (alive, ends) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
+            begin();
             tell.send(gettid()).unwrap();
             let _ended = ends.recv();
         });
