@@ -330,3 +330,81 @@ fn a_damaged_cache_is_only_a_cache() {
     repo.mount();
     assert!(read_all(&repo).is_empty(), "damage in the cache reached a reader");
 }
+
+#[test]
+fn what_is_appended_to_a_file_with_a_missing_pack_keeps_nothing_from_the_store() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("append-missing");
+    repo.mount();
+    fs::write(repo.live().join("log"), noise(1, 100_000)).expect("written");
+    fs::write(repo.live().join("short"), noise(2, 20_000)).expect("written");
+    repo.umount();
+    repo.forget_local_state();
+    let objects = Objects::of(&repo.store);
+    // The data's; what the tree needs is in the other.
+    let pack = objects.largest("packs");
+    let aside = objects.read(&pack);
+    objects.remove(&pack);
+    repo.mount();
+    let mut log = OpenOptions::new().append(true).open(repo.live().join("log")).expect("opened");
+    std::io::Write::write_all(&mut log, b"one more line").expect("appended");
+    drop(log);
+    // Short enough for the tree, with a piece that can't be read.
+    let short = OpenOptions::new().write(true).open(repo.live().join("short")).expect("opened");
+    short.set_len(300).expect("cut");
+    short.write_all_at(b"new", 100).expect("written");
+    drop(short);
+    fs::write(repo.live().join("other"), b"another file").expect("written");
+    repo.sync();
+    objects.write(&pack, &aside);
+    repo.remount_from_the_store_alone();
+    assert_eq!(fs::read(repo.live().join("other")).expect("read"), b"another file");
+    let have = fs::read(repo.live().join("log")).expect("the pack is back");
+    assert!(have == [&noise(1, 100_000)[..], b"one more line"].concat(), "the log has other bytes");
+    let mut want = noise(2, 20_000)[..300].to_vec();
+    want[100..103].copy_from_slice(b"new");
+    assert!(fs::read(repo.live().join("short")).expect("the pack is back") == want, "the short file has other bytes");
+}
+
+#[test]
+fn a_file_whose_part_of_the_tree_is_damaged_can_be_removed() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("remove-damaged");
+    repo.mount();
+    // Little data in many pieces: what is stored of it is its part of the tree, in several frames.
+    let file = fs::File::create(repo.live().join("large")).expect("made");
+    for piece in 0..20_000 {
+        file.write_all_at(b"the same piece", piece << 16).expect("written");
+    }
+    drop(file);
+    repo.umount();
+    repo.forget_local_state();
+    let (mut removed, mut damaged) = (false, false);
+    let tree = PathBuf::from(Objects::of(&repo.store).largest("packs"));
+    let tree = repo.store.join(tree);
+    let whole = fs::read(&tree).expect("read");
+    for part in 1..20 {
+        let mut bytes = whole.clone();
+        let at = whole.len() * part / 20;
+        bytes[at] ^= 0x10;
+        fs::write(&tree, &bytes).expect("damaged");
+        // The state of the round before is gone. Where the tree can't be opened at all, another part is damaged.
+        if repo.try_mount(&["--takeover"]).is_err() {
+            continue;
+        }
+        damaged = fs::read(repo.live().join("large")).is_err();
+        removed = damaged && fs::remove_file(repo.live().join("large")).is_ok();
+        if removed {
+            break;
+        }
+        repo.kill9();
+        repo.clear_dead_mount();
+        repo.forget_local_state();
+    }
+    assert!(damaged && removed, "no damage of {} left the file to be removed", tree.display());
+    fs::write(repo.live().join("new"), b"the rest goes on").expect("written");
+    repo.sync();
+    repo.remount_from_the_store_alone();
+    assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"the rest goes on");
+    assert!(!repo.live().join("large").exists(), "it is back");
+}

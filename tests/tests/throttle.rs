@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::repo::{LIMIT, TestRepo, alone, beside_others, text};
 use axiomfs_tests::rng::{noise, prose};
 use axiomfs_tests::run::{must, run, wait_for};
 use axiomfs_tests::source::{check_noise, tree_bytes, write_noise};
@@ -379,4 +379,29 @@ fn a_full_store_disk_loses_nothing_and_goes_on() {
     check(&repo, "from the store alone");
     repo.umount();
     drop(disk);
+}
+
+#[test]
+fn checkpoints_that_fail_pile_up_no_layers() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("layers");
+    repo.settings("checkpoint: {interval: 100ms}\n").mount();
+    fs::write(repo.live().join("first"), b"first").expect("written");
+    repo.sync();
+    // Nothing can be staged.
+    let (staging, away) = (repo.state.join("staging"), repo.state.join("away"));
+    fs::rename(&staging, &away).expect("renamed");
+    for i in 0..24 {
+        fs::write(repo.live().join(format!("f{i}")), format!("file {i}")).expect("written");
+        assert_eq!(repo.control("sync")["ok"], false, "nothing could be staged");
+        std::thread::sleep(Duration::from_millis(120));
+    }
+    let layers = repo.status_number("live/layers");
+    assert!(layers <= 6, "{layers} layers");
+    fs::rename(&away, &staging).expect("renamed");
+    wait_for("it goes on", LIMIT, || repo.control("sync")["ok"] == true);
+    repo.remount_from_the_store_alone();
+    for i in 0..24 {
+        assert_eq!(fs::read_to_string(repo.live().join(format!("f{i}"))).expect("read"), format!("file {i}"));
+    }
 }

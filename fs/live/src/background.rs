@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::change::Need;
+use crate::change::{FROZEN_MAX, Need};
 use crate::checkpoint::{CheckpointError, Checkpointer};
 use crate::commit::Committer;
 use crate::layer::AUDITS_ALONE;
@@ -169,7 +169,9 @@ fn freeze_if_due(shared: &Shared, order: Order) {
     let many = state.active.audits().len() >= AUDITS_ALONE;
     let age = state.active.since.map_or(Duration::ZERO, |since| since.elapsed());
     let needed = (now || many) && state.frozen.is_empty();
-    if needed || now && age > TICK || age >= shared.options.checkpoint_interval {
+    // Where checkpoints fail there is a bound: then changes wait.
+    let may = state.frozen.len() < FROZEN_MAX;
+    if may && (needed || now && age > TICK || age >= shared.options.checkpoint_interval) {
         state.freeze();
     }
 }
@@ -181,14 +183,19 @@ fn many_segments(state: &State) -> bool {
 }
 
 /// Makes a checkpoint of what is frozen. Of the commits up to `asked` it has everything.
-fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, asked: Option<u64>) -> Result<(), CheckpointError> {
+fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, mut asked: Option<u64>) -> Result<(), CheckpointError> {
     if asked.is_some() {
         // Everything up to the order must be in it. Audit records go with what else there is: alone they are no reason for a head.
         let changed = lock(&checkpointer.ledger).changed();
         let mut state = shared.state_mut();
         let something = !state.frozen.is_empty() || changed || many_segments(&state);
         if !state.active.is_quiet() || something && !state.active.is_empty() {
-            state.freeze();
+            if state.frozen.len() < FROZEN_MAX {
+                state.freeze();
+            } else {
+                // The next one has it.
+                asked = None;
+            }
         }
     }
     let base = lock(&checkpointer.ledger).newest.root;
@@ -203,6 +210,7 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, asked: Option<u6
     let made = checkpointer.checkpoint(shared)?;
     if made {
         shared.note_staged();
+        fetch_for_reap(shared);
     }
     if made || asked.is_some() {
         shared.work.checkpointed(checkpointer.asked);
@@ -229,11 +237,29 @@ pub(crate) fn tick(shared: &Shared) {
             shared.events.add("error", describe(&e));
         }
         log.stock();
-        let reap = std::mem::take(&mut *lock(&shared.reap));
-        for ino in reap {
-            if shared.reclaim(Access::Wait, ino).is_err() {
-                lock(&shared.reap).push(ino);
-            }
+        reap(shared);
+    }
+}
+
+/// Reclaims unlinked files that could not be at their last close, where that has to wait for nothing: what was written is not durable
+/// meanwhile.
+fn reap(shared: &Shared) {
+    let files = std::mem::take(&mut *lock(&shared.reap));
+    for ino in files {
+        if shared.reclaim(Access::Cached, ino).is_err() {
+            lock(&shared.reap).push(ino);
+        }
+    }
+}
+
+/// Brings what [`reap`] needs into memory.
+fn fetch_for_reap(shared: &Shared) {
+    let files = lock(&shared.reap).clone();
+    for ino in files {
+        let found = shared.look(Access::Wait, NodeId::live(ino), |view| Ok(view.inode(ino)?.is_some()));
+        // A store that does not answer for one is not waited for with the others.
+        if !matches!(found, Ok(_) | Err(FsError::Stale)) {
+            return;
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::view::{LookError, Nodes, View};
 use crate::volume::{Shared, lock, now};
 
 /// Most layers that wait for a checkpoint before changes wait.
-const FROZEN_MAX: usize = 4;
+pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
 const FROZEN_SNAPSHOT_MAX: usize = 64;
 /// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.

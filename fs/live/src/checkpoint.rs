@@ -12,6 +12,8 @@ use axiomfs_repository::{FrameClass, FrameKind, Label, RepositoryError, Snapshot
 use thiserror::Error;
 
 use crate::audit;
+use crate::background::describe;
+use crate::change::FROZEN_MAX;
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::ingest::{Ingest, Paths};
@@ -117,8 +119,9 @@ impl Checkpointer {
             {
                 // What came meanwhile goes with this checkpoint: else a second one would be waited for.
                 waited_for = true;
-                frozen = Frozen::with_active(&mut shared.state_mut());
-                self.asked = asked;
+                if let Some(more) = Frozen::with_active(&mut shared.state_mut()) {
+                    (frozen, self.asked) = (more, asked);
+                }
             }
         }
         let Frozen { layers, first, next_ordinal } = frozen;
@@ -191,12 +194,15 @@ impl Frozen {
         Self { layers: state.frozen.clone(), first: state.first_layer, next_ordinal: state.next_ordinal }
     }
 
-    /// The same after freezing the active layer, if there is anything in it.
-    fn with_active(state: &mut State) -> Self {
+    /// The same after freezing the active layer, if there is anything in it. None where there are too many, as where checkpoints fail.
+    fn with_active(state: &mut State) -> Option<Self> {
         if !state.active.is_empty() {
+            if state.frozen.len() >= FROZEN_MAX {
+                return None;
+            }
             state.freeze();
         }
-        Self::of(state)
+        Some(Self::of(state))
     }
 }
 
@@ -262,6 +268,7 @@ fn apply_layer(
         below: View::of(base, &[], None, nodes),
         buffer: Vec::with_capacity(4 * shared.chunker.sizes().max),
         paths: Paths::default(),
+        away: false,
     };
     let mut pass = sealing.begin(&mut ingest, base, layer)?;
     let mut inos: Vec<u64> = layer.nodes().map(|(ino, _)| ino).chain(pass.left_alone(layer)).collect();
@@ -301,7 +308,7 @@ fn node_edits(
     edits: &mut Edits,
 ) -> Result<(), CheckpointError> {
     if let Stand::Gone = delta.stand {
-        return remove_all(base, nodes, ino, edits);
+        return remove_all(ingest.shared, base, nodes, ino, edits);
     }
     if let Stand::Put(inode) = &delta.stand {
         let mut value = Vec::with_capacity(64);
@@ -338,11 +345,29 @@ fn node_edits(
     Ok(())
 }
 
-fn remove_all(base: Option<Root>, nodes: Nodes<'_>, ino: u64, edits: &mut Edits) -> Result<(), CheckpointError> {
+fn remove_all(
+    shared: &Shared,
+    base: Option<Root>,
+    nodes: Nodes<'_>,
+    ino: u64,
+    edits: &mut Edits,
+) -> Result<(), CheckpointError> {
     let from = record::inode_key(ino);
     let to = record::inode_key(ino + 1);
+    let before = edits.len();
     for item in tree::range(&nodes, base, Bound::Included(&from), Bound::Excluded(&to)) {
-        edits.push((item?.0.to_vec(), None));
+        match item {
+            Ok((key, _)) => edits.push((key.to_vec(), None)),
+            // All of it stays in the tree: nothing leads there, the number is never used again, and what is beside a damaged node may
+            // have to be put together with it where it gets too small.
+            Err(error) if error.is_damage() => {
+                edits.truncate(before);
+                let text = format!("The records of inode {ino}, which was removed, stay in the store");
+                shared.events.add("error", format!("{text}: {}", describe(&error)));
+                break;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::{INLINE_MAX, Inode};
 use axiomfs_repository::{FrameClass, FrameKind, Label};
 
+use crate::background::describe;
 use crate::checkpoint::CheckpointError;
 use crate::extent_map::{ExtentMap, Run, RunSource};
 use crate::samples::{SAMPLED, ending};
@@ -34,6 +35,8 @@ pub(crate) struct Ingest<'a> {
     /// Buffer for cutting, kept between files.
     pub buffer: Vec<u8>,
     pub paths: Paths,
+    /// The store did not answer: what can be done without it is.
+    pub away: bool,
 }
 
 impl Ingest<'_> {
@@ -52,8 +55,11 @@ impl Ingest<'_> {
             RunSource::Inline { .. } | RunSource::Hole => false,
         };
         let has_data = map.iter().any(|run| is_new(&run));
-        if has_data && inode.size <= INLINE_MAX as u64 {
-            return self.inline(ino, inode.size);
+        if has_data
+            && inode.size <= INLINE_MAX as u64
+            && let Some(runs) = self.inline(ino, inode.size)?
+        {
+            return Ok(runs);
         }
         let class = if has_data { Some(self.sort(ino, inode)?) } else { None };
         let mut out = Vec::with_capacity(map.len());
@@ -76,11 +82,13 @@ impl Ingest<'_> {
         Ok(out)
     }
 
-    /// A short file stands in the tree whole.
-    fn inline(&mut self, ino: u64, size: u64) -> Result<Vec<Run>, CheckpointError> {
+    /// A short file stands in the tree whole, unless a chunk of it can't be read.
+    fn inline(&mut self, ino: u64, size: u64) -> Result<Option<Vec<Run>>, CheckpointError> {
         let mut bytes = Vec::with_capacity(size as usize);
         for run in self.view.runs(ino, 0, size)? {
-            self.read_run(&run, &mut bytes)?;
+            if !self.read_if_there(&run, &mut bytes)? {
+                return Ok(None);
+            }
         }
         let mut runs = Vec::new();
         if !bytes.is_empty() {
@@ -88,7 +96,26 @@ impl Ingest<'_> {
         }
         let rest = u64::MAX - size;
         runs.push(Run { offset: size, len: rest, source: RunSource::Hole });
-        Ok(runs)
+        Ok(Some(runs))
+    }
+
+    /// Reads a run that is there already, to go on from it. One bad chunk must keep nothing else from the store, and an outage is not
+    /// waited for more than once: then this is false.
+    fn read_if_there(&mut self, run: &Run, out: &mut Vec<u8>) -> Result<bool, CheckpointError> {
+        if !matches!(run.source, RunSource::Chunk { .. }) {
+            return self.read_run(run, out).map(|()| true);
+        }
+        if self.away {
+            return Ok(false);
+        }
+        match self.read_run(run, out) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.away = !matches!(&error, CheckpointError::Repository(error) if error.is_damage());
+                tracing::debug!("What is new is stored without what was before it: {}", describe(&error));
+                Ok(false)
+            }
+        }
     }
 
     fn read_run(&self, run: &Run, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
@@ -111,7 +138,7 @@ impl Ingest<'_> {
     }
 
     /// Cuts a run of new bytes. Where it continues a file, the last chunk before it is cut anew with it, so that the
-    /// cuts are those of a file written in one go.
+    /// cuts are those of a file written in one go, unless that chunk can't be read.
     fn span(
         &mut self,
         ino: u64,
@@ -127,8 +154,8 @@ impl Ingest<'_> {
         let mut start = first.offset;
         if let Some(prefix) = self.unfinished(ino, first.offset, last.end() - first.offset)?
             && map.overlapping(prefix.offset, first.offset).next().is_none()
+            && self.read_if_there(&prefix, &mut buffer)?
         {
-            self.read_run(&prefix, &mut buffer)?;
             start = prefix.offset;
         }
         let mut rest = span.iter();

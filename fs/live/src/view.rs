@@ -33,6 +33,17 @@ pub enum LookError {
     Record(#[from] RecordError),
 }
 
+impl LookError {
+    /// Whether what was stored is damaged or gone, as against not here or unreachable.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Miss(_) => false,
+            Self::Repository(error) => error.is_damage(),
+            Self::Tree(_) | Self::Record(_) => true,
+        }
+    }
+}
+
 impl From<LookError> for FsError {
     fn from(e: LookError) -> Self {
         match e {
