@@ -183,3 +183,24 @@ fn a_read_only_mount_changes_nothing() {
         changed.iter().map(|k| k.escape_ascii().to_string()).collect::<Vec<_>>()
     );
 }
+
+#[test]
+fn a_log_that_was_not_sealed_is_sealed_from_the_next_mount_on() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("sealed-later");
+    repo.settings("cache: {encrypt: false}\n").mount();
+    fs::write(repo.live().join("file"), b"contents").expect("written");
+    repo.kill9();
+    // What only an unsealed log says could be anybody's.
+    let said = repo.settings("cache: {encrypt: true}\n").try_mount(&[]).expect_err("an unsealed log was believed");
+    assert!(said.contains("not sealed") && said.contains("cache.encrypt: false"), "{said}");
+    repo.settings("cache: {encrypt: false}\n").mount();
+    assert_eq!(fs::read(repo.live().join("file")).expect("read"), b"contents");
+    repo.umount();
+    repo.settings("cache: {encrypt: true}\n").mount();
+    assert_eq!(fs::read(repo.live().join("file")).expect("read"), b"contents");
+    fs::write(repo.live().join("later"), b"sealed").expect("written");
+    repo.kill9();
+    repo.mount();
+    assert_eq!(fs::read(repo.live().join("later")).expect("read"), b"sealed");
+}

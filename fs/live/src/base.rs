@@ -145,19 +145,18 @@ impl Local<'_> {
         let repository = self.repository.id().0;
         let identity = LogIdentity { repository, volume: self.options.volume.0, epoch: 0 };
         let mut left = Left { operations: 0, last_op };
-        let read = Log::replay(
-            &log_options(self.options),
-            &identity,
-            &sealer(self.repository),
-            first_segment,
-            &mut |record: Record<'_>| {
+        let options = log_options(self.options);
+        let read =
+            Log::replay(&options, &identity, &sealer(self.repository), first_segment, &mut |record: Record<'_>| {
                 let (op, edits) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
                 // That somebody mounted here and changed nothing must not set this state against what others wrote since.
-                left.operations += u64::from(op > last_op && !edit::only_audit(&edits));
+                if op > last_op && !edit::only_audit(&edits) {
+                    record.check_seal(&options)?;
+                    left.operations += 1;
+                }
                 left.last_op = left.last_op.max(op);
                 Ok(())
-            },
-        );
+            });
         match read {
             Ok(_) => Ok(Some(left)),
             Err(LogError::Damaged { .. } | LogError::Apply { .. }) => Ok(None),

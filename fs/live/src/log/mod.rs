@@ -147,6 +147,18 @@ pub struct Record<'a> {
     pub data_len: u32,
     /// Where the data lies; `None` if there is none.
     pub data: Option<DataRef>,
+    /// Whether its segment is sealed.
+    pub is_sealed: bool,
+}
+
+impl Record<'_> {
+    /// Refuses an operation that somebody without the key could have written, where the log is to be sealed.
+    ///
+    /// # Errors
+    /// [`LogError::Unsealed`].
+    pub fn check_seal(&self, options: &LogOptions) -> Result<(), LogError> {
+        if options.encrypt && !self.is_sealed { Err(LogError::Unsealed { segment: self.segment }) } else { Ok(()) }
+    }
 }
 
 /// What [`Log::replay`] found.

@@ -20,7 +20,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Damaged`] with segment and offset if something that was durable can't be verified or is missing (records before it were
-    /// applied); [`LogError::Foreign`], [`LogError::Unsealed`], [`LogError::Version`]; [`LogError::Apply`] with what `apply` answered.
+    /// applied); [`LogError::Foreign`], [`LogError::Version`]; what `apply` answered, a [`LogError`] as it is, or in [`LogError::Apply`].
     pub fn replay(
         options: &LogOptions,
         identity: &LogIdentity,
@@ -29,14 +29,13 @@ impl Log {
         apply: &mut Apply<'_>,
     ) -> Result<Replayed, LogError> {
         match Disk::open(&options.dir)? {
-            Some(disk) => Self::replay_on(&disk, options, identity, sealer, from_segment, apply),
+            Some(disk) => Self::replay_on(&disk, identity, sealer, from_segment, apply),
             None => Ok(Replayed::nothing(from_segment)),
         }
     }
 
     pub(super) fn replay_on(
         disk: &Disk,
-        options: &LogOptions,
         identity: &LogIdentity,
         sealer: &SealerFactory,
         from_segment: u64,
@@ -49,7 +48,7 @@ impl Log {
         }
         let mut numbers = numbers.into_iter().filter(|number| *number >= from_segment).peekable();
         let mut segments: Vec<Segment> = Vec::new();
-        let open = |number| Segment::open(disk, number, identity, sealer, options.encrypt);
+        let open = |number| Segment::open(disk, number, identity, sealer);
         let mut next = numbers.next().map(open).transpose()?;
         while let Some(segment) = next {
             if segments.is_empty() {
@@ -63,7 +62,7 @@ impl Log {
             let mut reader = Reader::new(disk, &segment);
             let end = reader.records(stated, &mut |offset, header, body| {
                 replayed.records += 1;
-                hand_out(segment.number(), offset, header, body, apply)
+                hand_out(&segment, offset, header, body, apply)
             })?;
             replayed.cut_tail = end.cut.map(|bytes| TailCut { segment: segment.number(), offset: end.offset, bytes });
             replayed.epoch = replayed.epoch.max(Some(segment.header.identity.epoch));
@@ -105,16 +104,25 @@ fn make_durable(disk: &Disk, segment: &Segment) -> Result<(), LogError> {
 }
 
 fn hand_out(
-    segment: u64,
+    of: &Segment,
     offset: u64,
     header: &RecordHeader,
     body: &[u8],
     apply: &mut Apply<'_>,
 ) -> Result<(), LogError> {
-    let len = header.data_len;
+    let (segment, len) = (of.number(), header.data_len);
     let data = (len > 0).then_some(DataRef { segment, offset, start: 0, len });
-    let record = Record { segment, meta: &body[..header.meta_len as usize], data_len: len, data };
-    apply(record).map_err(|source| LogError::Apply { segment, offset, source })
+    let record = Record {
+        segment,
+        meta: &body[..header.meta_len as usize],
+        data_len: len,
+        data,
+        is_sealed: of.header.is_sealed(),
+    };
+    apply(record).map_err(|source| match source.downcast::<LogError>() {
+        Ok(refused) => *refused,
+        Err(source) => LogError::Apply { segment, offset, source },
+    })
 }
 
 /// The first segment that is read must be the first there is to read.

@@ -22,13 +22,7 @@ impl Segment {
     }
 
     /// Opens a segment of an earlier mount and verifies its header.
-    pub fn open(
-        disk: &Disk,
-        number: u64,
-        identity: &LogIdentity,
-        sealer: &SealerFactory,
-        must_be_sealed: bool,
-    ) -> Result<Self, LogError> {
+    pub fn open(disk: &Disk, number: u64, identity: &LogIdentity, sealer: &SealerFactory) -> Result<Self, LogError> {
         let read = |source| LogError::from_read(number, disk, source);
         let file = disk.open_segment(number).map_err(read)?;
         let len = file.len().map_err(read)?;
@@ -39,9 +33,6 @@ impl Segment {
             HeaderError::Version { version, seal } => LogError::Version { segment: number, version, seal },
             HeaderError::Foreign => LogError::Foreign { segment: number },
         })?;
-        if must_be_sealed && !header.is_sealed() {
-            return Err(LogError::Unsealed { segment: number });
-        }
         Ok(Self::new(header, file, len))
     }
 

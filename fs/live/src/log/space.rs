@@ -76,7 +76,7 @@ impl Log {
         }
         let mut segments = BTreeMap::new();
         for number in listing.segments.into_keys() {
-            let segment = Segment::open(&disk, number, &identity, &sealer, options.encrypt)?;
+            let segment = Segment::open(&disk, number, &identity, &sealer)?;
             segments.insert(number, Arc::new(segment));
         }
         let previous = match segments.last_key_value() {

@@ -206,7 +206,7 @@ fn what_was_replayed_is_durable_before_it_is_served() {
         let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(Arc::clone(&probe));
         probe.adopt(&bench.options.dir);
         probe.forget_contents();
-        let result = Log::replay_on(&disk, &bench.options, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(()));
+        let result = Log::replay_on(&disk, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(()));
         if fails {
             assert!(matches!(result, Err(LogError::Io { operation: "fdatasync", .. })), "{result:?}");
             continue;
@@ -242,7 +242,7 @@ fn replay_writes_again_what_nothing_says_is_durable_and_no_more() {
             Verdict::Pass
         });
         let disk = Disk::open(&bench.options.dir).unwrap().unwrap().with_probe(probe);
-        Log::replay_on(&disk, &bench.options, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(())).unwrap();
+        Log::replay_on(&disk, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(())).unwrap();
         let from = if synced { second.data.unwrap().offset } else { FIRST_RECORD };
         assert_eq!(*written.lock().unwrap(), [(from, end)]);
         assert_eq!(fs::read(bench.segment_path(0)).unwrap(), before, "the bytes are the same");
