@@ -142,3 +142,22 @@ fn with_a_store_that_stalls_a_lazy_unmount_returns_and_the_daemon_ends() {
     check_noise(&repo.live().join("large"), 5, 24 << 20);
     repo.umount();
 }
+
+#[test]
+fn with_a_store_that_stalls_a_sync_can_be_ended() {
+    let _slot = alone();
+    let (mut repo, proxy) = stalled("stalled-sync");
+    fs::write(repo.live().join("new"), b"written while it stalls").expect("writes go on");
+    let before = proxy.requests();
+    let mut sync = repo.command(&["sync", text(&repo.mnt)]);
+    let mut child = sync.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started");
+    wait_for("it asks the store", AT_ONCE, || proxy.requests() > before);
+    assert!(child.try_wait().expect("waited").is_none(), "it did not wait for the store");
+    let begun = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .expect("sent");
+    child.wait().expect("waited for");
+    assert!(begun.elapsed() < AT_ONCE, "it went on for {:?} after Ctrl-C", begun.elapsed());
+    proxy.plan(|_| Trick::Pass);
+    repo.umount();
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axiomfs_api::Kind;
 use axiomfs_config::{Pipeline, Settings};
-use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, StoreTotals, parse_command};
+use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, StoreTotals, SyncCommand, parse_command};
 use axiomfs_live::{Deed, FsError, Volume, Who};
 use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
@@ -28,6 +28,8 @@ use crate::wiring;
 
 /// Longest wait of one `sync` command. Who wants to wait longer asks again.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest wait of one `sync wait` command: who waits in it can't be ended before.
+const SYNC_STEP: Duration = Duration::from_secs(1);
 
 /// The control of one mount.
 pub struct Panel {
@@ -87,7 +89,11 @@ impl Panel {
             return reply.map(|reply| replies::to_json(&reply));
         }
         match command {
-            Command::Sync => self.sync(),
+            Command::Sync(SyncCommand::Whole) => self.sync(),
+            Command::Sync(SyncCommand::Begin) => {
+                Ok(json!({ "ok": true, "number": self.volume.sync_begin().map_err(|error| fs_error(&error))? }))
+            }
+            Command::Sync(SyncCommand::Wait(number)) => self.sync_wait(number),
             Command::StoreStatus => self.store_status(),
             Command::Reload { confirm } => self.reload(confirm.as_deref()),
             Command::KeyStatus => Ok(rotation::status(&self.repository)),
@@ -119,6 +125,18 @@ impl Panel {
             "commit": status::hex(committed.commit),
             "took_ms": replies::millis(begun.elapsed()),
         }))
+    }
+
+    fn sync_wait(&self, number: u64) -> Result<Value, ControlError> {
+        Ok(match self.volume.sync_wait(number, SYNC_STEP).map_err(|error| fs_error(&error))? {
+            None => json!({ "ok": true, "done": false }),
+            Some(committed) => json!({
+                "ok": true,
+                "done": true,
+                "sequence": committed.sequence,
+                "commit": status::hex(committed.commit),
+            }),
+        })
     }
 
     /// Asks the store, so it may take as long as the store does.
@@ -406,6 +424,7 @@ fn fs_error(error: &FsError) -> ControlError {
         FsError::Fenced => ("FENCED", "EROFS", "Another machine writes this volume now; the state directory is kept"),
         FsError::ReadOnly => ("READ_ONLY", "EROFS", ""),
         FsError::QuotaExceeded => ("QUOTA", "EDQUOT", "Raise the quota of the disk with the state directory"),
+        FsError::Invalid => ("SYNTAX", "EINVAL", "Give the number that sync begin gave"),
         FsError::NoSpace => ("NO_SPACE", "ENOSPC", "Make room where the store or the state directory is"),
         _ => ("STORE", "EIO", "What is missing is safe in the state directory"),
     };

@@ -17,26 +17,13 @@ impl Volume {
     /// `TimedOut` after `deadline`, or what kept the commit from being done.
     pub fn sync(&self, deadline: Duration, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
         let shared = &self.shared;
-        if shared.log.is_none() {
-            let head = *lock(&shared.head);
-            let commit = head.commit.map_or([0; 16], |c| c.0);
-            return Ok(Committed { sequence: head.sequence, commit });
-        }
         let started = Instant::now();
         let total = shared.written.load(Ordering::Relaxed);
         let from = shared.committed_bytes.load(Ordering::Relaxed);
-        let number = shared.work.ask_commit();
+        let number = self.sync_begin()?;
         loop {
-            match shared.work.wait_for(number, REPORT) {
-                Waiting::Done(newest) => return Ok(newest),
-                Waiting::Failed(error) => return Err(error),
-                Waiting::NotYet => {}
-            }
-            if shared.stopped.load(Ordering::Relaxed) {
-                return Err(FsError::Stale);
-            }
-            if shared.worker_dead.load(Ordering::Relaxed) {
-                return Err(FsError::Io("A thread panicked; what was acknowledged is in the state directory".into()));
+            if let Some(committed) = self.sync_wait(number, REPORT)? {
+                return Ok(committed);
             }
             if started.elapsed() > deadline {
                 return Err(FsError::TimedOut(
@@ -49,6 +36,47 @@ impl Volume {
                 bytes_done: done.saturating_sub(from).min(total),
             });
         }
+    }
+
+    /// Begins to bring everything that was written before into the store. Gives a number for [`sync_wait`](Self::sync_wait).
+    ///
+    /// # Errors
+    /// `Stale` once the volume is shut down.
+    pub fn sync_begin(&self) -> FsResult<u64> {
+        let shared = &self.shared;
+        match &shared.log {
+            _ if shared.stopped.load(Ordering::Relaxed) => Err(FsError::Stale),
+            None => Ok(0),
+            Some(_) => Ok(shared.work.ask_commit()),
+        }
+    }
+
+    /// The head that has all which was written before `number` was given, once there is one; waits for it, `time` at most.
+    ///
+    /// # Errors
+    /// `Invalid` for a number that was not given, or what kept the commit from being done.
+    pub fn sync_wait(&self, number: u64, time: Duration) -> FsResult<Option<Committed>> {
+        let shared = &self.shared;
+        if shared.log.is_none() {
+            let head = *lock(&shared.head);
+            let commit = head.commit.map_or([0; 16], |c| c.0);
+            return Ok(Some(Committed { sequence: head.sequence, commit }));
+        }
+        if !shared.work.was_asked(number) {
+            return Err(FsError::Invalid);
+        }
+        match shared.work.wait_for(number, time) {
+            Waiting::Done(newest) => return Ok(Some(newest)),
+            Waiting::Failed(error) => return Err(error),
+            Waiting::NotYet => {}
+        }
+        if shared.stopped.load(Ordering::Relaxed) {
+            return Err(FsError::Stale);
+        }
+        if shared.worker_dead.load(Ordering::Relaxed) {
+            return Err(FsError::Io("A thread panicked; what was acknowledged is in the state directory".into()));
+        }
+        Ok(None)
     }
 
     /// A local checkpoint of everything up to now.

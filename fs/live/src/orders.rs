@@ -98,6 +98,11 @@ impl Work {
         orders.asked
     }
 
+    /// Whether `number` was given to somebody.
+    pub fn was_asked(&self, number: u64) -> bool {
+        (1..=lock(&self.orders).asked).contains(&number)
+    }
+
     /// The newest commit asked for, if no checkpoint has everything of it and none was tried in vain.
     pub fn commit_waits(&self) -> Option<u64> {
         let orders = lock(&self.orders);

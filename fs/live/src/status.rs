@@ -70,6 +70,7 @@ impl Volume {
         let log = shared.log.as_ref().map(crate::log::Log::usage);
         let written = shared.written.load(Ordering::Relaxed);
         let committed = shared.committed_bytes.load(Ordering::Relaxed);
+        let repository = shared.repository.stats();
         let state = shared.state();
         let layers = state.frozen.iter().map(|layer| layer.heap()).sum::<usize>() + state.active.heap();
         Status {
@@ -82,7 +83,7 @@ impl Volume {
             frozen_layers: state.frozen.len(),
             layer_bytes: layers as u64,
             log,
-            staged_bytes: shared.staged_bytes.load(Ordering::Relaxed),
+            staged_bytes: repository.staged_bytes,
             written_bytes: written,
             pending_bytes: written.saturating_sub(committed),
             head_sequence: head.sequence,
@@ -94,7 +95,7 @@ impl Volume {
             missing_packs: shared.repository.missing_packs(),
             missing_plugins: shared.repository.missing_plugins(),
             foreign_objects: shared.repository.foreign_objects(),
-            repository: shared.repository.stats(),
+            repository,
         }
     }
 

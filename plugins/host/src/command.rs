@@ -3,7 +3,7 @@
 //! ```text
 //! chain show [NAME] | chain set NAME STEPS | chain add NAME STEP [before ID | after ID] | chain remove NAME ID
 //! chain new NAME STEPS | chain test NAME | set [CHAIN/]ID key=value… | plugin list | plugin load ID | plugin unload ID
-//! route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate [compromised] | store status | reload | sync | advise
+//! route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate [compromised] | store status | reload | sync [begin | wait NUMBER] | advise
 //! audit verify
 //! STEPS = STEP | STEP …        STEP = ID or ID(key=value,…)
 //! ```
@@ -76,8 +76,8 @@ pub enum Command {
         /// The token given.
         confirm: Option<String>,
     },
-    /// `sync`
-    Sync,
+    /// `sync [begin | wait NUMBER]`
+    Sync(SyncCommand),
     /// `advise`
     Advise,
     /// `audit verify`
@@ -93,12 +93,23 @@ impl Command {
             | Self::Route(RouteCommand::List | RouteCommand::Explain(_))
             | Self::KeyStatus
             | Self::StoreStatus
-            | Self::Sync
+            | Self::Sync(_)
             | Self::Advise
             | Self::AuditVerify => true,
             Self::Chain(_) | Self::Plugin(_) | Self::Route(_) | Self::KeyRotate { .. } | Self::Reload { .. } => false,
         }
     }
+}
+
+/// How far all that was written is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncCommand {
+    /// Until it is in the store, some minutes at most.
+    Whole,
+    /// Not at all; the answer has a number to wait for.
+    Begin,
+    /// Until what was written before that number was given is in the store, a second at most.
+    Wait(u64),
 }
 
 /// A command about chains.
@@ -229,7 +240,7 @@ pub fn parse_command(text: &str) -> Result<Command, ControlError> {
         "store" => words.keyword(&[("status", Command::StoreStatus)])?,
         "audit" => words.keyword(&[("verify", Command::AuditVerify)])?,
         "reload" => Command::Reload { confirm: words.confirm()? },
-        "sync" => Command::Sync,
+        "sync" => Command::Sync(sync_command(&mut words)?),
         "advise" => Command::Advise,
         other => {
             let msg = format!("There is no command {other:?}");
@@ -238,6 +249,24 @@ pub fn parse_command(text: &str) -> Result<Command, ControlError> {
     };
     words.end()?;
     Ok(command)
+}
+
+fn sync_command(words: &mut Words) -> Result<SyncCommand, ControlError> {
+    if words.is_empty() {
+        return Ok(SyncCommand::Whole);
+    }
+    if words.take("begin") {
+        return Ok(SyncCommand::Begin);
+    }
+    let verb = words.next("begin or wait")?;
+    if verb != "wait" {
+        return Err(syntax(format!("There is no command sync {verb}"), "sync | sync begin | sync wait NUMBER"));
+    }
+    let number = words.next("the number that sync begin gave")?;
+    number
+        .parse()
+        .map(SyncCommand::Wait)
+        .map_err(|_| syntax(format!("{number:?} is no number"), "Give the number that sync begin gave"))
 }
 
 fn chain_command(words: &mut Words) -> Result<ChainCommand, ControlError> {

@@ -164,7 +164,7 @@ impl Host {
             | Command::KeyRotate { .. }
             | Command::StoreStatus
             | Command::Reload { .. }
-            | Command::Sync
+            | Command::Sync(_)
             | Command::Advise
             | Command::AuditVerify => None,
         }

@@ -35,7 +35,7 @@ mod wire;
 pub use axiomfs_api::TransformFactory;
 pub use chain::{Chain, ChainName, Encoded};
 pub use command::{
-    ChainCommand, Command, ControlError, MAX_COMMAND, PluginCommand, Position, RouteCommand, parse_command,
+    ChainCommand, Command, ControlError, MAX_COMMAND, PluginCommand, Position, RouteCommand, SyncCommand, parse_command,
 };
 pub use counted::{Counted, Counts, StoreTotals, StoreTrouble};
 pub use decoder::Decoder;

@@ -1,7 +1,8 @@
 //! The grammar of control commands.
 
 use axiomfs_host::{
-    ChainCommand, Command, Matcher, OnError, PluginCommand, Position, RouteCommand, StepSpec, parse_command,
+    ChainCommand, Command, Matcher, OnError, PluginCommand, Position, RouteCommand, StepSpec, SyncCommand,
+    parse_command,
 };
 use proptest::prelude::*;
 
@@ -91,7 +92,9 @@ fn all_other_commands() {
         ("store status", Command::StoreStatus),
         ("reload", Command::Reload { confirm: None }),
         ("reload confirm=aa", Command::Reload { confirm: Some("aa".into()) }),
-        ("sync", Command::Sync),
+        ("sync", Command::Sync(SyncCommand::Whole)),
+        ("sync begin", Command::Sync(SyncCommand::Begin)),
+        ("sync wait 17", Command::Sync(SyncCommand::Wait(17))),
         ("advise", Command::Advise),
         ("audit verify", Command::AuditVerify),
     ] {
@@ -160,6 +163,9 @@ fn mistakes_are_named() {
         ("store x", "\"x\""),
         ("audit", "verify"),
         ("sync now", "now"),
+        ("sync wait", "number"),
+        ("sync wait soon", "soon"),
+        ("sync begin now", "now"),
         ("reload confirm=../..", "token"),
         ("sync\nsync", "control characters"),
         ("sync\0", "control characters"),

@@ -1,11 +1,16 @@
 //! `axiomfs sync`.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::args::OnMount;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::{output, progress};
+
+/// Longest time in which nothing moves before a drain is given up.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs the verb: prints `SEQUENCE:COMMIT` of the head that holds all that was written before.
 ///
@@ -34,31 +39,69 @@ pub struct Committed {
     pub commit: String,
 }
 
-/// Waits, with a bar, until all that was written before is in the store.
-///
-/// The mount bounds one wait. A drain that takes longer is asked for again as long as it moves.
+/// Waits, with a bar, until all that was written before is in the store, for as long as it moves.
 ///
 /// # Errors
 /// [`Failure`] if it does not come to an end.
 pub fn drain(client: &Client, quiet: bool) -> Result<Committed, Failure> {
     let mut total = 0;
-    let mut left_before = u64::MAX;
-    loop {
-        let look = || {
-            let left = pending(client);
-            total = total.max(left);
-            (total - left, (total > 0).then_some(total))
-        };
-        let reply = progress::watch("Writing to the store", quiet, || client.exchange("sync"), look)?;
-        if reply["ok"] == true {
-            return committed(&reply);
-        }
+    let look = || {
         let left = pending(client);
-        if reply["errno"] == "ETIMEDOUT" && left < left_before {
-            left_before = left;
-            continue;
+        total = total.max(left);
+        (total - left, (total > 0).then_some(total))
+    };
+    committed(&progress::watch("Writing to the store", quiet, || drained(client), look)?)
+}
+
+/// The answer for the head that has it all. Asked for in short steps: nobody can be ended who waits in one.
+fn drained(client: &Client) -> Result<Value, Failure> {
+    let begun = client.exchange("sync begin")?;
+    let Some(number) = begun["number"].as_u64() else {
+        // A mount that was made by an earlier version knows one `sync` only.
+        return if begun["errno"] == "EINVAL" { client.control("sync") } else { Err(crate::client::refusal(&begun)) };
+    };
+    let (mut left, mut moved) = (Left::of(client), Instant::now());
+    loop {
+        let reply = client.control(&format!("sync wait {number}"))?;
+        if reply["done"] == true {
+            return Ok(reply);
         }
-        return Err(crate::client::refusal(&reply));
+        let now = Left::of(client);
+        if now.is_less_than(&left) {
+            moved = Instant::now();
+        } else if moved.elapsed() >= PATIENCE {
+            let minutes = PATIENCE.as_secs() / 60;
+            return Err(Failure::new(format!("The store took nothing for {minutes} minutes"))
+                .hint("nothing is lost, and it goes on in the background; ask again, or see `axiomfs status`"));
+        }
+        left = now;
+    }
+}
+
+/// What a drain makes less of.
+#[derive(Debug, Default)]
+struct Left {
+    pending: u64,
+    staged: u64,
+    /// The other way round.
+    sequence: u64,
+}
+
+impl Left {
+    /// Nothing where the mount does not say.
+    fn of(client: &Client) -> Self {
+        let Ok(status) = client.status() else { return Self::default() };
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        Self {
+            pending: number(&status["pending_bytes"]),
+            staged: number(&status["staging"]["bytes"]),
+            sequence: number(&status["head"]["sequence"]),
+        }
+    }
+
+    /// Whether some of it went since `before`, whatever came meanwhile.
+    fn is_less_than(&self, before: &Self) -> bool {
+        self.pending < before.pending || self.staged < before.staged || self.sequence > before.sequence
     }
 }
 
