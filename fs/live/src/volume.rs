@@ -16,6 +16,7 @@ use crate::events::Events;
 use crate::follow::Follow;
 use crate::handles::Handles;
 use crate::log::Log;
+use crate::ops::SpaceSeen;
 use crate::orders::Work;
 use crate::read_ahead::ReadAhead;
 use crate::samples::Samples;
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub ahead: ReadAhead,
     pub follow: Follow,
     pub room: (Mutex<()>, Condvar),
+    pub space: SpaceSeen,
     /// Those that wait for room longer than `timeout`.
     pub patient: AtomicUsize,
     /// Bytes of file data accepted since the mount.
@@ -185,6 +187,7 @@ impl Shared {
             ahead: ReadAhead::default(),
             follow: Follow::default(),
             room: (Mutex::new(()), Condvar::new()),
+            space: SpaceSeen::default(),
             patient: AtomicUsize::new(0),
             written: AtomicU64::new(0),
             staged_bytes: AtomicU64::new(0),

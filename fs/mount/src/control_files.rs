@@ -67,7 +67,8 @@ impl ControlFiles {
             ControlNode::File(ControlFile::Control) => return Ok(Content::Command { reply: Vec::new(), read: 0 }),
             ControlNode::File(ControlFile::ChainYaml) => {
                 let text = if truncate { Vec::new() } else { self.control.chain_yaml().into_bytes() };
-                return Ok(Content::ChainYaml { text, changed: truncate });
+                // A shell closes a copy of the descriptor before the program behind it writes.
+                return Ok(Content::ChainYaml { text, changed: false });
             }
             ControlNode::File(ControlFile::Status) => self.control.status(),
             ControlNode::File(ControlFile::Metrics) => self.control.metrics(),

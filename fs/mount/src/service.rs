@@ -34,7 +34,7 @@ const SNAPSHOT_THREADS: usize = 2;
 /// Threads that make the text of control files.
 const TEXT_THREADS: usize = 2;
 /// What writes waiting for a worker may carry, in bytes.
-const MAX_WAITING_BYTES: usize = 32 << 20;
+const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// Which workers a request that has to wait goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub(crate) enum Lane {
     Data,
     /// Changes, which may wait for room.
     Change,
+    /// What was written, to be made durable: it needs no room.
+    Sync,
     /// Names and attributes, and removing them, which makes room.
     Metadata,
     /// Snapshots.
@@ -67,6 +69,7 @@ pub(crate) struct Service {
     snapshots_changed: Mutex<Time>,
     data: Pool,
     changes: Pool,
+    syncs: Pool,
     metadata: Pool,
     snapshots: Pool,
     commands: Pool,
@@ -101,6 +104,7 @@ impl Service {
             snapshots_changed: Mutex::new(mounted_at),
             data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES, pacer.decoder())?,
             changes: pool("axiomfs-change", workers)?,
+            syncs: pool("axiomfs-sync", workers)?,
             metadata: pool("axiomfs-meta", METADATA_THREADS)?,
             snapshots: pool("axiomfs-snap", SNAPSHOT_THREADS)?,
             commands: pool("axiomfs-command", COMMAND_THREADS)?,
@@ -181,7 +185,9 @@ impl Service {
     /// Ends all threads, in the order in which they give each other work.
     pub(crate) fn stop(&self) {
         self.pacer.stop();
-        for pool in [&self.data, &self.changes, &self.metadata, &self.snapshots, &self.commands, &self.texts] {
+        for pool in
+            [&self.data, &self.changes, &self.syncs, &self.metadata, &self.snapshots, &self.commands, &self.texts]
+        {
             pool.close();
         }
         self.removed.forget_all(&self.volume);
@@ -192,6 +198,7 @@ impl Service {
         match lane {
             Lane::Data => &self.data,
             Lane::Change => &self.changes,
+            Lane::Sync => &self.syncs,
             Lane::Metadata => &self.metadata,
             Lane::Snapshot => &self.snapshots,
             Lane::Command => &self.commands,

@@ -13,8 +13,9 @@ use crate::error::MountError;
 
 /// Largest write and read in one request: what the kernel allows by default (`fs.fuse.max_pages_limit`).
 const MAX_REQUEST: u32 = 1 << 20;
-/// Requests the kernel sends without somebody waiting for each, like read-ahead.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests the kernel sends without somebody waiting for each, like read-ahead. If all are writes that wait for room, half of what may
+/// wait is left to others.
+const MAX_BACKGROUND: u16 = 32;
 
 /// What is asked of the kernel where it knows it.
 ///

@@ -1,5 +1,7 @@
 //! Attributes of nodes and of the whole volume.
 
+use std::sync::{Mutex, TryLockError};
+
 use axiomfs_repository::record::Inode;
 
 use super::xattrs::{chmod_acl, drop_capabilities};
@@ -8,7 +10,7 @@ use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::types::{Access, Attr, Caller, FileKind, FsError, FsResult, NodeId, SetAttr, SetTime, StatFs, Time};
-use crate::volume::Volume;
+use crate::volume::{Volume, lock};
 
 /// Largest file: offsets are signed 64-bit numbers to the kernel.
 pub(crate) const FILE_MAX: u64 = i64::MAX as u64;
@@ -18,6 +20,17 @@ const SETID: u16 = 0o6000;
 const BLOCK: u64 = 4096;
 /// Size shown where the store has no bound: 1 PiB.
 const UNBOUNDED: u64 = 1 << 50;
+
+/// Free and total bytes of a store, if it has a bound.
+type Space = Option<(u64, u64)>;
+
+/// What the store said last of its room.
+#[derive(Debug, Default)]
+pub(crate) struct SpaceSeen {
+    /// Held while it is asked.
+    asking: Mutex<()>,
+    last: Mutex<Option<Space>>,
+}
 
 impl Volume {
     /// Attributes of a node.
@@ -55,9 +68,11 @@ impl Volume {
     ///
     /// # Errors
     /// The store can't be asked.
-    pub fn statfs(&self, _access: Access) -> FsResult<StatFs> {
-        let space = self.shared.repository.store().space().map_err(|e| FsError::Io(e.to_string()))?;
-        let (free, total) = space.unwrap_or((UNBOUNDED, UNBOUNDED));
+    pub fn statfs(&self, access: Access) -> FsResult<StatFs> {
+        if access == Access::Cached {
+            return Err(FsError::WouldBlock);
+        }
+        let (free, total) = self.space()?.unwrap_or((UNBOUNDED, UNBOUNDED));
         let files = self.shared.state().inos.next;
         Ok(StatFs {
             block_size: BLOCK as u32,
@@ -66,6 +81,21 @@ impl Volume {
             files,
             max_name: crate::types::NAME_MAX as u32,
         })
+    }
+
+    /// While the store lets one wait others get what it said last.
+    fn space(&self) -> FsResult<Space> {
+        let SpaceSeen { asking, last } = &self.shared.space;
+        let known = *lock(last);
+        let _asking = match (asking.try_lock(), known) {
+            (Ok(asking), _) => asking,
+            (Err(TryLockError::Poisoned(poisoned)), _) => poisoned.into_inner(),
+            (Err(TryLockError::WouldBlock), Some(space)) => return Ok(space),
+            (Err(TryLockError::WouldBlock), None) => lock(asking),
+        };
+        let space = self.shared.repository.store().space().map_err(|e| FsError::Io(e.to_string()))?;
+        *lock(last) = Some(space);
+        Ok(space)
     }
 }
 
@@ -115,9 +145,14 @@ pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<(
         FileKind::Directory => return Err(FsError::IsDirectory.into()),
         _ => return Err(FsError::Invalid.into()),
     }
-    let old = inode.size;
+    let (old, allocates) = (inode.size, inode.allocated);
     drop_capabilities(change, ino)?;
-    let cut = if size < old { allocated(change, ino, size, old)? } else { 0 };
+    let cut = match size {
+        // All of it, without a look at each extent.
+        0 if old > 0 => allocates,
+        _ if size < old => allocated(change, ino, size, old)?,
+        _ => 0,
+    };
     if size < old {
         let run = Run { offset: size, len: u64::MAX - size, source: RunSource::Hole };
         change.edit(Edit::Map { ino, run });

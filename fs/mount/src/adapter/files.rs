@@ -63,8 +63,10 @@ impl Adapter {
             return reply.error(Errno::EROFS);
         }
         let caller = caller(request);
+        // Cutting off may wait for room, which removing makes: not in its way.
+        let lane = if opening.truncate { Lane::Change } else { Lane::Metadata };
         self.service.ask(
-            Lane::Metadata,
+            lane,
             &(),
             move |volume, access, ()| calls::open(volume, access, caller, node, opening),
             move |service, result| match result {
@@ -144,7 +146,7 @@ impl Adapter {
     pub(super) fn sync_node(&self, ino: INodeNo, reply: ReplyEmpty) {
         match Place::of(ino.0) {
             Place::Tree(node) if node.ordinal == 0 => self.service.ask(
-                Lane::Change,
+                Lane::Sync,
                 &(),
                 move |volume, access, ()| volume.fsync(access, node),
                 move |_, result| send_done(reply, "fsync", result),
