@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::thread;
 
 use axiomfs_tests::compare::{Facts, note, same_as_local};
@@ -177,4 +178,34 @@ fn space_is_allocated_punched_zeroed_and_copied() {
         note(&mut facts, "size of the copy", copy.metadata().map(|m| m.len()));
         facts
     });
+}
+
+#[test]
+fn a_file_of_many_short_pieces_is_copied_by_ranges() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("pieces");
+    repo.mount();
+    let live = repo.live();
+    let piece = |i: u64| noise(i, 512);
+    for i in 0..600 {
+        fs::write(live.join(format!("p{i}")), piece(i)).expect("written");
+    }
+    repo.sync();
+    let copy = |from: &Path, to: &fs::File, at: u64| {
+        let from = fs::File::open(from).expect("opened");
+        let (mut begin, mut into, mut left) = (0, at, from.metadata().expect("there").len() as usize);
+        while left > 0 {
+            let done = rustix::fs::copy_file_range(&from, Some(&mut begin), to, Some(&mut into), left).expect("copied");
+            assert!(done > 0, "it stopped at {into}");
+            left -= done;
+        }
+    };
+    let all = fs::File::create(live.join("all")).expect("made");
+    (0..600).for_each(|i| copy(&live.join(format!("p{i}")), &all, i * 512));
+    repo.sync();
+    drop(all);
+    copy(&live.join("all"), &fs::File::create(live.join("copy")).expect("made"), 0);
+    repo.remount_from_the_store_alone();
+    let want: Vec<u8> = (0..600).flat_map(piece).collect();
+    assert!(fs::read(repo.live().join("copy")).expect("read") == want, "the copy has other bytes");
 }

@@ -1,5 +1,6 @@
 //! Operations that change bytes of files.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,6 +19,8 @@ use crate::volume::Volume;
 const RECORD_DATA: usize = 1 << 20;
 /// Most runs that one `copy_file_range` shares in one record.
 const SHARED_RUNS: usize = 512;
+/// Most bytes of inline pieces in it: they stand in the record themselves.
+const SHARED_INLINE: u64 = 64 << 10;
 
 impl Volume {
     /// Opens a file; `truncate` cuts it to nothing.
@@ -246,39 +249,65 @@ impl Volume {
             return Err(FsError::Invalid);
         }
         let exempt = self.is_exempt(access, ino)?;
+        let mut done = 0;
+        while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
+            let (from, to) = (source_offset + done..source_offset + len, target_offset + done);
+            match self.copy_piece(access, caller, source, from, target, to, exempt) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                // What is copied already is in the target: the caller has to hear of it, and meets the error with its next call.
+                Err(error) if done > 0 => {
+                    tracing::debug!(%error, done, "Copied a part");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Copies the first of `from`, by its chunks if they may be shared. How much that was, in bytes; 0 at the end of the source.
+    #[allow(clippy::too_many_arguments)]
+    fn copy_piece(
+        &self,
+        access: Access,
+        caller: Caller,
+        source: NodeId,
+        from: Range<u64>,
+        target: NodeId,
+        to: u64,
+        exempt: bool,
+    ) -> FsResult<u64> {
         // Chunks are shared by files of one kind only: clear ones never come into a sealed file, nor the other way round.
         let is_shared = |run: &&Run| match run.source {
             RunSource::Log(_) => false,
             RunSource::Chunk { clear, .. } => clear == exempt,
             RunSource::Inline { .. } | RunSource::Hole => true,
         };
-        let mut done = 0;
-        while done < len && !self.shared.stopped.load(Ordering::Relaxed) {
-            let at = source_offset + done;
-            let runs =
-                self.shared.look(access, source, |view| Ok(view.runs(source.ino, at, source_offset + len)?))?;
-            let shared: Vec<Run> = runs
-                .iter()
-                .take_while(is_shared)
-                .take(SHARED_RUNS)
-                .map(|run| Run { offset: target_offset + (run.offset - source_offset), ..run.clone() })
-                .collect();
-            if shared.is_empty() {
-                let piece = runs.first().map_or(0, |run| run.len.min(RECORD_DATA as u64));
-                let mut bytes = Vec::new();
-                self.read(access, source, Handle(0), at, &mut bytes, piece as usize)?;
-                if bytes.is_empty() {
-                    break;
-                }
-                let count = bytes.len() as u64;
-                self.write(access, caller, target, Handle(0), target_offset + done, &bytes, false, false)?;
-                done += count;
-            } else {
-                done += shared.iter().map(|run| run.len).sum::<u64>();
-                self.share(access, ino, shared)?;
-            }
+        let runs = self.shared.look(access, source, |view| Ok(view.runs(source.ino, from.start, from.end)?))?;
+        let mut inline = 0;
+        let mut fits = |run: &&Run| {
+            inline += if matches!(run.source, RunSource::Inline { .. }) { run.len } else { 0 };
+            inline <= SHARED_INLINE
+        };
+        let shared: Vec<Run> = runs
+            .iter()
+            .take_while(|run| is_shared(run) && fits(run))
+            .take(SHARED_RUNS)
+            .map(|run| Run { offset: to + (run.offset - from.start), ..run.clone() })
+            .collect();
+        if !shared.is_empty() {
+            let count = shared.iter().map(|run| run.len).sum::<u64>();
+            self.share(access, live_only(target)?, shared)?;
+            return Ok(count);
         }
-        Ok(done)
+        let piece = runs.first().map_or(0, |run| run.len.min(RECORD_DATA as u64));
+        let mut bytes = Vec::new();
+        self.read(access, source, Handle(0), from.start, &mut bytes, piece as usize)?;
+        if !bytes.is_empty() {
+            self.write(access, caller, target, Handle(0), to, &bytes, false, false)?;
+        }
+        Ok(bytes.len() as u64)
     }
 
     /// Whether what comes into the file now is stored in clear.
