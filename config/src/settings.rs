@@ -143,6 +143,7 @@ impl Settings {
             ("commit.interval", self.commit.interval != new.commit.interval),
             ("commit.bytes", self.commit.bytes != new.commit.bytes),
             ("cache.encrypt", self.cache != new.cache),
+            ("s3", self.s3 != new.s3),
             ("store.on_error", self.pipeline.store.on_error != new.pipeline.store.on_error),
         ];
         all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()

@@ -171,6 +171,11 @@ impl TestRepo {
         command
     }
 
+    /// The passphrase.
+    pub fn passphrase(&self) -> &str {
+        &self.passphrase
+    }
+
     /// Runs a command of the binary to its end.
     pub fn axiomfs(&self, args: &[&str]) -> Finished {
         run(&mut self.command(args), LIMIT)

@@ -1,14 +1,19 @@
 //! What other programs can see of a process that holds keys.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use axiomfs_tests::place::Place;
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, binary, text};
 use axiomfs_tests::run::{must, run, wait_for};
 use serde_json::Value;
+
+axiomfs_tests::on_directory_and_bucket! {
+    a_passphrase_from_standard_input_leaves_the_daemon_its_descriptors,
+}
 
 const USER: u32 = 65_534;
 const NEEDLE: &str = "needle 7c1f in a haystack";
@@ -95,4 +100,38 @@ fn the_daemon_leaves_no_core_file_and_shows_no_passphrase() {
         }
     }
     axiomfs(&["umount", text(&repo.mnt)]);
+}
+
+/// The number is free once the passphrase is read: nothing that the daemon needs may get it.
+fn a_passphrase_from_standard_input_leaves_the_daemon_its_descriptors(place: Place) {
+    let _slot = beside_others();
+    let repo = place.repo("process-input");
+    let args = [vec!["mount".to_owned()], repo.mount_args(), vec!["--passphrase-fd".into(), "0".into()]].concat();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mount = |args: &[&str]| {
+        let mut command = repo.command(args);
+        command.env_remove("AXIOMFS_PASSPHRASE").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("started");
+        // A mount that is refused may be over before it reads.
+        drop(child.stdin.take().expect("a pipe").write_all(repo.passphrase().as_bytes()));
+        child.wait_with_output().expect("waited for")
+    };
+    let done = mount(&args);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    fs::write(repo.live().join("file"), b"in the store").expect("written");
+    repo.sync();
+    assert_eq!(fs::read(repo.live().join("file")).expect("read"), b"in the store");
+    // The lock is still held.
+    let second = mount(&args);
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success(), "mounted twice");
+    let other = repo.dir.join("other");
+    fs::create_dir(&other).expect("made");
+    let elsewhere: Vec<&str> =
+        args.iter().map(|arg| if *arg == text(&repo.mnt) { text(&other) } else { arg }).collect();
+    let third = mount(&elsewhere);
+    let said = format!("{said}{}", String::from_utf8_lossy(&third.stderr));
+    assert!(!third.status.success() && said.contains("in use"), "{said}");
+    let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
+    assert!(done.status.success(), "{}", done.stderr);
 }

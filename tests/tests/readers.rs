@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use axiomfs_tests::place::Place;
 use axiomfs_tests::proxy::Proxy;
-use axiomfs_tests::repo::{TestRepo, alone};
-use axiomfs_tests::run::wait_for;
+use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::run::{run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::write_noise;
 
@@ -221,4 +221,28 @@ fn an_idle_reader_makes_one_small_request_for_each_refresh() {
     let (all, gets) = (proxy.requests() - all, proxy.count("GET") - gets);
     eprintln!("an idle reader made {all} requests, {gets} GETs, in 10 refreshes");
     assert!((8..=11).contains(&gets) && all == gets, "{all} requests, {gets} GETs in 10 refreshes");
+}
+
+#[test]
+fn a_reader_and_the_writer_of_one_user_are_not_in_each_others_way() {
+    let _slot = alone();
+    let repo = TestRepo::new("reader-beside");
+    let mount = |to: &Path, more: &[&str]| {
+        let args = [&["mount", text(&repo.store), text(to)], more].concat();
+        run(&mut repo.command(&args), LIMIT)
+    };
+    // Each unmounts its mount point in the end, whatever comes.
+    let places = ["first", "writer", "second"].map(|name| repo.elsewhere(&repo.store, name));
+    let [first, writer, second] = places.each_ref().map(|place| place.mnt.as_path());
+    // With the directories that they choose themselves.
+    let reads = mount(first, &["--read-only"]);
+    assert!(reads.status.success(), "{}", reads.stderr);
+    let writes = mount(writer, &[]);
+    assert!(writes.status.success(), "{}", writes.stderr);
+    let refused = mount(second, &["--read-only"]);
+    assert!(!refused.status.success() && refused.stderr.contains("--state DIR"), "{}", refused.stderr);
+    for place in [writer, first] {
+        let done = run(&mut repo.command(&["umount", text(place)]), LIMIT);
+        assert!(done.status.success(), "{}", done.stderr);
+    }
 }

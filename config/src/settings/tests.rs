@@ -291,3 +291,10 @@ fn settings_of_a_bucket_are_read_and_checked() {
         assert!(refused(&format!("version: 1\ns3:\n  {wrong}\n")).contains(word), "{wrong}");
     }
 }
+
+#[test]
+fn a_mount_keeps_how_it_uses_its_bucket() {
+    let narrow = Settings::parse("version: 1\ns3: {bandwidth: {up: 1MiB}}\n").unwrap();
+    assert_eq!(Settings::default().fixed_differences(&narrow), ["s3"]);
+    assert!(narrow.fixed_differences(&narrow).is_empty());
+}

@@ -94,7 +94,7 @@ Commands:
   chain show | chain set NAME STEPS | chain new NAME STEPS | chain test NAME
   chain add NAME STEP [before ID | after ID] | chain remove NAME ID
   plugin list | plugin load ID | plugin unload ID | set ID key=value...
-  route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate | store status | reload | sync | advise | audit verify
+  route list | route explain PATH | route add under|match PATTERN CHAIN [first] | route remove NUMBER | key status | key rotate | store status | reload | sync [begin | wait NUMBER] | advise | audit verify
 Commands that weaken or destroy need confirm=TOKEN; the token stands in `axiomfs status --json`.")]
     Ctl(CtlArgs),
     /// Manage the passphrases of a repository and its sealing keys
@@ -172,20 +172,15 @@ pub struct PassphraseArgs {
 /// Arguments of `init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Directory of the new repository, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME
-    pub store: String,
+    /// Where it is to be
+    #[command(flatten)]
+    pub at: AtStore,
     /// Name of its first volume
     #[arg(long, value_name = "NAME", default_value = "main", value_parser = volume_name)]
     pub volume: String,
     /// Memory one guess at the passphrase costs, from 64MiB to 2GiB
     #[arg(long, value_name = "SIZE", value_parser = kdf_memory)]
     pub kdf_memory: Option<u64>,
-    /// Settings file, for how a bucket is used
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Go on where the bucket's server can't create objects exclusively: then nothing but you keeps a second writer out
-    #[arg(long)]
-    pub unsafe_single_writer: bool,
     /// See the options
     #[command(flatten)]
     pub passphrase: PassphraseArgs,
@@ -292,8 +287,9 @@ pub struct OnMount {
 pub enum KeyVerb {
     /// List the keys: one for each passphrase. Needs none of them
     List {
-        /// Directory of the repository
-        store: String,
+        /// Which repository
+        #[command(flatten)]
+        at: AtStore,
     },
     /// Add a passphrase
     Add {
@@ -340,8 +336,9 @@ pub enum KeyVerb {
     },
     /// Put sealed keys from such a file back into the store, where they are missing
     Import {
-        /// Directory of the repository
-        store: String,
+        /// Which repository
+        #[command(flatten)]
+        at: AtStore,
         /// The file
         file: PathBuf,
     },
@@ -367,11 +364,25 @@ pub enum VolumeVerb {
     },
 }
 
+/// A repository, and how its store is used.
+#[derive(Debug, Args)]
+pub struct AtStore {
+    /// Directory of the repository, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME
+    pub store: String,
+    /// Settings file, for how a bucket is used
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Go on where the bucket's server can't create objects exclusively: then nothing but you keeps a second writer out
+    #[arg(long)]
+    pub unsafe_single_writer: bool,
+}
+
 /// A repository and one of its passphrases.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// Directory of the repository
-    pub store: String,
+    /// Which repository
+    #[command(flatten)]
+    pub at: AtStore,
     /// See the options
     #[command(flatten)]
     pub passphrase: PassphraseArgs,

@@ -10,6 +10,9 @@ use axiomfs_mount::is_dead_mount_of;
 use crate::failure::Failure;
 use crate::system;
 
+/// How the purpose of a holder begins that only reads.
+pub(crate) const READER: &str = "read-only ";
+
 /// Environment variables that the defaults depend on.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
@@ -173,8 +176,12 @@ impl DirectoryLock {
                 Ok(_) => Holder::parse(&text),
                 Err(_) => Holder::default(),
             };
-            return Err(Failure::new(format!("The {name} {shown} is in use by {who}"))
-                .hint("a volume has one writer: unmount that one first, with `axiomfs umount`"));
+            let hint = if holder.purpose.starts_with(READER) {
+                "each mount has directories of its own: give this one --state DIR and --cache DIR"
+            } else {
+                "a volume has one writer: unmount that one first, with `axiomfs umount`"
+            };
+            return Err(Failure::new(format!("The {name} {shown} is in use by {who}")).hint(hint));
         }
         file.set_len(0)
             .and_then(|()| file.rewind())

@@ -68,7 +68,10 @@ impl Purpose {
 
     fn words(&self, store: &str) -> String {
         match self {
-            Self::Mount { mountpoint, .. } => format!("mount of {store} on {}", mountpoint.display()),
+            Self::Mount { mountpoint, read_only, .. } => {
+                let reader = if *read_only { places::READER } else { "" };
+                format!("{reader}mount of {store} on {}", mountpoint.display())
+            }
             Self::Change => format!("a command on {store}"),
         }
     }
@@ -123,14 +126,16 @@ impl Prepared {
     /// [`Failure`] that says what to do.
     pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
         let settings_mark = args.config.as_deref().and_then(reload::mark);
-        let settings = settings(args)?;
+        let settings = config::load_or_default(args.config.as_deref())?;
         let settings_file = args.config.as_deref().map(places::settle).transpose()?;
         // Closed again: a store may have threads, and the daemon is forked off after this.
         let counts = Counts::default();
         let store = stores::open(location, options(&settings, args, &counts))?;
         let config = stores::config(&store)?;
         let id = stores::repository_id(&config).unwrap_or_else(|| "unknown".to_owned());
-        let local_name = format!("{id}-{}", args.volume);
+        // Readers of a volume are not in the way of its writer.
+        let reader = if purpose.read_only() { "reader-" } else { "" };
+        let local_name = format!("{reader}{id}-{}", args.volume);
         let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
         let (purpose, location) = (purpose.clone(), location.to_owned());
@@ -305,10 +310,6 @@ fn give_to_user(volume: &Volume) -> Result<(), Failure> {
     give().map_err(|error: FsError| Failure::caused("Could not make the root directory yours", &error))
 }
 
-fn settings(args: &StoreArgs) -> Result<Settings, Failure> {
-    args.config.as_deref().map_or_else(|| Ok(Settings::default()), config::load)
-}
-
 fn options<'a>(settings: &'a Settings, args: &StoreArgs, counts: &'a Counts) -> StoreOptions<'a> {
     StoreOptions { settings, unsafe_single_writer: args.unsafe_single_writer, counts }
 }
@@ -371,7 +372,7 @@ pub fn committed_snapshots(
     passphrase: Secret,
     quiet: bool,
 ) -> Result<Vec<SnapshotInfo>, Failure> {
-    let settings = settings(args)?;
+    let settings = config::load_or_default(args.config.as_deref())?;
     let store = stores::open(location, options(&settings, args, &Counts::default()))?;
     // Says what is wrong with the place better than the repository could.
     let config = Some(stores::config(&store)?);

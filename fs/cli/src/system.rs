@@ -105,16 +105,22 @@ impl Drop for SilentTerminal<'_> {
     }
 }
 
-/// Takes over a descriptor that was handed to this process by number.
+/// Takes over a descriptor that was handed to this process by number. One of the terminal's numbers stays open, too: what is opened next
+/// would get it, and [`leave_terminal`] replace that.
 ///
 /// # Errors
 /// `EBADF` if no such descriptor is open.
 pub fn adopt_descriptor(fd: RawFd) -> io::Result<File> {
-    // SAFETY: fcntl only reads; a descriptor that is open was opened by our caller for us (its number stands on our
-    // command line), so nothing else in this process owns it.
+    // SAFETY: fcntl takes no memory; a descriptor that is open was opened by our caller for us (its number stands on our
+    // command line), so nothing else in this process owns it, nor the copy.
     unsafe {
-        check(libc::fcntl(fd, libc::F_GETFD))?;
-        Ok(File::from_raw_fd(fd))
+        let own = if fd <= libc::STDERR_FILENO {
+            check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, libc::STDERR_FILENO + 1))?
+        } else {
+            check(libc::fcntl(fd, libc::F_GETFD))?;
+            fd
+        };
+        Ok(File::from_raw_fd(own))
     }
 }
 

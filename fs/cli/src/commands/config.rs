@@ -21,6 +21,14 @@ pub fn run(verb: &ConfigVerb, json: bool) -> Result<(), Failure> {
     output::show(json, &json!({ "ok": true, "file": file.to_string_lossy() }), &format!("{} is right", file.display()))
 }
 
+/// The settings of a file, or those that count without one.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_or_default(file: Option<&Path>) -> Result<Settings, Failure> {
+    file.map_or_else(|| Ok(Settings::default()), load)
+}
+
 /// Reads and checks a settings file.
 ///
 /// # Errors

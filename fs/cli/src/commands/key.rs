@@ -1,13 +1,13 @@
 //! `axiomfs key`: passphrases and sealing epochs of a repository, beside whoever has it mounted.
 
-use axiomfs_config::Settings;
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use axiomfs_host::Counts;
 use axiomfs_live::Who;
 use axiomfs_repository::{KdfParams, Keys, NewKeyChange, RepositoryError, key_slots};
 use serde_json::{Value, json};
 
-use crate::args::{KeyArgs, KeyVerb, PassphraseArgs};
+use crate::args::{AtStore, KeyArgs, KeyVerb, PassphraseArgs};
+use crate::commands::config;
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::stores::{self, OpenStore, StoreOptions};
@@ -19,9 +19,9 @@ use crate::{audit, key_file, output, progress};
 /// [`Failure`] if there is no repository, the passphrase is wrong, or the change is refused; nothing is changed then.
 pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), Failure> {
     let (reply, text) = match verb {
-        KeyVerb::List { store } => list(&open(store)?)?,
+        KeyVerb::List { at } => list(&open(at)?)?,
         KeyVerb::Add { key, new } => {
-            let target = open(&key.store)?;
+            let target = open(&key.at)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let secret = new_passphrase(&new.source())?;
             let id = noted(&keys, "passphrase added", || {
@@ -32,7 +32,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             (json!({ "ok": true, "id": id }), text)
         }
         KeyVerb::Passwd { key, new } => {
-            let target = open(&key.store)?;
+            let target = open(&key.at)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let secret = new_passphrase(&new.source())?;
             let begun = format!("passphrase of key {} changed", keys.opened());
@@ -47,7 +47,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             (json!({ "ok": true, "id": id, "removed": keys.opened() }), text)
         }
         KeyVerb::Remove { key, id } => {
-            let target = open(&key.store)?;
+            let target = open(&key.at)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let begun = format!("passphrase of key {id} removed");
             noted(&keys, &begun, || {
@@ -58,7 +58,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             (json!({ "ok": true, "removed": id }), text)
         }
         KeyVerb::Rotate { key, compromised } => {
-            let target = open(&key.store)?;
+            let target = open(&key.at)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let Who { uid, pid } = audit::us();
             let epoch =
@@ -70,7 +70,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             (json!({ "ok": true, "epoch": epoch, "compromised": compromised }), text)
         }
         KeyVerb::Export { key, file } => {
-            let target = open(&key.store)?;
+            let target = open(&key.at)?;
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let objects = keys.export().map_err(|error| failed("Could not read the keys", &error))?;
             key_file::write(file, &objects)?;
@@ -79,8 +79,8 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             let text = format!("Wrote {} to {}", names.join(", "), file.display());
             (json!({ "ok": true, "file": file.to_string_lossy(), "objects": names }), text)
         }
-        KeyVerb::Import { store, file } => {
-            let target = open(store)?;
+        KeyVerb::Import { at, file } => {
+            let target = open(at)?;
             let put = key_file::put_back(&target, &key_file::read(file)?)?;
             let text = match put.len() {
                 0 => "Nothing was missing".to_owned(),
@@ -92,10 +92,10 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
     output::show(json, &reply, &text)
 }
 
-pub(crate) fn open(location: &str) -> Result<OpenStore, Failure> {
-    let settings = Settings::default();
-    let counts = Counts::default();
-    stores::open(location, StoreOptions { settings: &settings, unsafe_single_writer: false, counts: &counts })
+pub(crate) fn open(at: &AtStore) -> Result<OpenStore, Failure> {
+    let settings = config::load_or_default(at.config.as_deref())?;
+    let (counts, unsafe_single_writer) = (Counts::default(), at.unsafe_single_writer);
+    stores::open(&at.store, StoreOptions { settings: &settings, unsafe_single_writer, counts: &counts })
 }
 
 fn list(target: &OpenStore) -> Result<(Value, String), Failure> {
