@@ -34,14 +34,45 @@ pub(crate) struct NewPack<'a> {
     pub(crate) frames: &'a [(FrameRecord, Vec<Member>)],
 }
 
-/// Writes the segment for `packs` into `dir`, merged with small live ones if there are too many. Returns the file, its reference
-/// and the list of live segments with it, newest first.
+/// A new segment's file, its reference, and the list of live segments with it, newest first.
+type New = (PathBuf, SegmentRef, Vec<SegmentRef>);
+
+/// Why a segment was not written.
+enum Failed {
+    /// The live segment at this place can't be copied.
+    Source(usize, RepositoryError),
+    Other(RepositoryError),
+}
+
+impl From<RepositoryError> for Failed {
+    fn from(error: RepositoryError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Failed> for RepositoryError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Source(_, error) | Failed::Other(error) => error,
+        }
+    }
+}
+
+impl Failed {
+    /// What went wrong while the live segment at `place` was read. A store that can't be reached says nothing of the segment.
+    fn of(place: usize, error: RepositoryError) -> Self {
+        if error.is_damage() { Self::Source(place, error) } else { Self::Other(error) }
+    }
+}
+
+/// Writes the segment for `packs` into `dir`, merged with small live ones if there are too many. One that is damaged stays as it is: it
+/// must not keep back what comes after it, and what is sound in it is found as before.
 pub(crate) fn write_segment(
     index: &Index,
     dir: &Path,
     packs: &[NewPack<'_>],
     borrowed: &[(ChunkId, Located)],
-) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
+) -> Result<New, RepositoryError> {
     write_segment_within(limits::INDEX_ROOT, index, dir, packs, borrowed)
 }
 
@@ -52,17 +83,26 @@ pub(crate) fn write_segment_within(
     dir: &Path,
     packs: &[NewPack<'_>],
     borrowed: &[(ChunkId, Located)],
-) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
+) -> Result<New, RepositoryError> {
     let live = index.segments();
     let members: u64 = packs.iter().flat_map(|p| p.frames).map(|(_, members)| members.len() as u64).sum();
     let new_rows = members + borrowed.len() as u64;
-    let merged = choose(&live.iter().map(|s| s.reference).collect::<Vec<_>>(), new_rows);
-    match write_merged(most_root, index, &live, dir, packs, borrowed, &merged) {
-        // What merging makes of a root was estimated. Rather one segment more than none.
-        Err(RepositoryError::TooLarge { what: ROOT, .. }) if !merged.is_empty() => {
-            write_merged(most_root, index, &live, dir, packs, borrowed, &[])
+    loop {
+        // Those left alone don't count: they would have the others merged again with every commit.
+        let sound: Vec<usize> = (0..live.len()).filter(|place| !live[*place].is_left_alone()).collect();
+        let refs: Vec<SegmentRef> = sound.iter().map(|place| live[*place].reference).collect();
+        let merged: Vec<usize> = choose(&refs, new_rows).into_iter().map(|place| sound[place]).collect();
+        match write_merged(most_root, index, &live, dir, packs, borrowed, &merged) {
+            Err(Failed::Source(place, error)) => {
+                tracing::warn!(%error, "an index segment is damaged, so it is not merged with others");
+                live[place].leave_alone();
+            }
+            // What merging makes of a root was estimated. Rather one segment more than none.
+            Err(Failed::Other(RepositoryError::TooLarge { what: ROOT, .. })) if !merged.is_empty() => {
+                return Ok(write_merged(most_root, index, &live, dir, packs, borrowed, &[])?);
+            }
+            written => return Ok(written?),
         }
-        written => written,
     }
 }
 
@@ -75,8 +115,7 @@ fn write_merged(
     packs: &[NewPack<'_>],
     borrowed: &[(ChunkId, Located)],
     merged: &[usize],
-) -> Result<(PathBuf, SegmentRef, Vec<SegmentRef>), RepositoryError> {
-    let sources: Vec<&Arc<Segment>> = merged.iter().map(|place| &live[*place]).collect();
+) -> Result<New, Failed> {
     let mut writer = SegmentWriter::create(dir, &index.keyring, index.seal.as_ref(), index.volume)?;
     let mut rows = Vec::new();
     for pack in packs {
@@ -93,10 +132,14 @@ fn write_merged(
     add_borrowed(borrowed, &mut writer, &mut rows)?;
     rows.sort_unstable_by_key(|row| (row.id, row.frame));
     let mut streams = vec![Stream::new(rows)];
-    for segment in sources {
-        streams.push(copy_packs(index, segment, &mut writer)?);
+    for place in merged {
+        let copied = copy_packs(index, &live[*place], &mut writer);
+        streams.push(copied.map_err(|error| Failed::of(*place, error))?);
     }
-    merge_rows(index, streams, &mut writer)?;
+    merge_rows(index, streams, &mut writer).map_err(|(stream, error)| match stream.checked_sub(1) {
+        Some(source) => Failed::of(merged[source], error),
+        None => Failed::Other(error),
+    })?;
     let Written { reference, path, root, filters } = writer.finish(most_root)?;
     index.prepare(reference, root, filters)?;
     let kept = live.iter().enumerate().filter(|(place, _)| !merged.contains(place)).map(|(_, s)| s.reference);
@@ -224,19 +267,24 @@ fn copy_packs(index: &Index, segment: &Arc<Segment>, writer: &mut SegmentWriter)
     Ok(Stream { rows: Vec::new().into_iter(), rest: Some(rest) })
 }
 
-/// Ascending by id; of equal ids the one of the newer source first.
-fn merge_rows(index: &Index, mut streams: Vec<Stream>, writer: &mut SegmentWriter) -> Result<(), RepositoryError> {
+/// Ascending by id; of equal ids the one of the newer source first. An error comes with the place of the stream that it is about: where rows
+/// don't ascend that is the one they come from, since the heap gives out the least of all.
+fn merge_rows(
+    index: &Index,
+    mut streams: Vec<Stream>,
+    writer: &mut SegmentWriter,
+) -> Result<(), (usize, RepositoryError)> {
     let mut heads: Vec<Option<Row>> = Vec::with_capacity(streams.len());
     let mut heap = BinaryHeap::new();
     for (place, stream) in streams.iter_mut().enumerate() {
-        let row = stream.next(index)?;
+        let row = stream.next(index).map_err(|error| (place, error))?;
         heap.extend(row.map(|row| Reverse((row.id, place))));
         heads.push(row);
     }
     while let Some(Reverse((_, place))) = heap.pop() {
         let row = heads[place].take().expect("a source in the heap has a row");
-        writer.row(&row)?;
-        heads[place] = streams[place].next(index)?;
+        writer.row(&row).map_err(|error| (place, error))?;
+        heads[place] = streams[place].next(index).map_err(|error| (place, error))?;
         heap.extend(heads[place].map(|row| Reverse((row.id, place))));
     }
     Ok(())

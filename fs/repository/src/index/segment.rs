@@ -1,6 +1,7 @@
 //! One index segment: its root in memory, its blocks read by range (format.md §6).
 
 use std::fmt::{self, Display};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use axiomfs_api::{ObjectKey, Sealer};
@@ -134,6 +135,8 @@ pub(crate) struct Segment {
     key: ObjectKey,
     seal: SegmentSeal,
     root: OnceLock<Arc<Root>>,
+    /// Whether it was found damaged when it was to be merged.
+    left_alone: AtomicBool,
 }
 
 impl Segment {
@@ -150,7 +153,17 @@ impl Segment {
             return Err(RepositoryError::corrupt(&name, "the head gives it an impossible root"));
         }
         let seal = SegmentSeal::new(keyring, seal, volume, reference.id, reference.epoch, &reference.salt)?;
-        Ok(Self { reference, key: names::key(&name)?, name, seal, root: OnceLock::new() })
+        let (key, left_alone) = (names::key(&name)?, AtomicBool::new(false));
+        Ok(Self { reference, key, name, seal, root: OnceLock::new(), left_alone })
+    }
+
+    /// Merges it no more until the next mount, which tries once again.
+    pub(crate) fn leave_alone(&self) {
+        self.left_alone.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.left_alone.load(Ordering::Relaxed)
     }
 
     pub(crate) fn root_cached(&self) -> Option<&Arc<Root>> {

@@ -157,3 +157,68 @@ fn segments_whose_root_would_be_too_long_are_not_merged() {
         assert_eq!(repository.index.locate(id, crate::index::Io::Allowed).unwrap().unwrap().len(), 1);
     }
 }
+
+/// `writes` segments of 480 chunks each, and their ids.
+fn written(repository: &Repository, dir: &std::path::Path, random: &mut Random, writes: usize) -> Vec<ChunkId> {
+    let mut all = Vec::new();
+    for _ in 0..writes {
+        let (entry, chains, frames, ids) = made_up(random, 480);
+        write(repository, dir, &[NewPack { entry, chains: &chains, frames: &frames }]);
+        all.extend(ids);
+    }
+    all
+}
+
+#[test]
+fn a_damaged_segment_is_left_alone_and_commits_go_on() {
+    for missing in [false, true] {
+        let bed = Bed::new();
+        let writer = bed.try_open(OpenOptions::default()).unwrap();
+        let mut random = Random(89);
+        let before = written(&writer, bed.dir.path(), &mut random, 8);
+        let damaged = writer.segments()[3];
+        let name = crate::names::segment(writer.index.volume(), damaged.id);
+        if missing {
+            axiomfs_api::Store::delete(&bed.store.inner, &crate::names::key(&name).unwrap()).unwrap();
+        } else {
+            // A block of rows: the packs are copied before it is met.
+            bed.store.tamper(&name, |bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            });
+        }
+        // As after a mount, where nothing of the segments is in memory.
+        let repository = bed.try_open(OpenOptions::default()).unwrap();
+        repository.load_segments(&writer.segments()).unwrap();
+        let after = written(&repository, bed.dir.path(), &mut random, 1);
+        assert!(repository.segments().contains(&damaged), "it stays listed");
+        let after = [after, written(&repository, bed.dir.path(), &mut random, 40)].concat();
+        assert!(repository.segments().contains(&damaged));
+        assert!(repository.segments().len() <= 9, "one more than of sound ones");
+        let cold = bed.try_open(OpenOptions::default()).unwrap();
+        cold.load_segments(&repository.segments()).unwrap();
+        let lost: Vec<&ChunkId> = before[4 * 480..5 * 480].iter().collect();
+        for id in before.iter().chain(&after).step_by(7).filter(|id| !lost.contains(id)) {
+            assert_eq!(cold.index.locate(id, crate::index::Io::Allowed).unwrap().unwrap().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_segment_is_not_taken_for_damaged_where_the_store_is_away() {
+    use std::sync::atomic::Ordering;
+    let bed = Bed::new();
+    let writer = bed.try_open(OpenOptions::default()).unwrap();
+    let mut random = Random(97);
+    written(&writer, bed.dir.path(), &mut random, 8);
+    let repository = bed.try_open(OpenOptions::default()).unwrap();
+    repository.load_segments(&writer.segments()).unwrap();
+    let (entry, chains, frames, _) = made_up(&mut random, 480);
+    let pack = [NewPack { entry, chains: &chains, frames: &frames }];
+    bed.store.down.store(true, Ordering::SeqCst);
+    let error = crate::index::write_segment(&repository.index, bed.dir.path(), &pack, &[]).unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    bed.store.down.store(false, Ordering::SeqCst);
+    write(&repository, bed.dir.path(), &pack);
+    assert_eq!(repository.segments().len(), 1, "all are merged");
+}
