@@ -18,8 +18,12 @@ use crate::seen::Reread;
 use crate::stats::count;
 use crate::tree::{Node, NodeSink, NodeSource};
 
-/// After the store failed a dedup look-up, how long look-ups do without it: an unreachable store must not stall writers.
-const DEDUP_PAUSE: Duration = Duration::from_secs(10);
+/// After the store failed a dedup look-up, how long look-ups do without it at least: an unreachable store must not stall writers. Tests make
+/// a store that is slower than that.
+const DEDUP_PAUSE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
+/// They do without it so many times as long as the look-up took to fail: a store may be given up only after half a minute, and writers
+/// wait for one look-up in each pause.
+const DEDUP_PAUSE_RATIO: u32 = 5;
 
 impl Repository {
     /// A chunk, wherever it is: pending, decoded in memory, staged or in the store. Its id is checked.
@@ -192,8 +196,8 @@ impl Repository {
     /// Whether the index locates the chunk in a frame that can be decoded, is not known to be bad, nor sealed with a key that others may know. If that can't be told it counts as absent:
     /// storing a chunk twice is harmless.
     fn is_indexed(&self, id: &ChunkId, kind: FrameKind) -> bool {
-        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let paused = now < self.dedup_pause_until.load(Ordering::Relaxed);
+        let begun = self.opened.elapsed();
+        let paused = millis(begun) < self.dedup_pause_until.load(Ordering::Relaxed);
         let io = if paused { Io::Never } else { Io::Allowed };
         let own = self.index.locate(id, io).map(|places| {
             let mut places = places.into_iter().flatten();
@@ -216,8 +220,10 @@ impl Repository {
             Err(error) => {
                 tracing::warn!(%error, "could not look a chunk up, so it is stored again");
                 if !error.is_damage() {
-                    let pause = u64::try_from(DEDUP_PAUSE.as_millis()).unwrap_or(u64::MAX);
-                    self.dedup_pause_until.store(now.saturating_add(pause), Ordering::Relaxed);
+                    // From now on, not from when it began.
+                    let failed = self.opened.elapsed();
+                    let pause = DEDUP_PAUSE.max(failed.saturating_sub(begun).saturating_mul(DEDUP_PAUSE_RATIO));
+                    self.dedup_pause_until.fetch_max(millis(failed.saturating_add(pause)), Ordering::Relaxed);
                 }
                 false
             }
@@ -269,6 +275,10 @@ impl Repository {
         }
         Err(failed)
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl NodeSource for Repository {

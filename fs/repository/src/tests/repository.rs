@@ -264,6 +264,27 @@ fn an_unreachable_store_does_not_stop_writers() {
 }
 
 #[test]
+fn writers_wait_once_for_a_store_that_is_slow_to_fail() {
+    let bed = Bed::new();
+    let data: Vec<Vec<u8>> = (0..3).map(|seed| Random(seed).data(50_000)).collect();
+    let repository = bed.open();
+    for data in &data {
+        add(&repository, data);
+    }
+    let head = commit(&repository, None);
+    drop(repository);
+    let repository = bed.open();
+    repository.load_segments(&head.segments).unwrap();
+    bed.store.down.store(true, Ordering::SeqCst);
+    // Longer than the least pause.
+    bed.store.slow.store(300, Ordering::SeqCst);
+    for data in &data {
+        assert_eq!(add(&repository, data).1, Added::New, "that it is known can't be told");
+    }
+    assert_eq!(bed.store.failed.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn a_failing_staging_directory_loses_nothing() {
     let bed = Bed::new();
     let repository = bed.open();

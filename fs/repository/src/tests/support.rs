@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use axiomfs_api::{Body, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind, TransformFactory};
 use axiomfs_compression_zstd::Factory;
@@ -22,6 +23,12 @@ pub struct TestStore {
     pub inner: MemoryStore,
     /// Every call fails as if nobody answered.
     pub down: AtomicBool,
+    /// Every call is refused.
+    pub forbids: AtomicBool,
+    /// A call that fails takes so many milliseconds.
+    pub slow: AtomicU64,
+    /// Calls that failed.
+    pub failed: AtomicU64,
     /// Heads are not listed, as by a server that lags far behind.
     pub lists_no_heads: AtomicBool,
     /// The next create-only put is carried out, but nobody hears of it.
@@ -36,10 +43,16 @@ pub struct TestStore {
 
 impl TestStore {
     fn answer(&self, operation: &'static str, object: &str) -> Result<(), StoreError> {
-        if self.down.load(Ordering::SeqCst) {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, operation, object));
-        }
-        Ok(())
+        let kind = if self.down.load(Ordering::SeqCst) {
+            StoreErrorKind::Unavailable
+        } else if self.forbids.load(Ordering::SeqCst) {
+            StoreErrorKind::AccessDenied
+        } else {
+            return Ok(());
+        };
+        self.failed.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        Err(StoreError::new(kind, operation, object))
     }
 
     /// All objects, by name.

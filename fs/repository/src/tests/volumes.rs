@@ -1,6 +1,7 @@
 //! Volumes: made by several at once, and chunks that they share.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axiomfs_api::{ObjectKey, Store};
 use axiomfs_encryption_aes_gcm::Aes256Gcm;
@@ -196,6 +197,23 @@ fn a_volume_sealed_under_a_newer_epoch_is_shared_too() {
     assert_eq!(other.sealing_epoch().number, 2);
     commit_in(&other, OTHER, None);
     readable(&open(&bed, OTHER, None), &chunks[..1], "borrowed");
+}
+
+#[test]
+fn writers_wait_once_for_listings_that_are_slow_to_fail() {
+    for (down, forbids) in [(true, false), (false, true)] {
+        let (bed, _) = bed();
+        let dir = TempDir::new().unwrap();
+        let other = open(&bed, OTHER, Some(&dir));
+        bed.store.down.store(down, Ordering::SeqCst);
+        bed.store.forbids.store(forbids, Ordering::SeqCst);
+        // Longer than the pause between listings.
+        bed.store.slow.store(700, Ordering::SeqCst);
+        for seed in 300..302 {
+            assert_eq!(add(&other, &Random(seed).data(50_000)).1, Added::New);
+        }
+        assert_eq!(bed.store.failed.load(Ordering::SeqCst), 1, "unreachable: {down}");
+    }
 }
 
 #[test]
