@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axiomfs_api::{Body, Store, StoreErrorKind};
 
 use crate::error::RepositoryError;
-use crate::frame::{FrameKind, FrameRecord};
+use crate::frame::FrameKind;
 use crate::ids::{ChunkId, PackId};
 use crate::index::{Located, NewPack, PackEntry, SegmentRef, write_segment};
+use crate::limits;
 use crate::names;
 use crate::node_packs::NodePacks;
-use crate::pack::{Chain, FinishedPack, NewFrame, PackFile, PackSeal, PackSource, PackWriter, Table, read_table};
+use crate::pack::{FinishedPack, PackFile, PackSeal, PackSource, Table, read_table};
 use crate::packer::{Mark, Packer};
 use crate::repository::Repository;
+use crate::small_packs::plan;
 use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
 use crate::tree::{Root, walk_new};
@@ -85,7 +87,7 @@ impl Progress {
 }
 
 /// A pack made for a commit.
-struct Made {
+pub(crate) struct Made {
     finished: FinishedPack,
     seal: Arc<PackSeal>,
     /// The staged packs that were put together for it; none for tree nodes.
@@ -100,7 +102,7 @@ struct Uploaded {
 }
 
 /// One pack to upload.
-enum Task {
+pub(crate) enum Task {
     /// A staged pack as it is.
     AsIs(Arc<Staged>),
     /// Small staged packs, put together.
@@ -165,7 +167,7 @@ impl Repository {
         // First those that make room on this machine; the others need some.
         let (mut tasks, mut small) = (VecDeque::new(), Vec::new());
         for packs in [sealed, clear] {
-            plan(packs, self.pack_bytes, &mut tasks, &mut small);
+            plan(packs, self.pack_bytes, limits::FRAMES, &mut tasks, &mut small);
         }
         tasks.extend(small.into_iter().chain(again.into_iter().chain(made).map(Task::Made)));
         self.upload_all(packer, tasks)?;
@@ -364,27 +366,6 @@ impl Repository {
         read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)
     }
 
-    /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
-    fn merge(&self, packer: &Packer, packs: &[Arc<Staged>]) -> Result<(FinishedPack, Arc<PackSeal>), RepositoryError> {
-        let kind = packs.first().map_or(FrameKind::Data, |pack| pack.seal.kind);
-        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), kind)?);
-        let writer = PackWriter::create(packer.dir(), seal.clone())?;
-        for staged in packs {
-            let Some((info, uploaded)) = staged.info() else { continue };
-            let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
-            let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
-            for (record, members) in table.frames {
-                let chain = &table.chains[usize::from(record.chain)];
-                let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
-                let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
-                writer.write(chain, lengths, padded, members)?;
-            }
-        }
-        let finished = writer.finish()?;
-        writer.sync()?;
-        Ok((finished, seal))
-    }
-
     /// Writes and uploads the segment for all that was uploaded; with nothing new the live segments stay.
     fn write_index(
         &self,
@@ -413,33 +394,6 @@ impl Repository {
     }
 }
 
-/// Full packs of one kind go as they are, small ones together.
-fn plan(packs: Vec<Arc<Staged>>, pack_bytes: u64, whole: &mut VecDeque<Task>, small: &mut Vec<Task>) {
-    let mut group: Vec<Arc<Staged>> = Vec::new();
-    let mut bytes = 0;
-    let mut end = |group: &mut Vec<Arc<Staged>>, bytes: &mut u64| {
-        *bytes = 0;
-        match group.len() {
-            0 => {}
-            1 => small.extend(group.drain(..).map(Task::AsIs)),
-            _ => small.push(Task::Merge(std::mem::take(group))),
-        }
-    };
-    for pack in packs {
-        let Some((info, uploaded)) = pack.info() else { continue };
-        if uploaded || info.len >= pack_bytes / 2 {
-            whole.push_back(Task::AsIs(pack));
-            continue;
-        }
-        if bytes + info.len > pack_bytes {
-            end(&mut group, &mut bytes);
-        }
-        bytes += info.len;
-        group.push(pack);
-    }
-    end(&mut group, &mut bytes);
-}
-
 /// The chunks in a pack.
 fn members(table: &Table) -> impl Iterator<Item = ChunkId> + '_ {
     table.frames.iter().flat_map(|(_, members)| members).map(|(id, _)| *id)
@@ -447,22 +401,6 @@ fn members(table: &Table) -> impl Iterator<Item = ChunkId> + '_ {
 
 fn entry(seal: &PackSeal, id: PackId, len: u64) -> PackEntry {
     PackEntry { id, len, epoch: seal.epoch, salt: seal.salt, kind: seal.kind }
-}
-
-/// A frame's encoded and padded bytes, authenticated.
-fn open_padded(
-    source: &dyn PackSource,
-    seal: &PackSeal,
-    record: &FrameRecord,
-    chain: &Chain,
-    name: &str,
-) -> Result<Vec<u8>, RepositoryError> {
-    let mut bytes = source.read(record.offset.into(), record.stored.into())?;
-    seal.frame()
-        .open(record, &chain.id, &mut bytes)
-        .map_err(|e| RepositoryError::corrupt(format_args!("Frame {} of {name}", record.number), e.0))?;
-    bytes.truncate(bytes.len() - axiomfs_api::TAG_LEN);
-    Ok(bytes)
 }
 
 /// A staged pack, from its file or, where a store took the file, from the store.

@@ -43,6 +43,7 @@ mod recovery;
 mod repository;
 mod rotation;
 mod seen;
+mod small_packs;
 mod snapshot;
 mod spans;
 mod staged;

@@ -22,6 +22,8 @@ const END: &[u8; 4] = b"AXPE";
 pub(crate) const HEADER: usize = 48;
 pub(crate) const TRAILER: usize = 16;
 const NONCE_TABLE: u8 = 2;
+/// Encoders that may have been given a pack before any of them has written its frame.
+const UNDER_WAY: usize = 256;
 
 /// A chain's descriptor and its id, as packs carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,12 +251,15 @@ impl PackWriter {
     pub(crate) fn is_full_for(&self, stored: usize, target: u64) -> bool {
         let state = self.lock();
         let end = state.next_offset + stored as u64;
-        state.next_number as usize >= limits::FRAMES
+        state.next_number as usize >= limits::FRAMES - UNDER_WAY
             || state.table.chains.len() >= 64
             || (state.next_number > 0 && end > target.min(limits::PACK - limits::TABLE))
     }
 
     /// Seals `padded` as the next frame and writes it. If writing fails its number and place are lost, never reused.
+    ///
+    /// # Errors
+    /// The disk's; `TooLarge` for one frame more than any reader takes.
     pub(crate) fn write(
         &self,
         chain: &Chain,
@@ -265,6 +270,10 @@ impl PackWriter {
         let stored = padded.len() + TAG_LEN;
         let record = {
             let mut state = self.lock();
+            if state.next_number as usize >= limits::FRAMES {
+                let (len, limit) = ((u64::from(state.next_number) + 1) * RECORD as u64, limits::FRAMES * RECORD);
+                return Err(RepositoryError::TooLarge { what: "List of frames of a pack", len, limit: limit as u64 });
+            }
             let record = FrameRecord {
                 number: state.next_number,
                 kind: self.seal.kind,
@@ -435,4 +444,32 @@ fn read_at(file: &File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>, R
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     file.read_exact_at(&mut bytes, offset).map_err(|e| RepositoryError::staging("read", path, e))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ChunkId;
+    use crate::tests::support::Bed;
+
+    #[test]
+    fn no_more_frames_are_written_than_a_reader_takes() {
+        let bed = Bed::new();
+        let repository = bed.open_cold();
+        let seal = PackSeal::fresh(&repository.keyring, repository.seal.as_ref(), FrameKind::Data).unwrap();
+        let writer = PackWriter::create(bed.dir.path(), Arc::new(seal)).unwrap();
+        let chain = Chain::new(b"chain");
+        let write = || {
+            let lengths = NewFrame { applied: 0, encoded: 4, raw: 4 };
+            writer.write(&chain, lengths, vec![1; 4], vec![(ChunkId([1; 32]), 4)])
+        };
+        assert!(!writer.is_full_for(20, u64::MAX));
+        writer.lock().next_number = u32::try_from(limits::FRAMES).unwrap() - 1;
+        assert!(writer.is_full_for(20, u64::MAX), "before the last: several may ask at once");
+        write().unwrap();
+        let error = write().unwrap_err();
+        assert!(matches!(error, RepositoryError::TooLarge { .. }), "{error}");
+        let finished = writer.finish().unwrap();
+        assert_eq!(finished.table.frames.len(), 1, "what was refused left nothing behind");
+    }
 }

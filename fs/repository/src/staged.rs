@@ -82,6 +82,11 @@ impl Staged {
         Some((record, state.chains.get(usize::from(record.chain))?.clone()))
     }
 
+    /// How many frames it has.
+    pub(crate) fn frame_count(&self) -> usize {
+        self.lock().frames.iter().flatten().count()
+    }
+
     /// The chains that its frames went through.
     pub(crate) fn chains(&self) -> Vec<Chain> {
         self.lock().chains.clone()

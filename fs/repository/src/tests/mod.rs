@@ -8,6 +8,6 @@ mod index;
 mod index_scale;
 mod keys;
 mod repository;
-mod support;
+pub(crate) mod support;
 mod trees;
 mod volumes;

@@ -1,0 +1,137 @@
+//! Small staged packs, as frequent checkpoints leave them, are put together when they are uploaded.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::commit::{Task, open_pack};
+use crate::error::RepositoryError;
+use crate::frame::{FrameKind, FrameRecord};
+use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackSource, PackWriter, read_table};
+use crate::packer::Packer;
+use crate::repository::Repository;
+use crate::staged::Staged;
+
+/// Full packs of one kind go as they are, small ones together, up to `pack_bytes` and `most_frames` in one: no reader takes a pack of more
+/// than [`limits::FRAMES`](crate::limits::FRAMES).
+pub(crate) fn plan(
+    packs: Vec<Arc<Staged>>,
+    pack_bytes: u64,
+    most_frames: usize,
+    whole: &mut VecDeque<Task>,
+    small: &mut Vec<Task>,
+) {
+    let mut group: Vec<Arc<Staged>> = Vec::new();
+    let (mut bytes, mut frames) = (0, 0);
+    let mut end = |group: &mut Vec<Arc<Staged>>| match group.len() {
+        0 => {}
+        1 => small.extend(group.drain(..).map(Task::AsIs)),
+        _ => small.push(Task::Merge(std::mem::take(group))),
+    };
+    for pack in packs {
+        let Some((info, uploaded)) = pack.info() else { continue };
+        if uploaded || info.len >= pack_bytes / 2 {
+            whole.push_back(Task::AsIs(pack));
+            continue;
+        }
+        let more = pack.frame_count();
+        if bytes + info.len > pack_bytes || frames + more > most_frames {
+            end(&mut group);
+            (bytes, frames) = (0, 0);
+        }
+        bytes += info.len;
+        frames += more;
+        group.push(pack);
+    }
+    end(&mut group);
+}
+
+impl Repository {
+    /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
+    pub(crate) fn merge(
+        &self,
+        packer: &Packer,
+        packs: &[Arc<Staged>],
+    ) -> Result<(FinishedPack, Arc<PackSeal>), RepositoryError> {
+        let kind = packs.first().map_or(FrameKind::Data, |pack| pack.seal.kind);
+        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), kind)?);
+        let writer = PackWriter::create(packer.dir(), seal.clone())?;
+        for staged in packs {
+            let Some((info, uploaded)) = staged.info() else { continue };
+            let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
+            let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
+            for (record, members) in table.frames {
+                let chain = &table.chains[usize::from(record.chain)];
+                let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
+                let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
+                writer.write(chain, lengths, padded, members)?;
+            }
+        }
+        let finished = writer.finish()?;
+        writer.sync()?;
+        Ok((finished, seal))
+    }
+}
+
+/// A frame's encoded and padded bytes, authenticated.
+fn open_padded(
+    source: &dyn PackSource,
+    seal: &PackSeal,
+    record: &FrameRecord,
+    chain: &Chain,
+    name: &str,
+) -> Result<Vec<u8>, RepositoryError> {
+    let mut bytes = source.read(record.offset.into(), record.stored.into())?;
+    seal.frame()
+        .open(record, &chain.id, &mut bytes)
+        .map_err(|e| RepositoryError::corrupt(format_args!("Frame {} of {name}", record.number), e.0))?;
+    bytes.truncate(bytes.len() - axiomfs_api::TAG_LEN);
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::OpenOptions;
+    use crate::tests::support::*;
+
+    #[test]
+    fn a_merged_pack_stays_within_the_limit_of_frames() {
+        let bed = Bed::new();
+        let repository = bed.try_open(OpenOptions { pack_bytes: 1 << 20, ..bed.options() }).unwrap();
+        let packer = repository.packer().unwrap();
+        let mut model = BTreeMap::new();
+        for pack in 0..7 {
+            // A frame for each owner.
+            for owner in 0..=pack % 3 {
+                let data = Random(u64::from(pack * 10 + owner)).data(500);
+                let id = repository.data_id(&data);
+                repository.add_chunk(class(owner, "media"), id, &data).unwrap();
+                model.insert(id, data);
+            }
+            repository.flush().unwrap();
+        }
+        let (mut whole, mut small) = (VecDeque::new(), Vec::new());
+        plan(packer.finished(), 1 << 20, 4, &mut whole, &mut small);
+        assert!(whole.is_empty());
+        let mut planned = 0;
+        for task in &small {
+            let group = match task {
+                Task::AsIs(pack) => std::slice::from_ref(pack),
+                Task::Merge(packs) => packs,
+                Task::Made(_) => panic!("nothing is made yet"),
+            };
+            let frames = group.iter().map(|pack| pack.frame_count()).sum::<usize>();
+            assert!(frames <= 4, "{frames} frames");
+            planned += frames;
+        }
+        assert_eq!(planned, model.len());
+        assert!(small.len() < 7, "some are put together");
+        commit(&repository, None);
+        let cold = bed.open_cold();
+        for (id, data) in &model {
+            assert_eq!(*cold.read_chunk(id).unwrap(), **data);
+        }
+    }
+}
