@@ -17,6 +17,12 @@ impl Bytes {
         buffer.get(range.clone())?;
         Some(Self { buffer: buffer.clone(), range })
     }
+
+    /// Bytes of memory that it keeps alive.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
 }
 
 impl From<Vec<u8>> for Bytes {

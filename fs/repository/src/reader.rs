@@ -1,6 +1,7 @@
 //! The read path: frames fetched once, opened, decoded, and kept; chunk ids checked before a byte is given out.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -158,7 +159,7 @@ impl Reader {
     }
 
     fn put_frame(&self, key: FrameKey, frame: Arc<DataFrame>) {
-        let bytes = frame.raw.len() + frame.encoded.as_ref().map_or(0, Vec::len) + 512;
+        let bytes = frame.raw.capacity() + frame.encoded.as_ref().map_or(0, Vec::capacity) + 512;
         self.frames.put(key, frame, bytes);
         let Shares { frames, nodes } = self.shares;
         self.nodes.set_limit(nodes.max((frames + nodes).saturating_sub(self.frames.bytes())));
@@ -317,10 +318,8 @@ impl Reader {
         let key = place.key();
         self.seen.note(&key, raw);
         if applied == 0 {
-            bytes.truncate(range.end);
-            bytes.drain(..start);
             let (decoder, _) = self.decoder(place)?;
-            let raw = decoder.decode_vec(applied, bytes, raw as usize);
+            let raw = decoder.decode_vec(applied, cut(bytes, range), raw as usize);
             return Ok(self.keep(key, raw.map_err(|e| RepositoryError::host(place.name(), e))?, None));
         }
         let end = end.checked_next_multiple_of(START).unwrap_or(u32::MAX);
@@ -344,7 +343,9 @@ impl Reader {
     }
 
     fn keep(&self, key: FrameKey, raw: Vec<u8>, encoded: Option<Vec<u8>>) -> Decoded {
-        let frame = Arc::new(DataFrame { raw: Arc::new(raw), encoded, verified: Mutex::default() });
+        let all = 0..raw.len();
+        let raw = Arc::new(cut(raw, all));
+        let frame = Arc::new(DataFrame { raw, encoded, verified: Mutex::default() });
         self.put_frame(key, frame.clone());
         Decoded::Data(frame)
     }
@@ -428,6 +429,16 @@ fn stored_range(located: &Located) -> (Whole, u64, u64) {
     let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
     let pack = Whole { id: located.pack.id, len: located.pack.len, kind: located.pack.kind };
     (pack, offset / ALIGN * ALIGN, end)
+}
+
+/// The part `range` of `bytes`, in little more memory than it takes: what is kept of a small frame must not be all that was read with it.
+fn cut(mut bytes: Vec<u8>, range: Range<usize>) -> Vec<u8> {
+    if bytes.capacity() > range.len() + range.len() / 8 {
+        return bytes[range].to_vec();
+    }
+    bytes.truncate(range.end);
+    bytes.drain(..range.start);
+    bytes
 }
 
 /// Ends a flight, also when its leader panics.

@@ -112,6 +112,28 @@ fn a_read_decodes_no_more_of_a_frame_than_it_needs() {
     assert_eq!(in_memory(&ahead), 26, "who reads ahead wants all of it");
 }
 
+#[test]
+fn small_frames_hold_no_more_memory_than_is_counted() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let mut random = Random(41);
+    // A frame for each owner. A store reads 64 KiB for one.
+    let mut add_small = |owner| {
+        let data: Vec<u8> = (0..600).map(|_| random.next() as u8).collect();
+        let id = repository.data_id(&data);
+        repository.add_chunk(class(owner, "default"), id, &data).unwrap();
+        id
+    };
+    let ids: Vec<_> = (0..200).map(&mut add_small).collect();
+    commit(&repository, None);
+    let cold = bed.open_cold();
+    let held: usize = ids.iter().map(|id| cold.read_chunk(id).unwrap().held()).sum();
+    assert_eq!(ids.iter().filter(|id| cold.chunk_cached(id).is_some()).count(), 200);
+    let counted = cold.stats().frame_cache_bytes;
+    assert!(held as u64 <= counted, "{held} bytes are held, {counted} counted");
+    assert!(counted < 200 * 1200, "{counted} bytes for 120,000");
+}
+
 /// zstd, but for the decoding of starts, which gives something else.
 struct BadStarts<T>(T);
 
