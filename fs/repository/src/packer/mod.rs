@@ -207,8 +207,9 @@ impl Packer {
         };
         shared.wake_all();
         shared.wait(|state| state.jobs.first_key_value().is_none_or(|(number, _)| *number >= last_frame))?;
-        shared.close_packs();
+        // Before the packs are closed: one that is opened after that stays open, and nobody might ever close it.
         let last_slot = shared.lock().next_slot;
+        shared.close_packs();
         shared.wait(|state| state.unfinished.first_key_value().is_none_or(|(slot, _)| *slot >= last_slot))?;
         let failed = |error| RepositoryError::staging("sync", &shared.setup.dir, error);
         let synced = std::fs::File::open(&shared.setup.dir).map_err(failed)?.sync_all();
