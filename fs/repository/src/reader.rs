@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axiomfs_api::{Seal, Store};
-use axiomfs_host::{Decoder, Host};
+use axiomfs_api::{PluginError, Seal, Store};
+use axiomfs_host::{Decoder, Host, HostError};
 
 use crate::bytes::Bytes;
 use crate::decoded::{DataFrame, Decoded, Flight};
@@ -293,7 +293,7 @@ impl Reader {
                 loaded
             }),
         };
-        if let Err(RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. }) = &result {
+        if result.as_ref().is_err_and(is_the_frames) {
             self.put_into_quarantine(key);
         }
         if let PackPlace::Stored(located) = &place.pack {
@@ -429,6 +429,22 @@ fn stored_range(located: &Located) -> (Whole, u64, u64) {
     let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
     let pack = Whole { id: located.pack.id, len: located.pack.len, kind: located.pack.kind };
     (pack, offset / ALIGN * ALIGN, end)
+}
+
+/// Whether an error says that the frame itself is bad or gone. One that a plugin can't decode at present (for want of time or memory, or
+/// since it is not here) may be sound.
+fn is_the_frames(error: &RepositoryError) -> bool {
+    match error {
+        RepositoryError::Corrupt { .. } | RepositoryError::MissingObject { .. } => true,
+        RepositoryError::Host { source, .. } => match source.as_ref() {
+            HostError::Decode { source, .. } => matches!(
+                source.as_ref(),
+                PluginError::Corrupt { .. } | PluginError::LengthMismatch { .. } | PluginError::OutputTooLarge { .. }
+            ),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// The part `range` of `bytes`, in little more memory than it takes: what is kept of a small frame must not be all that was read with it.

@@ -1,10 +1,11 @@
 //! What shares a frame, how large frames become, and how much of one a read decodes.
 
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use axiomfs_api::{Applied, BoundedBuf, Descriptor, Hint, PluginError, Store, Transform, TransformFactory, Worker};
 use axiomfs_compression_zstd::Factory;
+use axiomfs_host::Host;
 
 use super::support::*;
 use crate::ids::ChunkId;
@@ -134,24 +135,43 @@ fn small_frames_hold_no_more_memory_than_is_counted() {
     assert!(counted < 200 * 1200, "{counted} bytes for 120,000");
 }
 
-/// zstd, but for the decoding of starts, which gives something else.
-struct BadStarts<T>(T);
+/// zstd, but for what its fault does to decoding.
+struct Faulty<T>(T, Arc<Mutex<Fault>>);
 
-impl TransformFactory for BadStarts<Factory> {
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// A start is something else.
+    Starts,
+    /// It says that its input is damaged.
+    Corrupt,
+    /// It gives too little.
+    Short,
+    /// It gives too much.
+    Long,
+    Memory,
+    Time,
+}
+
+fn faulty(fault: &Arc<Mutex<Fault>>) -> Arc<Host> {
+    host_with(Faulty(Factory, fault.clone()))
+}
+
+impl TransformFactory for Faulty<Factory> {
     fn descriptor(&self) -> &'static Descriptor {
         self.0.descriptor()
     }
 
     fn build(&self, params: &[(String, String)]) -> Result<Arc<dyn Transform>, PluginError> {
-        Ok(Arc::new(BadStarts(self.0.build(params)?)))
+        Ok(Arc::new(Faulty(self.0.build(params)?, self.1.clone())))
     }
 
     fn decoder(&self, format: u16, decode_params: &[u8]) -> Result<Arc<dyn Transform>, PluginError> {
-        Ok(Arc::new(BadStarts(self.0.decoder(format, decode_params)?)))
+        Ok(Arc::new(Faulty(self.0.decoder(format, decode_params)?, self.1.clone())))
     }
 }
 
-impl Transform for BadStarts<Arc<dyn Transform>> {
+impl Transform for Faulty<Arc<dyn Transform>> {
     fn descriptor(&self) -> &'static Descriptor {
         self.0.descriptor()
     }
@@ -165,40 +185,76 @@ impl Transform for BadStarts<Arc<dyn Transform>> {
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, PluginError> {
-        Ok(Box::new(BadStarts(self.0.worker()?)))
+        Ok(Box::new(Faulty(self.0.worker()?, self.1.clone())))
     }
 }
 
-impl Worker for BadStarts<Box<dyn Worker>> {
+impl Worker for Faulty<Box<dyn Worker>> {
     fn encode(&mut self, hint: Hint, src: &[u8], out: &mut BoundedBuf) -> Result<Applied, PluginError> {
         self.0.encode(hint, src, out)
     }
 
     fn decode(&mut self, format: u16, src: &[u8], raw_len: usize, out: &mut BoundedBuf) -> Result<(), PluginError> {
-        self.0.decode(format, src, raw_len, out)
+        let plugin = "zstd";
+        let fault = *self.1.lock().unwrap();
+        match fault {
+            Fault::None | Fault::Starts => self.0.decode(format, src, raw_len, out),
+            Fault::Corrupt => Err(PluginError::Corrupt { plugin, reason: "a bad block".to_owned() }),
+            Fault::Short => out.extend(&vec![7; raw_len - 1]),
+            Fault::Long => out.extend(&vec![7; raw_len + 1]),
+            Fault::Memory => Err(PluginError::MemoryExceeded { plugin, used: 2, bound: 1 }),
+            Fault::Time => Err(PluginError::TimedOut { plugin, bound: Duration::ZERO }),
+        }
     }
 
     fn decode_start(
         &mut self,
-        _format: u16,
-        _src: &[u8],
-        _raw_len: usize,
+        format: u16,
+        src: &[u8],
+        raw_len: usize,
         len: usize,
         out: &mut BoundedBuf,
     ) -> Result<(), PluginError> {
-        out.extend(&vec![7; len])
+        let fault = *self.1.lock().unwrap();
+        if fault == Fault::Starts { out.extend(&vec![7; len]) } else { self.decode(format, src, raw_len, out) }
     }
 }
 
 #[test]
 fn a_frame_whose_start_is_decoded_wrongly_is_decoded_whole() {
     let (bed, ids) = stored(26);
-    let cold = bed.open_cold_with(host_with(BadStarts(Factory)));
+    let cold = bed.open_cold_with(faulty(&Arc::new(Mutex::new(Fault::Starts))));
     for number in [0, 7] {
         assert_eq!(cold.read_chunk(&ids[number]).unwrap()[..], shrinking(number as u64)[..]);
     }
     assert_eq!(cold.stats().frames_read, 2, "once for its start, once for all of it");
     assert_eq!(cold.stats().frames_quarantined, 0, "it is sound");
+}
+
+#[test]
+fn a_frame_that_does_not_decode_is_stored_anew() {
+    let faults = [
+        (Fault::Corrupt, Added::New),
+        (Fault::Short, Added::New),
+        (Fault::Long, Added::New),
+        (Fault::Memory, Added::Known),
+        (Fault::Time, Added::Known),
+    ];
+    for (what, added) in faults {
+        let (bed, ids) = stored(1);
+        let fault = Arc::new(Mutex::new(Fault::None));
+        let seal = Arc::new(axiomfs_encryption_aes_gcm::Aes256Gcm);
+        let repository = Repository::open(bed.store.clone(), faulty(&fault), seal, PASSPHRASE, bed.options()).unwrap();
+        let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+        repository.load_segments(&head.segments).unwrap();
+        *fault.lock().unwrap() = what;
+        let error = repository.read_chunk(&ids[0]).unwrap_err();
+        assert!(matches!(error, RepositoryError::Host { .. }), "{what:?}: {error}");
+        *fault.lock().unwrap() = Fault::None;
+        assert_eq!(add(&repository, &shrinking(0)).1, added, "{what:?}");
+        commit(&repository, None);
+        assert_eq!(repository.read_chunk(&ids[0]).unwrap()[..], shrinking(0)[..], "{what:?}");
+    }
 }
 
 #[test]
