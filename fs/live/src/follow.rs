@@ -117,26 +117,29 @@ fn refresh(shared: &Shared, look_for_gap: bool) -> Result<bool, FollowError> {
     Ok(true)
 }
 
-/// The newest head, if there is one after the one shown.
+/// The newest head, if there is one after the one shown. Where that one is trimmed the next is not believed: it may have been created
+/// where others were trimmed, and is no commit then.
 fn newest(shared: &Shared, look_for_gap: bool) -> Result<Option<Head>, FollowError> {
     let (repository, volume) = (&shared.repository, shared.options.volume);
     let seen = *lock(&shared.head);
     let (mut parent, mut sequence, mut found) = (seen.commit, seen.sequence, None);
-    loop {
+    let diverged = loop {
         match repository.head(volume, SequenceNo(sequence + 1)) {
-            Ok(head) if head.parent != parent => return Err(FollowError::Diverged(head.sequence.0)),
+            Ok(head) if head.parent != parent => break Some(FollowError::Diverged(head.sequence.0)),
             Ok(head) => {
                 (parent, sequence) = (Some(head.commit), head.sequence.0);
                 found = Some(head);
             }
-            Err(RepositoryError::MissingObject { .. }) => break,
+            Err(RepositoryError::MissingObject { .. }) => break None,
             Err(e) => return Err(e.into()),
         }
+    };
+    let is_news = found.is_some() || diverged.is_some();
+    let look = if is_news { seen.sequence > 0 } else { look_for_gap };
+    if look && !repository.has_head(volume, SequenceNo(seen.sequence))? {
+        return Ok(repository.latest_listed_head(volume)?.filter(|head| head.sequence.0 > seen.sequence));
     }
-    if found.is_none() && look_for_gap && !repository.has_head(volume, SequenceNo(seen.sequence))? {
-        return Ok(repository.latest_head(volume)?.filter(|head| head.sequence.0 > seen.sequence));
-    }
-    Ok(found)
+    diverged.map_or(Ok(found), Err)
 }
 
 /// What differs between two trees. With very much the files are not told.

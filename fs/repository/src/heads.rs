@@ -45,6 +45,14 @@ impl Repository {
         if let Some(head) = known.map(|known| self.newest_from(v, known)).transpose()?.flatten() {
             return Ok(Some(head));
         }
+        self.latest_listed_head(v)
+    }
+
+    /// The same from a listing, whatever is known: for one who found that the head that he knew is trimmed.
+    ///
+    /// # Errors
+    /// As for [`latest_head`](Self::latest_head).
+    pub fn latest_listed_head(&self, v: VolumeId) -> Result<Option<Head>, RepositoryError> {
         let begin = match self.heads_after(v, None)?.pop() {
             Some((listed, _)) => listed,
             // Some servers list late. The first head may be trimmed by then, but whoever wrote said how far he was.
@@ -77,7 +85,8 @@ impl Repository {
         self.know(v, seq);
     }
 
-    /// The newest head, found from the number of one; `None` if that one is not there, nor the next.
+    /// The newest head, found from the number of one; `None` if that one is not there. Heads are trimmed from the first on, so what follows a
+    /// trimmed one may have been created where others were trimmed, and is no commit then.
     fn newest_from(&self, v: VolumeId, known: SequenceNo) -> Result<Option<Head>, RepositoryError> {
         let (mut at, mut newest) = (known, None);
         for step in 1u32.. {
@@ -88,6 +97,7 @@ impl Repository {
                 at = SequenceNo(listed.0.saturating_sub(1));
             }
             match self.head(v, SequenceNo(at.0.saturating_add(1))) {
+                Ok(_) if step == 1 && known.0 > 0 && !self.has_head(v, known)? => return Ok(None),
                 Ok(head) => (at, newest) = (head.sequence, Some(head)),
                 Err(RepositoryError::MissingObject { .. }) => break,
                 Err(error) => return Err(error),

@@ -90,7 +90,7 @@ impl Bench {
             timeout: Duration::from_secs(20),
             memory: 64 << 20,
             read_only,
-            refresh: Duration::from_secs(10),
+            refresh: Duration::from_millis(200),
             durability_remote: false,
             faults: Arc::new(|_| {}),
             takeover: false,

@@ -256,6 +256,9 @@ fn a_head_created_where_others_were_trimmed_is_no_commit() {
     assert_eq!(a.put_head(v, &late).unwrap(), PutHead::Created, "the number is free again");
     assert_eq!(a.newer_than(v, &late).unwrap().as_ref(), theirs.last());
     assert_eq!(bed.open_cold().latest_head(v).unwrap().as_ref(), theirs.last());
+    let away = bed.try_open(OpenOptions::default()).unwrap();
+    away.expect_head(v, first[2].sequence);
+    assert_eq!(away.latest_head(v).unwrap().as_ref(), theirs.last(), "for whoever saw the last head before them");
     let very_first = next_head(None, None, Vec::new());
     assert_eq!(a.put_head(v, &very_first).unwrap(), PutHead::Created);
     assert_eq!(a.newer_than(v, &very_first).unwrap().as_ref(), theirs.last());
