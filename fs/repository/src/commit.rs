@@ -88,12 +88,12 @@ impl Progress {
 
 /// A pack made for a commit.
 pub(crate) struct Made {
-    finished: FinishedPack,
-    seal: Arc<PackSeal>,
+    pub(crate) finished: FinishedPack,
+    pub(crate) seal: Arc<PackSeal>,
     /// The staged packs that were put together for it; none for tree nodes.
-    sources: Vec<Arc<Staged>>,
+    pub(crate) sources: Vec<Arc<Staged>>,
     /// Whether it was sent before, so that the store may have it.
-    sent: bool,
+    pub(crate) sent: bool,
 }
 
 struct Uploaded {
@@ -268,32 +268,31 @@ impl Repository {
 
     fn run(&self, packer: &Packer, task: Task) -> Result<(), RepositoryError> {
         match task {
-            Task::AsIs(staged) => {
-                let Some((info, uploaded)) = staged.info() else { return Ok(()) };
-                let (_, table) = self.table_of(&info, uploaded)?;
-                if !table.frames.is_empty() {
-                    if !uploaded {
-                        self.upload(staged.seal.kind, &info.id, &info.path, info.len)?;
-                        staged.uploaded();
-                        // The disk has room for others at once; who wants it finds it in the store.
-                        remove_if_there(&info.path)?;
-                    }
-                    self.note(entry(&staged.seal, info.id, info.len), table, &[]);
-                }
-                self.progress().slots.insert(staged.slot);
-            }
-            Task::Merge(packs) => {
-                let (finished, seal) = self.merge(packer, &packs)?;
-                self.upload_made(Made { finished, seal, sources: packs, sent: false })?;
-            }
-            Task::Made(made) => self.upload_made(made)?,
+            Task::AsIs(staged) => self.upload_as_is(&staged),
+            Task::Merge(packs) => self.upload_merged(packer, packs),
+            Task::Made(made) => self.upload_made(made),
         }
+    }
+
+    pub(crate) fn upload_as_is(&self, staged: &Staged) -> Result<(), RepositoryError> {
+        let Some((info, uploaded)) = staged.info() else { return Ok(()) };
+        let (_, table) = self.table_of(&info, uploaded)?;
+        if !table.frames.is_empty() {
+            if !uploaded {
+                self.upload(staged.seal.kind, &info.id, &info.path, info.len)?;
+                staged.uploaded();
+                // The disk has room for others at once; who wants it finds it in the store.
+                remove_if_there(&info.path)?;
+            }
+            self.note(entry(&staged.seal, info.id, info.len), table, &[]);
+        }
+        self.progress().slots.insert(staged.slot);
         Ok(())
     }
 
     /// Uploads a pack made for a commit. Where that may have been done though it failed, a later try sends the same file again: made
     /// anew it would have another salt and name, and the store would keep both.
-    fn upload_made(&self, made: Made) -> Result<(), RepositoryError> {
+    pub(crate) fn upload_made(&self, made: Made) -> Result<(), RepositoryError> {
         let Made { finished, seal, .. } = &made;
         match self.send(&made) {
             Ok(()) => {}

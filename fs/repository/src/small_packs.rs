@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::commit::{Task, open_pack};
+use crate::commit::{Made, Task, open_pack};
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, FrameRecord};
 use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackSource, PackWriter, read_table};
@@ -45,30 +45,59 @@ pub(crate) fn plan(
     end(&mut group);
 }
 
+/// What came of putting packs together.
+enum Merged {
+    Into(FinishedPack, Arc<PackSeal>),
+    /// Nothing, since the pack at this place is damaged.
+    NotWith(usize),
+}
+
 impl Repository {
+    /// Uploads small packs as one. What is damaged on this machine's disk keeps nothing else back: such a pack is sent as it is, for what
+    /// is sound in it.
+    pub(crate) fn upload_merged(&self, packer: &Packer, mut packs: Vec<Arc<Staged>>) -> Result<(), RepositoryError> {
+        let mut alone = Vec::new();
+        while packs.len() > 1 {
+            match self.merge(packer, &packs)? {
+                Merged::Into(finished, seal) => {
+                    self.upload_made(Made { finished, seal, sources: std::mem::take(&mut packs), sent: false })?;
+                }
+                Merged::NotWith(place) => alone.push(packs.remove(place)),
+            }
+        }
+        packs.into_iter().chain(alone).try_for_each(|staged| self.upload_as_is(&staged))
+    }
+
     /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
-    pub(crate) fn merge(
-        &self,
-        packer: &Packer,
-        packs: &[Arc<Staged>],
-    ) -> Result<(FinishedPack, Arc<PackSeal>), RepositoryError> {
+    fn merge(&self, packer: &Packer, packs: &[Arc<Staged>]) -> Result<Merged, RepositoryError> {
         let kind = packs.first().map_or(FrameKind::Data, |pack| pack.seal.kind);
         let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), kind)?);
         let writer = PackWriter::create(packer.dir(), seal.clone())?;
-        for staged in packs {
-            let Some((info, uploaded)) = staged.info() else { continue };
-            let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
-            let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
-            for (record, members) in table.frames {
-                let chain = &table.chains[usize::from(record.chain)];
-                let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
-                let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
-                writer.write(chain, lengths, padded, members)?;
+        for (place, staged) in packs.iter().enumerate() {
+            match self.copy_frames(staged, &writer) {
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(%error, "a staged pack is damaged, so it is sent as it is");
+                    return Ok(Merged::NotWith(place));
+                }
+                copied => copied?,
             }
         }
         let finished = writer.finish()?;
         writer.sync()?;
-        Ok((finished, seal))
+        Ok(Merged::Into(finished, seal))
+    }
+
+    fn copy_frames(&self, staged: &Staged, writer: &PackWriter) -> Result<(), RepositoryError> {
+        let Some((info, uploaded)) = staged.info() else { return Ok(()) };
+        let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
+        let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
+        for (record, members) in table.frames {
+            let chain = &table.chains[usize::from(record.chain)];
+            let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
+            let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
+            writer.write(chain, lengths, padded, members)?;
+        }
+        Ok(())
     }
 }
 

@@ -239,3 +239,31 @@ fn a_reader_whose_index_is_old_takes_the_new_one_before_it_gives_up() {
     commit(&writer, None);
     assert_eq!(*reader.read_chunk(id).unwrap(), **data);
 }
+
+#[test]
+fn a_damaged_staged_pack_keeps_no_other_from_the_store() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let mut random = Random(101);
+    let mut staged = Vec::new();
+    for _ in 0..3 {
+        let data: Vec<u8> = (0..5000).map(|_| random.next() as u8).collect();
+        staged.push((add(&repository, &data).0, data, repository.flush().unwrap()));
+    }
+    let (bad, _, packs) = &staged[1];
+    let path = &packs.last().unwrap().path;
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    let head = commit(&repository, None);
+    let cold = bed.open_cold();
+    assert_eq!(head.segments, cold.segments());
+    for (id, data, _) in &staged {
+        match cold.read_chunk(id) {
+            Ok(read) => assert!(*read == **data && id != bad),
+            Err(error) => assert!(matches!(&error, RepositoryError::Corrupt { .. }) && id == bad, "{error}"),
+        }
+    }
+    assert_eq!(bed.staged_files(), 0);
+    commit(&repository, None);
+}
