@@ -145,14 +145,10 @@ pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<(
         FileKind::Directory => return Err(FsError::IsDirectory.into()),
         _ => return Err(FsError::Invalid.into()),
     }
-    let (old, allocates) = (inode.size, inode.allocated);
+    let old = inode.size;
     drop_capabilities(change, ino)?;
-    let cut = match size {
-        // All of it, without a look at each extent.
-        0 if old > 0 => allocates,
-        _ if size < old => allocated(change, ino, size, old)?,
-        _ => 0,
-    };
+    // Looks at each extent also where all go: one that can't be read is an error here, not one of each checkpoint from now on.
+    let cut = if size < old { allocated(change, ino, size, old)? } else { 0 };
     if size < old {
         let run = Run { offset: size, len: u64::MAX - size, source: RunSource::Hole };
         change.edit(Edit::Map { ino, run });
