@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::SALT;
 use crate::frame::FrameRecord;
+use crate::ids::PackId;
 use crate::index::Located;
 use crate::names;
 use crate::pack::Chain;
@@ -70,6 +71,14 @@ impl FramePlace {
             PackPlace::Stored(located) => located.pack.salt,
         };
         (salt, self.record.number)
+    }
+
+    /// Its pack, if it is read from the store.
+    pub(crate) fn stored_pack(&self) -> Option<PackId> {
+        match &self.pack {
+            PackPlace::Staged(pack) => pack.info().filter(|(_, uploaded)| *uploaded).map(|(info, _)| info.id),
+            PackPlace::Stored(located) => Some(located.pack.id),
+        }
     }
 
     /// For messages.

@@ -22,6 +22,7 @@ use crate::pack::PackSeal;
 use crate::place::{ChunkPlace, FrameKey, FramePlace, PackPlace};
 use crate::seen::{Reread, Seen};
 use crate::spans::{Spans, Whole};
+use crate::staged::Found;
 use crate::stats::{Counters, count};
 use crate::tree::Node;
 
@@ -283,16 +284,15 @@ impl Reader {
             landing.result = Some(Ok(decoded.clone()));
             return Ok(decoded);
         }
-        let result = match &place.pack {
-            PackPlace::Staged(_) => self.load(place, end),
-            PackPlace::Stored(located) => again_if_damaged(|| {
-                let loaded = self.load(place, end);
-                if let (Err(RepositoryError::Corrupt { .. }), Some(spans)) = (&loaded, &self.spans) {
-                    spans.forget(located.pack.id);
-                }
-                loaded
-            }),
-        };
+        let result = again_if_damaged(|| {
+            let loaded = self.load(place, end);
+            if let (Err(RepositoryError::Corrupt { .. }), Some(spans), Some(id)) =
+                (&loaded, &self.spans, place.stored_pack())
+            {
+                spans.forget(id);
+            }
+            loaded
+        });
         if result.as_ref().is_err_and(is_the_frames) {
             self.put_into_quarantine(key);
         }
@@ -397,11 +397,13 @@ impl Reader {
 
     /// Bytes in which the sealed frame stands, and where it begins in them.
     fn read_sealed(&self, place: &FramePlace) -> Result<(Vec<u8>, usize), RepositoryError> {
-        let located = match &place.pack {
-            PackPlace::Staged(pack) => return Ok((pack.read(&place.record, self.store.as_ref())?, 0)),
-            PackPlace::Stored(located) => located,
+        let (pack, start, end) = match &place.pack {
+            PackPlace::Staged(staged) => match staged.read(&place.record)? {
+                Found::Here(bytes) => return Ok((bytes, 0)),
+                Found::Stored(pack) => range_in(pack, &place.record),
+            },
+            PackPlace::Stored(located) => stored_range(located),
         };
-        let (pack, start, end) = stored_range(located);
         let bytes = match &self.spans {
             Some(spans) => spans.read(pack, start, end)?,
             None => self.store.get_range(&names::key(&names::pack(&pack.id))?, start, end - start)?,
@@ -423,11 +425,15 @@ impl Reader {
     }
 }
 
-/// The range of its pack in which a stored frame lies, widened so that it doesn't tell where the frame begins.
 fn stored_range(located: &Located) -> (Whole, u64, u64) {
-    let (offset, stored) = (u64::from(located.frame.offset), u64::from(located.frame.stored));
-    let end = (offset + stored).next_multiple_of(ALIGN).min(located.pack.len);
     let pack = Whole { id: located.pack.id, len: located.pack.len, kind: located.pack.kind };
+    range_in(pack, &located.frame)
+}
+
+/// The range of its pack in which a frame lies, widened so that it doesn't tell where the frame begins.
+fn range_in(pack: Whole, frame: &FrameRecord) -> (Whole, u64, u64) {
+    let (offset, stored) = (u64::from(frame.offset), u64::from(frame.stored));
+    let end = (offset + stored).next_multiple_of(ALIGN).min(pack.len);
     (pack, offset / ALIGN * ALIGN, end)
 }
 

@@ -11,6 +11,7 @@ use crate::frame::{FrameKind, FrameRecord};
 use crate::ids::PackId;
 use crate::names;
 use crate::pack::{Chain, PackFile, PackSeal, PackSource, PackWriter, Table};
+use crate::spans::Whole;
 
 /// A pack that is complete, fsynced and named in no head yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,17 +132,18 @@ impl Staged {
         }
     }
 
-    /// The sealed bytes of a frame, wherever the pack is now.
-    pub(crate) fn read(&self, record: &FrameRecord, store: &dyn Store) -> Result<Vec<u8>, RepositoryError> {
+    /// The sealed bytes of a frame, if the pack is on this machine; else the object in the store.
+    pub(crate) fn read(&self, record: &FrameRecord) -> Result<Found, RepositoryError> {
         let (offset, len) = (u64::from(record.offset), u64::from(record.stored));
+        let stored = |info: StagedPack| Found::Stored(Whole { id: info.id, len: info.len, kind: self.seal.kind });
         let place = self.lock().place.clone();
         match place {
-            Place::Open(writer) => writer.read(offset, len),
-            Place::Finished { info, uploaded: true } => read_stored(store, &info.id, offset, len),
+            Place::Open(writer) => writer.read(offset, len).map(Found::Here),
+            Place::Finished { info, uploaded: true } => Ok(stored(info)),
             Place::Finished { info, uploaded: false } => match PackFile::open(&info.path) {
-                Ok(file) => file.read(offset, len),
+                Ok(file) => file.read(offset, len).map(Found::Here),
                 // A store may have moved the file into place just now.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => read_stored(store, &info.id, offset, len),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(stored(info)),
                 Err(e) => Err(RepositoryError::staging("open", &info.path, e)),
             },
         }
@@ -162,8 +164,12 @@ impl State {
     }
 }
 
-fn read_stored(store: &dyn Store, id: &PackId, offset: u64, len: u64) -> Result<Vec<u8>, RepositoryError> {
-    Ok(store.get_range(&names::key(&names::pack(id))?, offset, len)?)
+/// Where a frame of a staged pack was found.
+pub(crate) enum Found {
+    /// Its sealed bytes.
+    Here(Vec<u8>),
+    /// The store has the pack.
+    Stored(Whole),
 }
 
 /// A pack in the store.
@@ -175,7 +181,7 @@ pub(crate) struct StoredPack<'a> {
 
 impl PackSource for StoredPack<'_> {
     fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>, RepositoryError> {
-        read_stored(self.store, &self.id, offset, len)
+        Ok(self.store.get_range(&names::key(&names::pack(&self.id))?, offset, len)?)
     }
 
     fn len(&self) -> u64 {

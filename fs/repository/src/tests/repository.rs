@@ -285,6 +285,22 @@ fn writers_wait_once_for_a_store_that_is_slow_to_fail() {
     assert_eq!(bed.store.failed.load(Ordering::SeqCst), 1);
 }
 
+/// The store must not learn where frames begin, and bytes that were damaged on their way are asked for again.
+#[test]
+fn what_is_uploaded_before_its_head_is_read_as_what_has_one() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let data: Vec<Vec<u8>> = (0..3).map(|seed| Random(seed).data(200_000)).collect();
+    let ids: Vec<ChunkId> = data.iter().map(|data| add(&repository, data).0).collect();
+    repository.flush().unwrap();
+    repository.commit_packs(&[]).unwrap();
+    for (id, data) in ids.iter().zip(&data) {
+        assert_eq!(*repository.read_chunk(id).unwrap(), **data);
+    }
+    assert!(bed.store.gets.load(Ordering::SeqCst) > 0);
+    assert_eq!(bed.store.odd_gets.load(Ordering::SeqCst), 0);
+}
+
 #[test]
 fn a_failing_staging_directory_loses_nothing() {
     let bed = Bed::new();

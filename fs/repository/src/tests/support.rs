@@ -39,6 +39,8 @@ pub struct TestStore {
     pub takes_files: AtomicBool,
     pub gets: AtomicU64,
     pub bytes_got: AtomicU64,
+    /// Ranges that did not begin at a multiple of 64 KiB.
+    pub odd_gets: AtomicU64,
 }
 
 impl TestStore {
@@ -80,6 +82,7 @@ impl Store for TestStore {
         self.answer("get", key.as_str())?;
         self.gets.fetch_add(1, Ordering::SeqCst);
         self.bytes_got.fetch_add(len, Ordering::SeqCst);
+        self.odd_gets.fetch_add(u64::from(!offset.is_multiple_of(64 << 10)), Ordering::SeqCst);
         self.inner.get_range(key, offset, len)
     }
 
