@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use axiomfs_tests::place::Place;
+use axiomfs_tests::place::{Objects, Place};
 use axiomfs_tests::proxy::Proxy;
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
 use axiomfs_tests::run::{run, wait_for};
@@ -245,4 +245,33 @@ fn a_reader_and_the_writer_of_one_user_are_not_in_each_others_way() {
         let done = run(&mut repo.command(&["umount", text(place)]), LIMIT);
         assert!(done.status.success(), "{}", done.stderr);
     }
+}
+
+#[test]
+fn a_reader_that_has_seen_no_head_goes_by_what_the_writer_has() {
+    let _slot = alone();
+    let repo = TestRepo::new("reader-memory");
+    let place = repo.elsewhere(&repo.store, "place");
+    let command = |args: &[&str]| run(&mut repo.command(args), LIMIT);
+    let objects = Objects::of(&repo.store);
+    let mut kept = None;
+    for content in ["one", "two"] {
+        let mounted = command(&["mount", text(&repo.store), text(&place.mnt)]);
+        assert!(mounted.status.success(), "{}", mounted.stderr);
+        fs::write(place.live().join("file"), content).expect("written");
+        let done = command(&["umount", text(&place.mnt)]);
+        assert!(done.status.success(), "{}", done.stderr);
+        kept.get_or_insert_with(|| objects.keep());
+    }
+    objects.restore(&kept.expect("the first state"));
+    let args = ["mount", text(&repo.store), text(&place.mnt), "--read-only"];
+    let refused = command(&args);
+    assert!(!refused.status.success() && refused.stderr.contains("--accept-rollback"), "{}", refused.stderr);
+    let accepted = command(&[&args[..], &["--accept-rollback"]].concat());
+    assert!(accepted.status.success(), "{}", accepted.stderr);
+    assert_eq!(fs::read(place.live().join("file")).expect("read"), b"one");
+    assert!(command(&["umount", text(&place.mnt)]).status.success());
+    let again = command(&args);
+    assert!(again.status.success(), "accepted once and for all: {}", again.stderr);
+    assert!(command(&["umount", text(&place.mnt)]).status.success());
 }

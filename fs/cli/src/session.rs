@@ -101,6 +101,8 @@ pub struct Prepared {
     /// Requests to the store, from the first on.
     counts: Counts,
     pub(crate) places: Places,
+    /// Where the writer of this user has its state, if that is somewhere else.
+    beside: Option<PathBuf>,
     pub(crate) args: StoreArgs,
 }
 
@@ -133,14 +135,22 @@ impl Prepared {
         let store = stores::open(location, options(&settings, args, &counts))?;
         let config = stores::config(&store)?;
         let id = stores::repository_id(&config).unwrap_or_else(|| "unknown".to_owned());
+        let local_name = format!("{id}-{}", args.volume);
+        let surroundings = Surroundings::read();
+        let choose = |name: &str| Places::choose(args.state.as_deref(), args.cache.as_deref(), name, &surroundings);
         // Readers of a volume are not in the way of its writer.
-        let reader = if purpose.read_only() { "reader-" } else { "" };
-        let local_name = format!("{reader}{id}-{}", args.volume);
-        let places = Places::choose(args.state.as_deref(), args.cache.as_deref(), &local_name, &Surroundings::read())?;
+        let (places, beside) = if purpose.read_only() {
+            let places = choose(&format!("reader-{local_name}"))?;
+            let writer = choose(&local_name)?.state;
+            let beside = (writer != places.state).then_some(writer);
+            (places, beside)
+        } else {
+            (choose(&local_name)?, None)
+        };
         places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
         let (purpose, location) = (purpose.clone(), location.to_owned());
         let args = args.clone();
-        Ok(Self { settings, settings_file, settings_mark, purpose, location, config, counts, places, args })
+        Ok(Self { settings, settings_file, settings_mark, purpose, location, config, counts, places, beside, args })
     }
 
     /// Takes the local directories, unlocks the repository, recovers what an earlier mount left, and starts.
@@ -279,6 +289,7 @@ impl Prepared {
             durability_remote: settings.durability == Durability::Remote,
             faults,
             takeover: self.args.takeover,
+            beside: self.beside.clone(),
             accept_rollback: self.args.accept_rollback,
         }
     }

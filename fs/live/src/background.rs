@@ -52,7 +52,9 @@ fn checkpoints(shared: &Shared, mut checkpointer: Checkpointer) {
             return;
         }
         freeze_if_due(shared, order);
-        match checkpoint(shared, &mut checkpointer, order.commit) {
+        let done = checkpoint(shared, &mut checkpointer, order.commit);
+        checkpointer.failed = done.is_err();
+        match done {
             Ok(()) => {
                 retry = RETRY_MIN;
                 shared.checkpoint_over_quota.store(false, Ordering::Relaxed);
@@ -190,7 +192,7 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, mut asked: Optio
         let mut state = shared.state_mut();
         let something = !state.frozen.is_empty() || changed || many_segments(&state);
         if !state.active.is_quiet() || something && !state.active.is_empty() {
-            if state.frozen.len() < FROZEN_MAX {
+            if checkpointer.may_freeze(&state) {
                 state.freeze();
             } else {
                 // The next one has it.
@@ -210,10 +212,12 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, mut asked: Optio
     let made = checkpointer.checkpoint(shared)?;
     if made {
         shared.note_staged();
-        fetch_for_reap(shared);
     }
     if made || asked.is_some() {
         shared.work.checkpointed(checkpointer.asked);
+    }
+    if made {
+        fetch_for_reap(shared);
     }
     if !shared.state().frozen.is_empty() {
         shared.work.wake();
@@ -257,8 +261,12 @@ fn fetch_for_reap(shared: &Shared) {
     let files = lock(&shared.reap).clone();
     for ino in files {
         let found = shared.look(Access::Wait, NodeId::live(ino), |view| Ok(view.inode(ino)?.is_some()));
-        // A store that does not answer for one is not waited for with the others.
+        // A store that does not answer for one is not waited for with the others; next time another is the first.
         if !matches!(found, Ok(_) | Err(FsError::Stale)) {
+            let mut files = lock(&shared.reap);
+            if !files.is_empty() {
+                files.rotate_left(1);
+            }
             return;
         }
     }

@@ -78,7 +78,7 @@ impl Local<'_> {
         }
         let manifest = Manifest::read(&self.options.state_dir, self.repository)?;
         if !self.options.accept_rollback {
-            self.memory().check(manifest.as_ref(), head)?;
+            self.memory().check(manifest.as_ref(), None, head)?;
         }
         let Some(mut manifest) = manifest else {
             // Without a manifest nothing tells what a log stands on, but where there was nothing yet to stand on.
@@ -150,11 +150,12 @@ impl Local<'_> {
             Log::replay(&options, &identity, &sealer(self.repository), first_segment, &mut |record: Record<'_>| {
                 let (op, edits) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
                 // That somebody mounted here and changed nothing must not set this state against what others wrote since.
-                if op > last_op && !edit::only_audit(&edits) {
+                let audit = edit::only_audit(&edits);
+                if op > last_op && !(audit && record.check_seal(&options).is_err()) {
                     record.check_seal(&options)?;
-                    left.operations += 1;
+                    left.operations += u64::from(!audit);
+                    left.last_op = left.last_op.max(op);
                 }
-                left.last_op = left.last_op.max(op);
                 Ok(())
             });
         match read {

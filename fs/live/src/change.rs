@@ -19,7 +19,7 @@ use crate::volume::{Shared, lock, now};
 /// Most layers that wait for a checkpoint before changes wait.
 pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
-const FROZEN_SNAPSHOT_MAX: usize = 64;
+pub(crate) const FROZEN_SNAPSHOT_MAX: usize = 64;
 /// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.
 const MOST_PATIENT: usize = 4;
 /// Bytes that flow to the store within `timeout` at least where writers wait on for them: a try that will fail may send some, too.

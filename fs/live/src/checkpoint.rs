@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::audit;
 use crate::background::describe;
-use crate::change::FROZEN_MAX;
+use crate::change::{FROZEN_MAX, FROZEN_SNAPSHOT_MAX};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::ingest::{Ingest, Paths};
@@ -79,6 +79,8 @@ pub(crate) struct Checkpointer {
     pub sealing: Sealing,
     /// The newest commit asked for of which the last checkpoint has everything.
     pub asked: u64,
+    /// The last one failed.
+    pub failed: bool,
 }
 
 type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -86,7 +88,13 @@ type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 impl Checkpointer {
     /// Goes on from what the ledger says.
     pub fn new(ledger: SharedLedger) -> Self {
-        Self { ledger, sealing: Sealing::default(), asked: 0 }
+        Self { ledger, sealing: Sealing::default(), asked: 0, failed: false }
+    }
+
+    /// Whether what was written last may be frozen for the next checkpoint. Where they fail there is a bound: then changes wait. What
+    /// snapshots have frozen has one of its own.
+    pub fn may_freeze(&self, state: &State) -> bool {
+        state.frozen.len() < if self.failed { FROZEN_MAX } else { FROZEN_SNAPSHOT_MAX }
     }
 
     /// Makes trees of all frozen layers, makes them durable here, and frees the log behind them. False if there are none.
@@ -119,8 +127,9 @@ impl Checkpointer {
             {
                 // What came meanwhile goes with this checkpoint: else a second one would be waited for.
                 waited_for = true;
-                if let Some(more) = Frozen::with_active(&mut shared.state_mut()) {
-                    (frozen, self.asked) = (more, asked);
+                let mut state = shared.state_mut();
+                if self.may_freeze(&state) {
+                    (frozen, self.asked) = (Frozen::with_active(&mut state), asked);
                 }
             }
         }
@@ -194,15 +203,12 @@ impl Frozen {
         Self { layers: state.frozen.clone(), first: state.first_layer, next_ordinal: state.next_ordinal }
     }
 
-    /// The same after freezing the active layer, if there is anything in it. None where there are too many, as where checkpoints fail.
-    fn with_active(state: &mut State) -> Option<Self> {
+    /// The same after freezing the active layer, if there is anything in it.
+    fn with_active(state: &mut State) -> Self {
         if !state.active.is_empty() {
-            if state.frozen.len() >= FROZEN_MAX {
-                return None;
-            }
             state.freeze();
         }
-        Some(Self::of(state))
+        Self::of(state)
     }
 }
 

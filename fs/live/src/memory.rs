@@ -28,13 +28,25 @@ pub(crate) struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// Refuses a newest head that is older than what was seen, or of another history.
+    /// The newest head that was seen or made.
+    pub fn newest(&self) -> Option<(u64, CommitId)> {
+        // What is wrong with a manifest is said when it is used.
+        let base = Manifest::read(self.dir, self.repository).ok().flatten().and_then(|manifest| manifest.head);
+        self.read().max(base)
+    }
+
+    /// Refuses a newest head that is older than what was seen, or of another history. Who has seen none goes by `beside`.
     ///
     /// # Errors
     /// [`OpenError::Rollback`], [`OpenError::OtherHistory`], or what the store met.
-    pub fn check(&self, manifest: Option<&Manifest>, newest: Option<&Head>) -> Result<(), OpenError> {
+    pub fn check(
+        &self,
+        manifest: Option<&Manifest>,
+        beside: Option<(u64, CommitId)>,
+        newest: Option<&Head>,
+    ) -> Result<(), OpenError> {
         let base = manifest.and_then(|manifest| manifest.head);
-        let Some((seen, commit)) = self.read().max(base) else { return Ok(()) };
+        let Some((seen, commit)) = self.read().max(base).or(beside) else { return Ok(()) };
         let Some(newest) = newest else { return Err(OpenError::Rollback { found: 0, seen }) };
         let found = newest.sequence.0;
         match self.repository.descent(self.volume, newest, (SequenceNo(seen), commit))? {
@@ -46,9 +58,7 @@ impl Memory<'_> {
 
     /// Lets the search for the newest head begin at the one that was seen last.
     pub fn hint(&self) {
-        // What is wrong with a manifest is said when it is used.
-        let base = Manifest::read(self.dir, self.repository).ok().flatten().and_then(|manifest| manifest.head);
-        if let Some((sequence, _)) = self.read().max(base) {
+        if let Some((sequence, _)) = self.newest() {
             self.repository.expect_head(self.volume, SequenceNo(sequence));
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use axiomfs_api::Chunker;
 use axiomfs_host::Host;
+use axiomfs_repository::ids::CommitId;
 use axiomfs_repository::record::{self, FileKind, Inode};
 use axiomfs_repository::tree::{self, Root};
 use axiomfs_repository::{Head, Repository, SnapshotRecord};
@@ -22,6 +23,7 @@ use crate::layer::Stand;
 use crate::ledger::{Ledger, SharedLedger};
 use crate::log::{Log, LogIdentity, LogOptions, Record, SealerFactory};
 use crate::manifest::Manifest;
+use crate::memory::Memory;
 use crate::open_error::OpenError;
 use crate::read_ahead::ReadAhead;
 use crate::set_aside;
@@ -50,10 +52,12 @@ impl Volume {
         let events = Events::default();
         let local = Local { repository: &repository, options: &options, events: &events };
         local.memory().hint();
+        // Before the newest is looked for: the writer beside may make another meanwhile.
+        let beside = options.beside.as_deref().and_then(|dir| Memory { dir, ..local.memory() }.newest());
         let head = repository.latest_head(options.volume)?;
         base::expect(&repository, &options, head.as_ref())?;
         if options.read_only {
-            look_at_state(&local, head.as_ref())?;
+            look_at_state(&local, head.as_ref(), beside)?;
             return Self::open_read_only(repository, host, chunker, options, head, events);
         }
         let (mut manifest, head) = local.settle(head)?;
@@ -175,12 +179,12 @@ pub(crate) fn borrow_again(
 }
 
 /// A read-only mount needs nothing of the state directory, but what it remembers of the store.
-fn look_at_state(local: &Local<'_>, head: Option<&Head>) -> Result<(), OpenError> {
+fn look_at_state(local: &Local<'_>, head: Option<&Head>, beside: Option<(u64, CommitId)>) -> Result<(), OpenError> {
     // Whatever is wrong with it.
     let manifest = Manifest::read(&local.options.state_dir, local.repository).ok().flatten();
     let (memory, accepted) = (local.memory(), local.options.accept_rollback);
     if !accepted {
-        memory.check(manifest.as_ref(), head)?;
+        memory.check(manifest.as_ref(), beside, head)?;
     }
     memory.remember(head, accepted);
     if manifest.is_some_and(|manifest| manifest.dirty) {
@@ -295,14 +299,14 @@ pub(crate) fn replay(
     let replayed = Log::replay(options, identity, sealer, manifest.first_segment, &mut |record: Record<'_>| {
         let (op, edits) = edit::decode(record.meta).map_err(|e| Box::new(e) as Box<_>)?;
         if op > manifest.last_op {
-            last_op = op;
             let audit = edit::only_audit(&edits);
-            // A mount leaves records of its end there, that no checkpoint waits for.
+            // A mount leaves records of its end there, that no checkpoint waits for. Not even their numbers are believed.
             if audit && record.check_seal(options).is_err() {
                 left_out += 1;
                 return Ok(());
             }
             record.check_seal(options)?;
+            last_op = op;
             state.apply(op, &edits, record.segment, record.data);
             operations += u64::from(!audit);
         }

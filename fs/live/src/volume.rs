@@ -64,6 +64,8 @@ pub struct VolumeOptions {
     pub faults: FaultHook,
     /// Take the volume over from a writer that can't be asked.
     pub takeover: bool,
+    /// A state directory of another mount on this machine. A mount that only reads and has seen no head yet goes by what that one has.
+    pub beside: Option<PathBuf>,
     /// Accept a head that is older than the newest seen.
     pub accept_rollback: bool,
     /// The head that the newest one must be, or must have come after.

@@ -245,7 +245,8 @@ impl Reader {
         }
     }
 
-    fn put_into_quarantine(&self, key: FrameKey) {
+    /// What is in this frame counts as absent from now on: it is stored anew where it comes again.
+    pub(crate) fn put_into_quarantine(&self, key: FrameKey) {
         let mut quarantine = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
         if quarantine.len() < MOST_QUARANTINED {
             quarantine.insert(key);

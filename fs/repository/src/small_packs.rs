@@ -76,7 +76,7 @@ impl Repository {
         for (place, staged) in packs.iter().enumerate() {
             match self.copy_frames(staged, &writer) {
                 Err(error) if error.is_damage() => {
-                    tracing::warn!(%error, "a staged pack is damaged, so it is sent as it is");
+                    tracing::error!(%error, "a staged pack is damaged; it is sent as it is, for what is sound in it");
                     return Ok(Merged::NotWith(place));
                 }
                 copied => copied?,
@@ -93,7 +93,12 @@ impl Repository {
         let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
         for (record, members) in table.frames {
             let chain = &table.chains[usize::from(record.chain)];
-            let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name)?;
+            let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name);
+            if padded.as_ref().is_err_and(RepositoryError::is_damage) {
+                // What comes again is stored again.
+                self.reader.put_into_quarantine((staged.seal.salt, record.number));
+            }
+            let padded = padded?;
             let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
             writer.write(chain, lengths, padded, members)?;
         }

@@ -67,7 +67,7 @@ fn drained(client: &Client) -> Result<Value, Failure> {
             return Ok(reply);
         }
         let now = Left::of(client);
-        if now.is_less_than(&left) {
+        if now.has_moved_since(&left) {
             moved = Instant::now();
         } else if moved.elapsed() >= PATIENCE {
             let minutes = PATIENCE.as_secs() / 60;
@@ -78,7 +78,7 @@ fn drained(client: &Client) -> Result<Value, Failure> {
     }
 }
 
-/// What a drain makes less of.
+/// What shows that a drain goes on.
 #[derive(Debug, Default)]
 struct Left {
     pending: u64,
@@ -99,9 +99,9 @@ impl Left {
         }
     }
 
-    /// Whether some of it went since `before`, whatever came meanwhile.
-    fn is_less_than(&self, before: &Self) -> bool {
-        self.pending < before.pending || self.staged < before.staged || self.sequence > before.sequence
+    /// Whether something moved since `before`: packs are made, or sent, or heads.
+    fn has_moved_since(&self, before: &Self) -> bool {
+        self.pending < before.pending || self.staged != before.staged || self.sequence > before.sequence
     }
 }
 

@@ -300,7 +300,9 @@ impl Log {
             let mut table = self.table_mut();
             let wanted = table.spares.len() as u64 + new_spares < spare_quota(&self.options, &table);
             let unread = Arc::strong_count(old) == 1;
-            (wanted && unread && old.len == self.options.segment_bytes).then(|| table.take_number())
+            // The contents of files must not stay in it in clear.
+            let sealed = old.header.is_sealed() || !self.options.encrypt;
+            (wanted && unread && sealed && old.len == self.options.segment_bytes).then(|| table.take_number())
         };
         let Some(number) = number else {
             self.disk.remove_segment(old.number())?;
@@ -363,8 +365,10 @@ fn spare_quota(options: &LogOptions, table: &Table) -> u64 {
 
 /// Takes over spares of an earlier mount. Those that don't fit are removed.
 fn adopt_spares(disk: &Disk, options: &LogOptions, spares: BTreeMap<u64, u64>, table: &mut Table) {
+    // Those of a log that was not sealed are full of contents in clear.
+    let clear = options.encrypt && table.segments.values().any(|segment| !segment.header.is_sealed());
     for (number, len) in spares {
-        if len == options.segment_bytes && (table.spares.len() as u64) < SPARES {
+        if !clear && len == options.segment_bytes && (table.spares.len() as u64) < SPARES {
             // Whether its blocks were written is not known, so it is treated as if they weren't.
             table.spares.push_back(Spare { number, recycled: false });
         } else if let Err(error) = disk.remove_spare(number) {
