@@ -111,7 +111,7 @@ impl Ingest<'_> {
         match self.read_run(run, out) {
             Ok(()) => Ok(true),
             Err(error) => {
-                self.away = !matches!(&error, CheckpointError::Repository(error) if error.is_damage());
+                self.away = matches!(&error, CheckpointError::Repository(error) if !error.is_damage());
                 tracing::debug!("What is new is stored without what was before it: {}", describe(&error));
                 Ok(false)
             }

@@ -301,11 +301,13 @@ pub(crate) fn replay(
         if op > manifest.last_op {
             let audit = edit::only_audit(&edits);
             // A mount leaves records of its end there, that no checkpoint waits for. Not even their numbers are believed.
-            if audit && record.check_seal(options).is_err() {
-                left_out += 1;
-                return Ok(());
+            match record.check_seal(options) {
+                Err(_) if audit => {
+                    left_out += 1;
+                    return Ok(());
+                }
+                sealed => sealed?,
             }
-            record.check_seal(options)?;
             last_op = op;
             state.apply(op, &edits, record.segment, record.data);
             operations += u64::from(!audit);

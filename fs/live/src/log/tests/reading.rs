@@ -255,6 +255,28 @@ fn a_log_of_another_volume_or_without_its_seal_is_refused() {
     Log::replay(&sealed, &IDENTITY, &bench.sealer, 0, &mut |_| Ok(())).unwrap();
 }
 
+/// Records for the audit log alone are left out where they are not sealed: their numbers are not believed either, or a planted one would
+/// have each later operation taken for an old one.
+#[test]
+fn an_unsealed_record_that_is_left_out_moves_no_numbers() {
+    let bench = Bench::new(16 << 10, 4, false);
+    let mut planted = Vec::new();
+    crate::edit::encode(u64::MAX - 1, &[], &mut planted);
+    append(&bench.create(0), &planted, &[]);
+    let sealed = LogOptions { encrypt: true, ..bench.options.clone() };
+    let (mut state, manifest) = (crate::state::State::default(), crate::base::first_manifest(None));
+    let replayed = crate::open::replay(
+        &mut state,
+        &manifest,
+        &sealed,
+        &IDENTITY,
+        &bench.sealer,
+        &crate::events::Events::default(),
+    );
+    assert_eq!(replayed.unwrap(), 1);
+    assert_eq!(state.next_op, 1);
+}
+
 #[test]
 fn another_key_opens_nothing() {
     let bench = Bench::new(16 << 10, 4, true);
