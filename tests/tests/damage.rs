@@ -408,3 +408,50 @@ fn a_file_whose_part_of_the_tree_is_damaged_can_be_removed() {
     assert_eq!(fs::read(repo.live().join("new")).expect("read"), b"the rest goes on");
     assert!(!repo.live().join("large").exists(), "it is back");
 }
+
+/// Into a directory with another seal bytes are copied, not chunks: some may be there and some not.
+#[test]
+fn a_copy_by_ranges_that_meets_a_missing_pack_says_how_far_it_came() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("copy-missing");
+    let open = "chains:\n  default: [{plugin: zstd}, {plugin: aes-256-gcm}]\n  open: [{plugin: lz4}]\n";
+    repo.settings(&format!("{open}routes: [{{under: /pub, chain: open, allow_unencrypted: true}}]\n{STILL}")).mount();
+    let objects = Objects::of(&repo.store);
+    let source = repo.live().join("source");
+    fs::write(&source, noise(1, 2 * MIB)).expect("written");
+    fs::create_dir(repo.live().join("pub")).expect("made");
+    repo.sync();
+    let first: BTreeSet<String> = objects.list("packs").into_iter().map(|(name, _)| name).collect();
+    let mut end = OpenOptions::new().append(true).open(&source).expect("opened");
+    std::io::Write::write_all(&mut end, &noise(2, 2 * MIB)).expect("appended");
+    drop(end);
+    repo.sync();
+    let second = objects.list("packs").into_iter().filter(|(name, _)| !first.contains(name));
+    let pack = second.max_by_key(|(_, len)| *len).expect("a pack of its own").0;
+    repo.umount();
+    repo.forget_local_state();
+    objects.remove(&pack);
+    repo.mount();
+
+    let from = fs::File::open(&source).expect("opened");
+    let target = repo.live().join("pub/target");
+    let to = fs::File::create(&target).expect("created");
+    let copy = |at: u64| {
+        let (mut begin, mut into) = (at, at);
+        rustix::fs::copy_file_range(&from, Some(&mut begin), &to, Some(&mut into), 4 * MIB - at as usize)
+    };
+    let done = copy(0).expect("the first half is there");
+    assert!((MIB..=2 * MIB).contains(&done), "{done} bytes were copied");
+    assert_eq!(fs::metadata(&target).expect("there").len(), done as u64, "the kernel was told of another length");
+    assert!(fs::read(&target).expect("read") == noise(1, 2 * MIB)[..done], "other bytes were copied");
+    let (mut at, mut ended) = (done as u64, None);
+    while ended.is_none() {
+        match copy(at) {
+            Ok(0) => panic!("the end of the file came at {at}"),
+            Ok(more) => at += more as u64,
+            Err(e) => ended = Some(e),
+        }
+        assert!(at <= 2 * MIB as u64 + (256 << 10), "it got {at} bytes, of which some aren't there");
+    }
+    assert_eq!(ended, Some(rustix::io::Errno::IO));
+}

@@ -1,15 +1,18 @@
 //! A store that takes requests and never answers: what is here answers, what waits can be killed, and the mount goes away.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::rng::noise;
 use axiomfs_tests::run::{run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::{check_noise, write_noise};
@@ -160,5 +163,86 @@ fn with_a_store_that_stalls_a_sync_can_be_ended() {
     child.wait().expect("waited for");
     assert!(begun.elapsed() < AT_ONCE, "it went on for {:?} after it was told to end", begun.elapsed());
     proxy.plan(|_| Trick::Pass);
+    repo.umount();
+}
+
+/// The store is a directory on another machine, say: here one in a mount whose daemon is stopped.
+#[test]
+fn beside_a_directory_that_stalls_df_answers_and_holds_up_nobody() {
+    let _slot = alone();
+    let mut outer = TestRepo::new("stalled-outer");
+    outer.mount();
+    let store = outer.live().join("store");
+    let mut inner = outer.elsewhere(&store, "stalled-inner");
+    let done = inner.axiomfs(&["init", text(&store), "--kdf-memory", "64MiB"]);
+    assert!(done.status.success(), "init failed: {}{}", done.stdout, done.stderr);
+    inner.settings(SETTINGS).mount();
+    fs::write(inner.live().join("here"), b"before it stalls").expect("written");
+    let room = |repo: &TestRepo| rustix::fs::statvfs(repo.live()).map(|space| space.f_blocks);
+    let before = room(&inner).expect("asked while the store answers");
+    let outer_pid = rustix::process::Pid::from_raw(outer.pid() as i32).expect("a process");
+    rustix::process::kill_process(outer_pid, rustix::process::Signal::STOP).expect("stopped");
+
+    let begun = Instant::now();
+    for _ in 0..40 {
+        assert_eq!(room(&inner).expect("what the store said last"), before);
+    }
+    let took = begun.elapsed();
+    fs::write(inner.live().join("new"), b"written while it stalls").expect("writes go on");
+    fs::File::open(inner.live().join("new")).and_then(|file| file.sync_all()).expect("synced");
+    assert_eq!(fs::read(inner.live().join("here")).expect("read"), b"before it stalls");
+    let all = begun.elapsed();
+    rustix::process::kill_process(outer_pid, rustix::process::Signal::CONT).expect("it goes on");
+    assert!(took < AT_ONCE, "df took {took:?}");
+    assert!(all < 2 * AT_ONCE, "df and others took {all:?}");
+    inner.umount();
+    outer.umount();
+}
+
+/// More than carry all that may wait for a worker, and more than there are workers.
+#[test]
+fn among_writers_that_wait_for_room_fsync_and_removals_wait_for_nobody() {
+    const WRITERS: u64 = 80;
+    let _slot = alone();
+    let proxy = Arc::new(Proxy::start(S3Server::shared().port));
+    let mut repo = TestRepo::in_bucket("stalled-full", &url_at(proxy.port, "stalled-full"));
+    repo.settings(&format!("{SETTINGS}log: {{max: 64MiB, segment: 4MiB}}\nstaging: {{max: 64MiB}}\n")).mount();
+    let live = repo.live();
+    let synced = fs::File::create(live.join("synced")).expect("created");
+    synced.write_all_at(b"something to sync", 0).expect("written");
+    fs::write(live.join("removed"), b"to be removed").expect("written");
+    proxy.plan(|_| Trick::Silence(Duration::from_secs(120)));
+    let written = AtomicU64::new(0);
+    let (took, refused) = thread::scope(|s| {
+        let write = |number: u64| {
+            let file = fs::File::create(live.join(format!("writer-{number}"))).expect("created");
+            for at in 0.. {
+                let (piece, begun) = (noise(number << 32 | at, 1 << 20), Instant::now());
+                if let Err(e) = file.write_all_at(&piece, at << 20) {
+                    assert_eq!(e.raw_os_error(), Some(28), "{e}");
+                    return begun.elapsed();
+                }
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+            unreachable!("it writes until it is refused")
+        };
+        let writers: Vec<_> = (0..WRITERS).map(|number| s.spawn(move || write(number))).collect();
+        let (mut last, mut since) = (0, Instant::now());
+        while last == 0 || since.elapsed() < Duration::from_secs(2) {
+            let now = written.load(Ordering::SeqCst);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let begun = Instant::now();
+        synced.sync_all().and_then(|()| fs::remove_file(live.join("removed"))).expect("synced and removed");
+        let took = begun.elapsed();
+        (took, writers.into_iter().map(|writer| writer.join().expect("a writer")).max().expect("several"))
+    });
+    proxy.plan(|_| Trick::Pass);
+    assert!(took < AT_ONCE, "fsync and removal took {took:?} among writers that wait");
+    assert!(refused < TIMEOUT + AT_ONCE, "a writer was refused after {refused:?} only");
+    drop(synced);
     repo.umount();
 }

@@ -2,34 +2,27 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
-use axiomfs_repository::Sent;
 use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::Inode;
 use axiomfs_repository::tree::Node;
 
 use crate::edit::{self, Edit};
 use crate::log::{Log, LogError, Urgency};
+use crate::patience::Patience;
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, Time};
 use crate::view::{LookError, Nodes, View};
-use crate::volume::{Shared, lock, now};
+use crate::volume::{Shared, now};
 
 /// Most layers that wait for a checkpoint before changes wait.
 pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
 pub(crate) const FROZEN_SNAPSHOT_MAX: usize = 64;
-/// So many wait for room longer than `timeout` while the store takes packs; each keeps one of the mount's workers.
-const MOST_PATIENT: usize = 4;
-/// Bytes that flow to the store within `timeout` at least where writers wait on for them: a try that will fail may send some, too.
-const LEAST_FLOW: u64 = 512 << 10;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
 pub(crate) const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
 const EARLY_SYNC: u64 = 8 << 20;
-/// Longest a request waits in one go before it looks again whether it may go on.
-const WAIT_SLICE: Duration = Duration::from_millis(200);
 
 /// Why one try of an operation ended.
 pub(crate) enum OpError {
@@ -156,14 +149,17 @@ impl Shared {
         mut f: impl FnMut(&mut Change<'_>, &mut dyn FnMut(u64) -> u64) -> OpResult<T>,
     ) -> FsResult<T> {
         let log = self.writable()?;
-        let mut patience = Patience::new(self);
+        let mut patience = None;
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         let mut failed = None;
         let len = data.map_or(0, <[u8]>::len);
         loop {
             self.prepare_log(access, log, need, len)?;
             match self.try_change(log, need, data, &pinned, &mut f) {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    patience.into_iter().for_each(Patience::found);
+                    return Ok(value);
+                }
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(id))) => self.fetch(access, id, &mut pinned, &mut failed)?,
                 Err(TryError::NoRoom) => self.wait_or_give_up(access, need, &mut patience)?,
@@ -224,7 +220,7 @@ impl Shared {
         mut f: impl FnMut(&State) -> FsResult<Option<Vec<Edit>>>,
     ) -> FsResult<bool> {
         let log = self.writable()?;
-        let mut patience = Patience::new(self);
+        let mut patience = None;
         loop {
             self.prepare_log(access, log, need, 0)?;
             let tried = {
@@ -243,7 +239,10 @@ impl Shared {
                 }
             };
             match tried {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    patience.into_iter().for_each(Patience::found);
+                    return Ok(true);
+                }
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
                 Err(TryError::Op(OpError::Miss(_))) => return Err(FsError::WouldBlock),
                 Err(TryError::NoRoom) => self.wait_or_give_up(access, need, &mut patience)?,
@@ -277,27 +276,6 @@ impl Shared {
         edit::encode(op, edits, &mut meta);
         let appended = log.append(&meta, None, Urgency::Reserve)?;
         state.apply(op, edits, appended.segment, None);
-        Ok(())
-    }
-
-    /// Waits a moment for room. An error once patience is over.
-    fn wait_or_give_up(&self, access: Access, need: Need, patience: &mut Patience<'_>) -> FsResult<()> {
-        // Where only the store can make room, checkpoints would make it less.
-        if need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max {
-            self.work.checkpoint_soon();
-        }
-        if access == Access::Cached {
-            return Err(FsError::WouldBlock);
-        }
-        if patience.is_over() {
-            let over_quota = [&self.checkpoint_over_quota, &self.commit_over_quota];
-            let over_quota = over_quota.iter().any(|flag| flag.load(Ordering::Relaxed));
-            return Err(if over_quota { FsError::QuotaExceeded } else { FsError::NoSpace });
-        }
-        let guard = lock(&self.room.0);
-        drop(self.room.1.wait_timeout(guard, WAIT_SLICE));
-        // A commit makes room pack by pack.
-        self.note_staged();
         Ok(())
     }
 
@@ -347,64 +325,6 @@ impl Shared {
         }
         if !state.frozen.is_empty() {
             self.work.wake();
-        }
-    }
-}
-
-/// How long somebody waits for room: `timeout`, and on while packs reach the store, or bytes of them flow.
-struct Patience<'a> {
-    shared: &'a Shared,
-    since: Instant,
-    /// What the store had when `since` was set.
-    before: Option<Sent>,
-    /// The same when the last pack had reached it.
-    at_pack: Option<Sent>,
-    /// Whether this is one of those that wait on.
-    is_patient: bool,
-}
-
-impl<'a> Patience<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        Self { shared, since: Instant::now(), before: None, at_pack: None, is_patient: false }
-    }
-
-    /// Whether it has ended.
-    fn is_over(&mut self) -> bool {
-        let now = self.shared.repository.sent();
-        if now.packs != self.at_pack.get_or_insert(now).packs {
-            self.at_pack = Some(now);
-        }
-        // Fewer where a try has failed: those after it count all the same.
-        let before = self.before.get_or_insert(now);
-        before.bytes = before.bytes.min(now.bytes);
-        let before = *before;
-        if self.since.elapsed() <= self.shared.options.timeout {
-            return false;
-        }
-        // Where uploads fail, or twice what can be under way was sent and no pack has arrived, sending is not getting anywhere.
-        let flowed = |since: Option<Sent>| since.and_then(|s| Some(now.bytes?.saturating_sub(s.bytes?))).unwrap_or(0);
-        let useful = now.failed == before.failed && flowed(self.at_pack) <= 2 * now.under_way;
-        let moves = now.packs != before.packs || useful && flowed(self.before) >= LEAST_FLOW;
-        if !moves || !self.is_patient && !self.may_wait_on() {
-            return true;
-        }
-        (self.since, self.before, self.is_patient) = (Instant::now(), Some(now), true);
-        false
-    }
-
-    fn may_wait_on(&self) -> bool {
-        let taken = self
-            .shared
-            .patient
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < MOST_PATIENT).then_some(now + 1));
-        taken.is_ok()
-    }
-}
-
-impl Drop for Patience<'_> {
-    fn drop(&mut self) {
-        if self.is_patient {
-            self.shared.patient.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Plain data that crosses the border of this crate: no errno, no FUSE.
 
+use std::time::Instant;
+
 use thiserror::Error;
 
 pub use axiomfs_repository::record::{FileKind, Time};
@@ -11,6 +13,8 @@ pub enum Access {
     Cached,
     /// May fetch from the store and wait for room, within the volume's `timeout`. For worker threads.
     Wait,
+    /// The same for a request that came then and had to wait for a worker: it waits for room no longer for that.
+    Since(Instant),
 }
 
 /// A node of the live tree or of a snapshot.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axiomfs_api::Chunker;
@@ -16,10 +16,11 @@ use crate::events::Events;
 use crate::follow::Follow;
 use crate::handles::Handles;
 use crate::log::Log;
-use crate::ops::SpaceSeen;
 use crate::orders::Work;
+use crate::patience::Room;
 use crate::read_ahead::ReadAhead;
 use crate::samples::Samples;
+use crate::space::SpaceSeen;
 use crate::state::State;
 use crate::types::{Access, FsError, FsResult, NodeId, Time};
 use crate::view::{Nodes, View};
@@ -96,7 +97,7 @@ pub(crate) struct Shared {
     pub work: Work,
     pub ahead: ReadAhead,
     pub follow: Follow,
-    pub room: (Mutex<()>, Condvar),
+    pub room: Room,
     pub space: SpaceSeen,
     /// Those that wait for room longer than `timeout`.
     pub patient: AtomicUsize,
@@ -188,7 +189,7 @@ impl Shared {
             work: Work::default(),
             ahead: ReadAhead::default(),
             follow: Follow::default(),
-            room: (Mutex::new(()), Condvar::new()),
+            room: Room::default(),
             space: SpaceSeen::default(),
             patient: AtomicUsize::new(0),
             written: AtomicU64::new(0),
@@ -280,6 +281,6 @@ impl Shared {
 
     /// Wakes those that wait for room.
     pub fn made_room(&self) {
-        self.room.1.notify_all();
+        self.room.made.notify_all();
     }
 }

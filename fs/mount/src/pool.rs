@@ -9,6 +9,9 @@ use crate::panics;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Names, numbers and the like.
+const FEW: usize = 8 << 10;
+
 /// A fixed number of threads and a queue of jobs. What the queued jobs carry in bytes is bounded; who would go past
 /// the bound waits until jobs have ended.
 pub(crate) struct Pool {
@@ -60,10 +63,11 @@ impl Pool {
     }
 
     /// Queues `job`, which carries `bytes`. Waits while too many bytes are under way; a job larger than the bound runs
-    /// alone. After [`close`](Self::close) jobs are dropped, which answers their requests with EIO.
+    /// alone, and one with few never waits: there are no more than programs that wait for an answer. After
+    /// [`close`](Self::close) jobs are dropped, which answers their requests with EIO.
     pub(crate) fn submit(&self, bytes: usize, job: impl FnOnce() + Send + 'static) {
         let mut state = lock(&self.inner.state);
-        while state.bytes > 0 && state.bytes + bytes > self.inner.max_bytes && !state.closed {
+        while self.inner.waits(&state, bytes) && !state.closed {
             state = self.inner.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.closed {
@@ -73,6 +77,11 @@ impl Pool {
         state.queue.push_back((bytes, Box::new(job)));
         drop(state);
         self.inner.work.notify_one();
+    }
+
+    /// Whether a job that carries `bytes` would have to wait before it is queued.
+    pub(crate) fn is_full(&self, bytes: usize) -> bool {
+        self.inner.waits(&lock(&self.inner.state), bytes)
     }
 
     /// Runs what is queued, then ends the threads.
@@ -95,6 +104,10 @@ impl Drop for Pool {
 }
 
 impl Inner {
+    fn waits(&self, state: &State, bytes: usize) -> bool {
+        bytes > FEW && state.bytes > 0 && state.bytes + bytes > self.max_bytes
+    }
+
     fn serve(&self) {
         let mut state = lock(&self.state);
         loop {

@@ -4,7 +4,7 @@
 use std::borrow::Borrow;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axiomfs_live::{Access, FsError, FsResult, SnapshotInfo, Time, Volume};
 use fuser::{Errno, Request};
@@ -135,14 +135,24 @@ impl Service {
     {
         match call(&self.volume, Access::Cached, arguments) {
             Err(FsError::WouldBlock) => {
-                let arguments_copy = arguments.to_owned();
-                self.later(lane, size_of_val(arguments), move |service| {
-                    let result = call(&service.volume, Access::Wait, arguments_copy.borrow());
+                let bytes = size_of_val(arguments);
+                if let Some(error) = self.refuses(lane, bytes) {
+                    return send(self, Err(error));
+                }
+                let (arguments_copy, came) = (arguments.to_owned(), Instant::now());
+                self.later(lane, bytes, move |service| {
+                    let result = call(&service.volume, Access::Since(came), arguments_copy.borrow());
                     send(service, result);
                 });
             }
             result => send(self, result),
         }
+    }
+
+    /// Why a request with so many bytes is not taken: those that wait carry all they may, and wait for room. Whoever reads requests
+    /// must not wait with them: the next one may make room.
+    pub(crate) fn refuses(&self, lane: Lane, bytes: usize) -> Option<FsError> {
+        (self.pool(lane).is_full(bytes) && lane == Lane::Change).then(|| self.volume.waits_for_room()).flatten()
     }
 
     /// Runs `job`, which carries `bytes`, on a worker.

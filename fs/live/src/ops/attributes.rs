@@ -1,7 +1,5 @@
 //! Attributes of nodes and of the whole volume.
 
-use std::sync::{Mutex, TryLockError};
-
 use axiomfs_repository::record::Inode;
 
 use super::xattrs::{chmod_acl, drop_capabilities};
@@ -10,7 +8,7 @@ use crate::change::{Change, Need, OpResult};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
 use crate::types::{Access, Attr, Caller, FileKind, FsError, FsResult, NodeId, SetAttr, SetTime, StatFs, Time};
-use crate::volume::{Volume, lock};
+use crate::volume::Volume;
 
 /// Largest file: offsets are signed 64-bit numbers to the kernel.
 pub(crate) const FILE_MAX: u64 = i64::MAX as u64;
@@ -20,17 +18,6 @@ const SETID: u16 = 0o6000;
 const BLOCK: u64 = 4096;
 /// Size shown where the store has no bound: 1 PiB.
 const UNBOUNDED: u64 = 1 << 50;
-
-/// Free and total bytes of a store, if it has a bound.
-type Space = Option<(u64, u64)>;
-
-/// What the store said last of its room.
-#[derive(Debug, Default)]
-pub(crate) struct SpaceSeen {
-    /// Held while it is asked.
-    asking: Mutex<()>,
-    last: Mutex<Option<Space>>,
-}
 
 impl Volume {
     /// Attributes of a node.
@@ -72,7 +59,8 @@ impl Volume {
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
-        let (free, total) = self.space()?.unwrap_or((UNBOUNDED, UNBOUNDED));
+        let space = self.shared.space.ask(&self.shared.repository, self.shared.options.timeout)?;
+        let (free, total) = space.unwrap_or((UNBOUNDED, UNBOUNDED));
         let files = self.shared.state().inos.next;
         Ok(StatFs {
             block_size: BLOCK as u32,
@@ -81,21 +69,6 @@ impl Volume {
             files,
             max_name: crate::types::NAME_MAX as u32,
         })
-    }
-
-    /// While the store lets one wait others get what it said last.
-    fn space(&self) -> FsResult<Space> {
-        let SpaceSeen { asking, last } = &self.shared.space;
-        let known = *lock(last);
-        let _asking = match (asking.try_lock(), known) {
-            (Ok(asking), _) => asking,
-            (Err(TryLockError::Poisoned(poisoned)), _) => poisoned.into_inner(),
-            (Err(TryLockError::WouldBlock), Some(space)) => return Ok(space),
-            (Err(TryLockError::WouldBlock), None) => lock(asking),
-        };
-        let space = self.shared.repository.store().space().map_err(|e| FsError::Io(e.to_string()))?;
-        *lock(last) = Some(space);
-        Ok(space)
     }
 }
 

@@ -15,8 +15,6 @@ use crate::change::OpResult;
 use crate::types::{Attr, FsError, FsResult, NodeId};
 use crate::volume::Volume;
 
-pub(crate) use attributes::SpaceSeen;
-
 /// What `stat` shows of an inode of the live tree.
 pub(crate) fn attr_of(ino: u64, inode: &Inode) -> Attr {
     let (size, allocated) = match inode.kind {

@@ -93,7 +93,7 @@ impl Volume {
         let repository = &self.shared.repository;
         match access {
             Access::Cached => repository.chunk_cached(id).ok_or(FsError::WouldBlock),
-            Access::Wait => {
+            Access::Wait | Access::Since(_) => {
                 let _waiting = repository.foreground();
                 repository.read_chunk(id).map_err(|e| self.shared.report(&e))
             }

@@ -1,6 +1,7 @@
 //! Requests for contents, attributes and extended attributes of nodes of the trees.
 
 use std::cell::RefCell;
+use std::time::Instant;
 
 use axiomfs_live::acl::is_acl;
 use axiomfs_live::{Access, FallocMode, FsError, Handle, INO_BITS, NodeId, Seek, SetAttr, XattrMode};
@@ -130,9 +131,15 @@ impl Adapter {
             Err(error) => return reply.error(report("write", &error)),
         };
         // The kernel takes a short answer for the end of a write, and for pages of a mapping it does not look at it.
-        let rest = data[done as usize..].to_vec();
+        let (rest, came) = (&data[done as usize..], Access::Since(Instant::now()));
+        match self.service.refuses(Lane::Change, rest.len()) {
+            Some(_) if done > 0 => return reply.written(done),
+            Some(error) => return reply.error(report("write", &error)),
+            None => {}
+        }
+        let rest = rest.to_vec();
         self.service.later(Lane::Change, rest.len(), move |service| {
-            match write(service, Access::Wait, offset + u64::from(done), &rest) {
+            match write(service, came, offset + u64::from(done), &rest) {
                 Ok(written) => reply.written(done + written),
                 Err(error) if done == 0 => reply.error(report("write", &error)),
                 Err(error) => {
