@@ -140,6 +140,9 @@ fn directories_that_lie_in_one_another_are_refused() {
         eprintln!("{what}: {}", done.stderr.trim());
         refused(&done, &["mount point|store|state|cache"]);
     }
+    let both = s("both");
+    let done = with_file(&repo, &["mount", text(&repo.store), &s("mnt2"), "--state", &both, "--cache", &both], RIGHT);
+    refused(&done, &["is also", "leave out --state"]);
     let left: Vec<_> = fs::read_dir(&repo.store).expect("listed").map(|e| e.expect("entry").file_name()).collect();
     assert!(
         !left.iter().any(|n| n == "state" || n == "cache"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axiomfs_tests::place::{Objects, Place};
 use axiomfs_tests::proxy::Proxy;
-use axiomfs_tests::repo::{LIMIT, TestRepo, alone, text};
+use axiomfs_tests::repo::{LIMIT, TestRepo, alone, beside_others, text};
 use axiomfs_tests::run::{run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::write_noise;
@@ -245,6 +245,31 @@ fn a_reader_and_the_writer_of_one_user_are_not_in_each_others_way() {
         let done = run(&mut repo.command(&["umount", text(place)]), LIMIT);
         assert!(done.status.success(), "{}", done.stderr);
     }
+}
+
+#[test]
+fn a_reader_lists_snapshots_with_the_times_that_the_writer_knows() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("reader-lists");
+    repo.mount();
+    let listed = |repo: &TestRepo| {
+        let done = repo.axiomfs(&["snapshot", "list", text(&repo.mnt), "--json"]);
+        let reply: serde_json::Value = serde_json::from_str(&done.stdout).expect("JSON");
+        let list = reply["snapshots"].as_array().expect("a list").clone();
+        list.iter().map(|s| (s["name"].to_string(), s["created"].to_string())).collect::<Vec<_>>()
+    };
+    // Not in the order of their names.
+    for name in ["monday", "april"] {
+        fs::create_dir(repo.snapshot(name)).expect("taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    repo.sync();
+    let written = listed(&repo);
+    assert!(written.len() == 2 && written.iter().all(|(_, created)| created != "null"), "{written:?}");
+    let mut reader = reader_of(&repo, "reader-lists-reader");
+    assert_eq!(listed(&reader), written);
+    reader.umount();
+    repo.umount();
 }
 
 #[test]

@@ -147,6 +147,31 @@ fn with_a_store_that_stalls_a_lazy_unmount_returns_and_the_daemon_ends() {
 }
 
 #[test]
+fn readers_of_a_reply_that_is_not_there_yet_hold_up_no_other_control_file() {
+    let _slot = alone();
+    let (mut repo, proxy) = stalled("stalled-control");
+    fs::write(repo.live().join("new"), b"written while it stalls").expect("writes go on");
+    let control = repo.mnt.join(".axiomfs/control");
+    let file = fs::OpenOptions::new().read(true).write(true).open(control).expect("opened");
+    let before = proxy.requests();
+    thread::scope(|s| {
+        s.spawn(|| file.write_at(b"sync", 0));
+        wait_for("it asks the store", AT_ONCE, || proxy.requests() > before);
+        for _ in 0..4 {
+            s.spawn(|| file.read_at(&mut [0; 4096], 0));
+        }
+        thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        assert_eq!(repo.status()["state"], "ok");
+        let took = begun.elapsed();
+        proxy.plan(|_| Trick::Pass);
+        assert!(took < AT_ONCE, "status took {took:?}");
+    });
+    drop(file);
+    repo.umount();
+}
+
+#[test]
 fn with_a_store_that_stalls_a_sync_can_be_ended() {
     let _slot = alone();
     let (mut repo, proxy) = stalled("stalled-sync");

@@ -50,8 +50,21 @@ impl Client {
     /// # Errors
     /// [`Failure`] if it can't be read.
     pub fn status(&self) -> Result<Value, Failure> {
-        let path = self.mountpoint.join(".axiomfs/status");
-        let text = fs::read_to_string(&path).map_err(|error| self.explain("Could not read the status", &error))?;
+        self.json_of("status")
+    }
+
+    /// The snapshots, as also a mount shows them that takes no commands.
+    ///
+    /// # Errors
+    /// [`Failure`] if they can't be read.
+    pub fn snapshots(&self) -> Result<Value, Failure> {
+        Ok(self.json_of("snapshots")?["snapshots"].take())
+    }
+
+    fn json_of(&self, name: &str) -> Result<Value, Failure> {
+        let path = self.mountpoint.join(".axiomfs").join(name);
+        let text =
+            fs::read_to_string(&path).map_err(|error| self.explain(&format!("Could not read the {name}"), &error))?;
         serde_json::from_str(&text).map_err(|error| Failure::caused(format!("{} is not JSON", path.display()), &error))
     }
 

@@ -72,10 +72,14 @@ impl Panel {
         }
     }
 
+    fn listed_snapshots(&self) -> Value {
+        json!({ "ok": true, "snapshots": replies::snapshots(&self.volume.snapshots()) })
+    }
+
     fn run(&self, line: &str) -> Result<Value, ControlError> {
         // Not part of the host's grammar: snapshots are directories, only their listing needs more than names.
         if line.split_whitespace().eq(["snapshot", "list"]) {
-            return Ok(json!({ "ok": true, "snapshots": replies::snapshots(&self.volume.snapshots()) }));
+            return Ok(self.listed_snapshots());
         }
         // A question about a file, which the host knows nothing of.
         if let Some(path) = line.strip_prefix("stat ") {
@@ -327,6 +331,10 @@ impl Control for Panel {
 
     fn advice(&self) -> String {
         advice::to_text(&advice::to_json(&self.advice_now()))
+    }
+
+    fn snapshots(&self) -> String {
+        self.listed_snapshots().to_string()
     }
 
     fn audit_log(&self) -> Option<String> {

@@ -22,7 +22,13 @@ pub fn stat(volume: &Volume, repository: &Repository, host: &Host, path: &str) -
             let known = volume.snapshot(snapshot);
             (known.ok_or_else(|| refused(path, "there is no such snapshot"))?.ordinal, names)
         }
-        _ => return Err(refused(path, "give a path that begins with live/ or snapshots/NAME/")),
+        _ => {
+            let why = "it does not begin with live/ or snapshots/NAME/";
+            return Err(ControlError {
+                hint: "As in: stat live/documents/thesis.tex".to_owned(),
+                ..refused(path, why)
+            });
+        }
     };
     let failed = |error: FsError| refused(path, &error.to_string());
     let mut ino = ROOT_INO;
@@ -84,6 +90,6 @@ fn refused(path: &str, why: &str) -> ControlError {
         code: "PATH",
         errno_name: "ENOENT",
         msg: format!("Could not look at {path:?}: {why}"),
-        hint: "As in: stat live/documents/thesis.tex".to_owned(),
+        hint: String::new(),
     }
 }

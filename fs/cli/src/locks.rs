@@ -34,6 +34,15 @@ impl Locks {
         Ok(locks)
     }
 
+    /// Says in both what they are held for from now on. Only messages of others go by it.
+    pub fn describe(&self, holder: &Holder) {
+        for lock in &self.held {
+            if let Err(error) = lock.describe(holder) {
+                tracing::debug!(%error, "could not say what the directories are held for");
+            }
+        }
+    }
+
     /// Removes what an attempt that failed has made. Only empty directories go: anything else may be data.
     pub fn undo(self) {
         for directory in self.made.iter().rev() {

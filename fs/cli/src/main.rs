@@ -83,19 +83,20 @@ fn run(cli: &Cli, environment: Environment) -> Result<(), Failure> {
 
 fn report(failure: &Failure, json: bool) {
     if json && let Err(unprinted) = output::print(&failure.to_json().to_string()) {
-        eprintln!("axiomfs: {unprinted}");
+        output::complain(&format!("axiomfs: {unprinted}"));
     }
-    eprintln!("axiomfs: {failure}");
+    output::complain(&format!("axiomfs: {failure}"));
 }
 
 /// Help goes to standard output and is no failure; wrong use is one, also in JSON where that was asked for.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
         let text = error.to_string();
-        let words = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-        report(&Failure::usage(words).hint("see axiomfs --help"), true);
+        // All before the usage: which arguments are missing, what is possible.
+        let words: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).collect();
+        report(&Failure::usage(words.join(" ").trim_start_matches("error: ")).hint("see axiomfs --help"), true);
     } else if let Err(unprinted) = error.print() {
-        eprintln!("axiomfs: {unprinted}");
+        output::complain(&format!("axiomfs: {unprinted}"));
     }
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }

@@ -21,6 +21,11 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says something on standard error. Where nobody reads that (`2>&1 | head`) there is nobody to tell.
+pub fn complain(text: &str) {
+    let _unread = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints the JSON form, or the text.
 ///
 /// # Errors

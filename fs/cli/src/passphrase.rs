@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::args::PassphraseArgs;
 use crate::failure::Failure;
-use crate::system;
+use crate::{output, system};
 
 /// Name of the variable that may hold a passphrase.
 pub const VARIABLE: &str = "AXIOMFS_PASSPHRASE";
@@ -58,10 +58,10 @@ pub fn obtain(args: &PassphraseArgs, environment: Environment, ask: Ask) -> Resu
         return first_line(file, &format!("Descriptor {fd}"));
     }
     if let Some(secret) = environment.0 {
-        eprintln!(
+        output::complain(&format!(
             "axiomfs: warning: the passphrase came from {VARIABLE}, which other programs of this user can read; \
              --passphrase-file is safer"
-        );
+        ));
         return checked(secret, VARIABLE);
     }
     from_terminal(ask)
@@ -76,7 +76,9 @@ fn from_file(path: &Path) -> Result<Secret, Failure> {
         return Err(Failure::usage(format!("The passphrase file {name} is a directory")));
     }
     if meta.is_file() && meta.mode() & 0o077 != 0 {
-        eprintln!("axiomfs: warning: other users may read the passphrase file {name}; run: chmod 600 {name}");
+        output::complain(&format!(
+            "axiomfs: warning: other users may read the passphrase file {name}; run: chmod 600 {name}"
+        ));
     }
     first_line(file, &format!("The passphrase file {name}"))
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use axiomfs_mount::is_dead_mount_of;
@@ -10,6 +10,8 @@ use axiomfs_mount::is_dead_mount_of;
 use crate::failure::Failure;
 use crate::system;
 
+/// How the purpose of a holder begins whose mount is gone.
+const DRAINING: &str = "unmounted, still sending to ";
 /// How the purpose of a holder begins that only reads.
 pub(crate) const READER: &str = "read-only ";
 
@@ -90,6 +92,11 @@ impl Places {
         if let (Some(store), Some(mountpoint)) = (store, mountpoint) {
             pairs.push(("store", store, "mount point", mountpoint, "MOUNTPOINT"));
         }
+        if self.state == self.cache {
+            let shown = self.state.display();
+            return Err(Failure::new(format!("The state directory {shown} is also the cache directory"))
+                .hint("leave out --state: it is a directory in the cache directory then"));
+        }
         for (name_a, a, name_b, b, option) in pairs {
             let relation = if a == b {
                 "is also"
@@ -147,7 +154,7 @@ pub struct Holder {
 
 /// The exclusive right to a directory, as long as it lives or its process does.
 #[derive(Debug)]
-pub struct DirectoryLock(#[expect(dead_code, reason = "open as long as the lock is held")] File);
+pub struct DirectoryLock(File);
 
 impl DirectoryLock {
     /// Makes the directory if need be, closes it to others, and locks it.
@@ -163,12 +170,25 @@ impl DirectoryLock {
             return Err(Failure::new(format!("The {name} {shown} belongs to another user (uid {})", meta.uid()))
                 .hint("choose another, or mount as that user"));
         }
+        let path = directory.join("lock");
         if meta.mode() & 0o077 != 0 {
+            // Others may rely on it: only what is ours alone is closed to them.
+            let is_ours = fs::symlink_metadata(&path).is_ok_and(|lock| lock.is_file() && lock.uid() == meta.uid());
+            let is_empty = || fs::read_dir(directory).map(|mut entries| entries.next().is_none());
+            if !is_ours && !is_empty().map_err(failed)? {
+                return Err(Failure::new(format!("The {name} {shown} is open to others and has other things in it"))
+                    .hint(format!("give a directory of its own, as {}", directory.join("axiomfs").display())));
+            }
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         }
-        let path = directory.join("lock");
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(failed)?;
         if !system::try_lock(&file).map_err(failed)? {
             let mut text = String::new();
             // The holder may be writing it right now: then the message has less in it.
@@ -176,22 +196,38 @@ impl DirectoryLock {
                 Ok(_) => Holder::parse(&text),
                 Err(_) => Holder::default(),
             };
-            let hint = if holder.purpose.starts_with(READER) {
+            let hint = if who.purpose.starts_with(DRAINING) {
+                "it ends by itself once what it was given is in the store: wait for that"
+            } else if holder.purpose.starts_with(READER) {
                 "each mount has directories of its own: give this one --state DIR and --cache DIR"
             } else {
                 "a volume has one writer: unmount that one first, with `axiomfs umount`"
             };
             return Err(Failure::new(format!("The {name} {shown} is in use by {who}")).hint(hint));
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(holder.render().as_bytes()))
-            .map_err(failed)?;
-        Ok(Self(file))
+        let lock = Self(file);
+        lock.describe(holder).map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// Says who holds it, and what for.
+    ///
+    /// # Errors
+    /// What the disk answers.
+    pub fn describe(&self, holder: &Holder) -> io::Result<()> {
+        let mut file = &self.0;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(holder.render().as_bytes())
     }
 }
 
 impl Holder {
+    /// The same when nothing is mounted any more, and not all is in `store` yet.
+    pub fn draining(self, store: &str) -> Self {
+        Self { purpose: format!("{DRAINING}{store}"), ..self }
+    }
+
     fn render(&self) -> String {
         format!("{}\n{}\n{}\n{}\n", self.pid, self.host, self.since, self.purpose)
     }

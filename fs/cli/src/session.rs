@@ -118,7 +118,7 @@ pub struct Session {
     volume: Arc<Volume>,
     lease: Option<Lease>,
     /// Dropped last: nobody else may come in before the volume's threads have ended.
-    _locks: Locks,
+    locks: Locks,
 }
 
 impl Prepared {
@@ -162,7 +162,7 @@ impl Prepared {
         let locks = Locks::take(&self.places, &self.holder(&store))?;
         match self.start(&store, &host, &passphrase, logging, quiet) {
             Ok((repository, volume, lease)) => {
-                Ok(Session { prepared: self, store, host, repository, volume, lease, _locks: locks })
+                Ok(Session { prepared: self, store, host, repository, volume, lease, locks })
             }
             Err(failure) => {
                 locks.undo();
@@ -433,6 +433,11 @@ impl Session {
     /// The local directories.
     pub fn places(&self) -> &Places {
         &self.prepared.places
+    }
+
+    /// Tells others who want the directories that it only drains now.
+    pub fn note_unmounted(&self) {
+        self.locks.describe(&self.prepared.holder(&self.store).draining(&self.store()));
     }
 
     /// Where the store is.

@@ -152,6 +152,15 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Whether this process is told to end (SIGTERM) when the thread that made it ends.
+pub fn end_with_parent(wish: bool) {
+    let signal = if wish { libc::SIGTERM } else { 0 };
+    // SAFETY: plain values only. If it is refused nothing changes.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0);
+    }
+}
+
 /// How a child ended: its exit code, or the signal that ended it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ended {

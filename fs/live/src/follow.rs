@@ -61,12 +61,18 @@ enum FollowError {
     Diverged(u64),
 }
 
+/// Notes when the next state may come, and says when. Before anything is answered, too: until then it would be taken for unchanging.
+pub(crate) fn begin(shared: &Shared) -> Instant {
+    let due = Instant::now() + shared.options.refresh;
+    *lock(&shared.follow.next) = Some(due);
+    due
+}
+
 /// The follower's life.
 pub(crate) fn serve(shared: &Shared) {
     let mut in_vain = 0;
     loop {
-        let due = Instant::now() + shared.options.refresh;
-        *lock(&shared.follow.next) = Some(due);
+        let due = begin(shared);
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if shared.stopped.load(Ordering::Relaxed) {

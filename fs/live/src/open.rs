@@ -140,6 +140,7 @@ impl Volume {
             spawn("read-ahead", Box::new(move || ReadAhead::serve(&shared)))?;
         }
         if shared.options.read_only {
+            follow::begin(&shared);
             let follower = shared.clone();
             spawn("follow", Box::new(move || follow::serve(&follower)))?;
         }

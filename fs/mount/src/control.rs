@@ -44,6 +44,8 @@ pub trait Control: Send + Sync {
     fn events(&self) -> String;
     /// What could be better, for people.
     fn advice(&self) -> String;
+    /// The snapshots with their times, as JSON: directories can't tell when they were taken.
+    fn snapshots(&self) -> String;
     /// Who did what, one record a line; `None` if it can't be read. May read from the store.
     fn audit_log(&self) -> Option<String>;
     /// All plugins.

@@ -74,6 +74,7 @@ impl ControlFiles {
             ControlNode::File(ControlFile::Metrics) => self.control.metrics(),
             ControlNode::File(ControlFile::Events) => self.control.events(),
             ControlNode::File(ControlFile::Advice) => self.control.advice(),
+            ControlNode::File(ControlFile::Snapshots) => self.control.snapshots(),
             ControlNode::File(ControlFile::AuditLog) => self.control.audit_log().ok_or(Errno::EIO)?,
             ControlNode::File(ControlFile::Reply) => lock(&self.last_reply).clone(),
             ControlNode::PluginFile(index, file) => self.plugin_text(index, file).ok_or(Errno::ENOENT)?,
@@ -102,29 +103,34 @@ impl ControlFiles {
         let content = self.get(handle)?;
         match &mut *lock(&content) {
             Content::Text(_) => return Err(Errno::EBADF),
-            Content::Command { reply, read } => {
-                let answer = self.run(data, who);
-                *lock(&self.last_reply) = answer.json.clone();
-                *reply = with_line_end(answer.json);
-                *read = 0;
-                result_of(answer.errno)?;
-            }
+            Content::Command { .. } => {}
             Content::ChainYaml { text, changed } => {
                 splice(text, offset, data)?;
                 *changed = true;
+                return u32::try_from(data.len()).map_err(|_| Errno::EINVAL);
             }
         }
+        // Nothing is locked while it runs: who reads meanwhile gets what there is.
+        let answer = self.run(data, who);
+        *lock(&self.last_reply) = answer.json.clone();
+        if let Content::Command { reply, read } = &mut *lock(&content) {
+            (*reply, *read) = (with_line_end(answer.json), 0);
+        }
+        result_of(answer.errno)?;
         u32::try_from(data.len()).map_err(|_| Errno::EINVAL)
     }
 
     /// Called for each `close` of a descriptor: applies what was collected, once.
     pub(crate) fn flush(&self, handle: u64, who: Who) -> Result<(), Errno> {
         let content = self.get(handle)?;
-        let Content::ChainYaml { text, changed } = &mut *lock(&content) else { return Ok(()) };
-        if !std::mem::take(changed) {
-            return Ok(());
-        }
-        let answer = match std::str::from_utf8(text) {
+        let text = match &mut *lock(&content) {
+            Content::ChainYaml { text, changed: changed @ true } => {
+                *changed = false;
+                text.clone()
+            }
+            _ => return Ok(()),
+        };
+        let answer = match std::str::from_utf8(&text) {
             Ok(text) => self.control.set_chain_yaml(text, who),
             Err(_) => refusal("The settings aren't UTF-8", "Nothing was changed; write plain text"),
         };

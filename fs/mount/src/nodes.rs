@@ -68,6 +68,8 @@ pub(crate) enum ControlFile {
     Advice,
     /// Who did what.
     AuditLog,
+    /// The snapshots with their times, JSON.
+    Snapshots,
 }
 
 /// Files in `.axiomfs/plugins/ID/`.
@@ -83,7 +85,7 @@ pub(crate) enum PluginFile {
 
 impl ControlFile {
     /// All of them, in the order of their inode numbers.
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Status, "status"),
         (Self::Control, "control"),
         (Self::Reply, "reply"),
@@ -92,6 +94,7 @@ impl ControlFile {
         (Self::Events, "events"),
         (Self::Advice, "advice"),
         (Self::AuditLog, "audit.log"),
+        (Self::Snapshots, "snapshots"),
     ];
     /// Name of the directory of plugins beside them.
     pub(crate) const PLUGINS_NAME: &'static str = "plugins";

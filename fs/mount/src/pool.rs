@@ -169,16 +169,16 @@ mod tests {
 
     #[test]
     fn bytes_under_way_are_bounded() {
-        let pool = Arc::new(Pool::new("test", 1, 100, || ()).unwrap());
+        let pool = Arc::new(Pool::new("test", 1, 10 * FEW, || ()).unwrap());
         let (release, wait) = mpsc::channel::<()>();
-        pool.submit(80, move || wait.recv().unwrap());
+        pool.submit(8 * FEW, move || wait.recv().unwrap());
         let (sender, accepted) = mpsc::channel();
         let other = pool.clone();
         let submitter = std::thread::spawn(move || {
-            other.submit(30, || ());
+            other.submit(3 * FEW, || ());
             sender.send(()).unwrap();
         });
-        assert!(accepted.recv_timeout(Duration::from_millis(100)).is_err(), "110 of 100 bytes were accepted");
+        assert!(accepted.recv_timeout(Duration::from_millis(100)).is_err(), "11 of 10 were accepted");
         release.send(()).unwrap();
         assert_eq!(accepted.recv_timeout(Duration::from_secs(10)), Ok(()));
         submitter.join().unwrap();
@@ -186,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_job_larger_than_the_bound_runs_alone() {
-        let pool = Pool::new("test", 1, 10, || ()).unwrap();
+        let pool = Pool::new("test", 1, FEW, || ()).unwrap();
         let (sender, receiver) = mpsc::channel();
-        pool.submit(1000, move || sender.send(()).unwrap());
+        pool.submit(3 * FEW, move || sender.send(()).unwrap());
         assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(()));
     }
 }

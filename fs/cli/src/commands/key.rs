@@ -74,7 +74,7 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             let keys = unlock(&target, &obtain(key, environment)?, json)?;
             let objects = keys.export().map_err(|error| failed("Could not read the keys", &error))?;
             key_file::write(file, &objects)?;
-            eprintln!("axiomfs: warning: {}", key_file::WARNING);
+            output::complain(&format!("axiomfs: warning: {}", key_file::WARNING));
             let names: Vec<&str> = objects.iter().map(|(name, _)| name.as_str()).collect();
             let text = format!("Wrote {} to {}", names.join(", "), file.display());
             (json!({ "ok": true, "file": file.to_string_lossy(), "objects": names }), text)
@@ -132,7 +132,7 @@ pub(crate) fn obtain(key: &KeyArgs, environment: Environment) -> Result<Secret, 
 /// From its own file or descriptor, or from the terminal; never from where the old one came.
 fn new_passphrase(source: &PassphraseArgs) -> Result<Secret, Failure> {
     if source.passphrase_file.is_none() && source.passphrase_fd.is_none() {
-        eprintln!("The new passphrase:");
+        output::complain("The new passphrase:");
     }
     passphrase::obtain(source, Environment::none(), Ask::Twice)
 }
@@ -167,7 +167,10 @@ fn noted<T>(keys: &Keys<'_>, begun: &str, change: impl FnOnce() -> Result<(Strin
         Err(failure) => (note(begun, &failure.to_string()), Err(failure)),
     };
     if let Err(error) = told {
-        eprintln!("axiomfs: warning: {}", failed("The record of the change says only that it begun", &error));
+        output::complain(&format!(
+            "axiomfs: warning: {}",
+            failed("The record of the change says only that it begun", &error)
+        ));
     }
     done
 }

@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use axiomfs_mount::{MountOptions, Unmounter};
+use axiomfs_mount::{MountOptions, Mounted, Unmounter};
 use serde_json::{Value, json};
 
 use crate::args::MountArgs;
@@ -64,9 +64,11 @@ impl Job<'_> {
         match system::fork().map_err(failed)? {
             Forked::Child => {
                 drop(reader);
+                system::end_with_parent(true);
                 let mut ready = |mounted: Value| {
                     // A working directory would keep its filesystem from being unmounted. All paths are absolute here.
                     std::env::set_current_dir("/").and_then(|()| system::leave_terminal()).map_err(failed)?;
+                    system::end_with_parent(false);
                     writer.write_all(format!("{mounted}\n").as_bytes()).map_err(failed)
                 };
                 let served = self.serve(prepared, passphrase, Logging::StateDirectory, true, &mut ready);
@@ -121,11 +123,12 @@ impl Job<'_> {
         // Both are inherited by the threads that are started from here on.
         system::block_signals();
         let flusher = system::become_io_flusher();
+        let ending = Ending::listen(self.args.repository.config.is_some());
         let session = prepared.open(passphrase, logging, quiet)?;
         log_panics();
         tracing::debug!(flusher, "marked for memory reclaim, where that is permitted");
         let state = session.places().state.clone();
-        let served = self.serve_session(&session, ready);
+        let served = self.serve_session(&session, &ending, ready);
         let closed = session.close(quiet);
         let word = match &closed {
             Ok(word) => word.clone(),
@@ -140,6 +143,7 @@ impl Job<'_> {
     fn serve_session(
         &self,
         session: &Session,
+        ending: &Ending,
         ready: &mut dyn FnMut(Value) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let state = &session.places().state;
@@ -156,8 +160,10 @@ impl Job<'_> {
         let metrics = self.args.metrics.map(metrics_http::listen).transpose()?;
         let metrics_address = metrics.as_ref().and_then(Listener::address);
         let panel = Arc::new(Panel::new(session, self.mountpoint));
-        let mounted = axiomfs_mount::mount(Arc::clone(session.volume()), panel.clone(), options)
-            .map_err(|error| Failure::caused(format!("Could not mount {}", self.args.store), &error))?;
+        let mounted = ending.mounting(&panel, || {
+            axiomfs_mount::mount(Arc::clone(session.volume()), panel.clone(), options)
+                .map_err(|error| Failure::caused(format!("Could not mount {}", self.args.store), &error))
+        })?;
         if let Some(listener) = metrics {
             listener.serve(panel.clone());
         }
@@ -166,7 +172,6 @@ impl Job<'_> {
         reload::advise(&panel);
         rotation::start(&panel);
         tracing::info!(store = session.store(), mountpoint = %self.mountpoint.display(), "mounted");
-        end_by_signal(mounted.unmounter(), Arc::clone(&panel));
         ready(json!({
             "ok": true,
             "mountpoint": self.mountpoint.to_string_lossy(),
@@ -176,6 +181,7 @@ impl Job<'_> {
             "metrics": metrics_address.map(|address| format!("http://{address}/metrics")),
         }))?;
         let served = mounted.wait().map_err(|error| Failure::caused("The mount broke off", &error));
+        session.note_unmounted();
         tracing::info!("unmounted, draining to the store");
         served
     }
@@ -194,30 +200,76 @@ fn set_aside(mounted: &Value) -> String {
     )
 }
 
-/// A hangup reads the settings file again, where there is one. Any other signal unmounts and drains; the next ends at once,
-/// which loses nothing that was written: the log has it.
-fn end_by_signal(unmounter: Unmounter, panel: Arc<Panel>) {
-    thread::spawn(move || {
-        let mut signal = system::wait_for_signal();
-        while signal == libc::SIGHUP && panel.has_settings_file() {
-            panel.reload_noted("a hangup signal");
-            signal = system::wait_for_signal();
-        }
-        // From here on it only ends: what it holds must not keep the session open.
-        drop(panel);
-        tracing::info!(signal, "unmounting");
-        thread::spawn(|| {
-            let signal = system::wait_for_signal();
-            tracing::warn!(signal, "ending without draining; the next mount goes on from the log");
-            std::process::exit(1);
-        });
-        if let Err(error) = unmounter.unmount_within(PATIENCE) {
-            tracing::warn!("{}; it ends with its last user", crate::failure::chain(&error));
-            if let Err(error) = unmounter.detach() {
-                tracing::error!("{}", crate::failure::chain(&error));
+/// Who is mounted, once somebody is.
+type Served = Mutex<Option<(Unmounter, Arc<Panel>)>>;
+
+/// What signals do. A hangup reads the settings file again, where there is one. Any other unmounts and drains; the next ends at once,
+/// which loses nothing that was written: the log has it. So does the first before anything is mounted.
+struct Ending(Arc<Served>);
+
+impl Ending {
+    /// Begins to take signals. `reloads` if there is a settings file.
+    fn listen(reloads: bool) -> Self {
+        let served: Arc<Served> = Arc::default();
+        let ending = Self(Arc::clone(&served));
+        thread::spawn(move || {
+            loop {
+                let signal = system::wait_for_signal();
+                let mut served = lock(&served);
+                match &*served {
+                    // It is being read, or has just been.
+                    None if signal == libc::SIGHUP && reloads => {}
+                    None => {
+                        tracing::warn!(signal, "ending before anything was mounted");
+                        output::complain("axiomfs: A signal ended it before anything was mounted; nothing is lost");
+                        std::process::exit(1);
+                    }
+                    Some((_, panel)) if signal == libc::SIGHUP && panel.has_settings_file() => {
+                        panel.reload_noted("a hangup signal");
+                    }
+                    Some(_) => {
+                        // From here on it only ends: what the panel holds must not keep the session open.
+                        let unmounter = served.take().map(|(unmounter, _)| unmounter);
+                        drop(served);
+                        return end(signal, unmounter);
+                    }
+                }
             }
-        }
+        });
+        ending
+    }
+
+    /// Mounts; a signal that comes meanwhile counts when it is done.
+    fn mounting(
+        &self,
+        panel: &Arc<Panel>,
+        mount: impl FnOnce() -> Result<Mounted, Failure>,
+    ) -> Result<Mounted, Failure> {
+        let mut served = lock(&self.0);
+        let mounted = mount()?;
+        *served = Some((mounted.unmounter(), Arc::clone(panel)));
+        Ok(mounted)
+    }
+}
+
+fn end(signal: i32, unmounter: Option<Unmounter>) {
+    tracing::info!(signal, "unmounting");
+    thread::spawn(|| {
+        let signal = system::wait_for_signal();
+        tracing::warn!(signal, "ending without draining; the next mount goes on from the log");
+        std::process::exit(1);
     });
+    let Some(unmounter) = unmounter else { return };
+    if let Err(error) = unmounter.unmount_within(PATIENCE) {
+        tracing::warn!("{}; it ends with its last user", crate::failure::chain(&error));
+        if let Err(error) = unmounter.detach() {
+            tracing::error!("{}", crate::failure::chain(&error));
+        }
+    }
+}
+
+fn lock(served: &Served) -> MutexGuard<'_, Option<(Unmounter, Arc<Panel>)>> {
+    served.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A daemon's standard error leads nowhere: panics go to the log, with where they came from.

@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment};
 use crate::session::{self, Logging, Prepared, Purpose};
-use crate::{output, places, replies, status};
+use crate::{output, places, replies};
 
 /// Runs the verb.
 ///
@@ -73,7 +73,7 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
     match verb {
         SnapshotVerb::List { .. } => {
             let snapshots = match client.is_read_only()? {
-                true => names_in(client.mountpoint())?,
+                true => client.snapshots()?,
                 false => client.control("snapshot list")?["snapshots"].clone(),
             };
             list(snapshots, json)
@@ -95,20 +95,6 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
             done(json, "delete", name)
         }
     }
-}
-
-/// The snapshots of a mount that takes no commands, by their directories.
-fn names_in(mountpoint: &Path) -> Result<Value, Failure> {
-    let failed = |error: io::Error| Failure::caused("Could not list the snapshots", &error);
-    let mut snapshots = Vec::new();
-    for entry in fs::read_dir(mountpoint.join("snapshots")).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let created = entry.metadata().and_then(|meta| meta.created()).ok().map(status::seconds);
-        let name = entry.file_name().to_string_lossy().into_owned();
-        snapshots.push((created, json!({ "name": name, "created": created, "committed": true })));
-    }
-    snapshots.sort_by_key(|(created, _)| *created);
-    Ok(snapshots.into_iter().map(|(_, snapshot)| snapshot).collect())
 }
 
 fn on_store(verb: &SnapshotVerb, target: &TargetArgs, environment: Environment, json: bool) -> Result<(), Failure> {

@@ -16,8 +16,12 @@ use crate::places;
 /// [`Failure`] if the file is in no mount, or the mount can't tell.
 pub fn run(args: &StatArgs, json: bool) -> Result<(), Failure> {
     let shown = args.path.display();
-    let path =
-        std::path::absolute(&args.path).map_err(|error| Failure::caused(format!("Could not find {shown}"), &error))?;
+    // A link that is asked for is meant itself; on the way to it they are followed, as by `stat`.
+    let path = match (args.path.parent(), args.path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => places::settle(Path::new("."))?.join(name),
+        (Some(parent), Some(name)) => places::settle(parent)?.join(name),
+        _ => places::settle(&args.path)?,
+    };
     let (client, inside) = mount_of(&path)?.ok_or_else(|| {
         Failure::new(format!("{shown} is in no mounted axiomfs"))
             .hint("give a file below live/ or snapshots/ of a mount")

@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::commands::sync;
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{output, shutdown, system};
+use crate::{output, places, shutdown, system};
 
 /// Longest wait for the daemon's end after its mount is gone. What was pending is in the store by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
@@ -25,7 +25,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// # Errors
 /// [`Failure`] if the mount is busy, or if not all of it could reach the store.
 pub fn run(args: &UmountArgs, json: bool) -> Result<(), Failure> {
-    let mountpoint = args.mountpoint.as_path();
+    // The kernel unmounts what a path stands for, not what a link leads to.
+    let mountpoint = &places::settle(&args.mountpoint)?;
     if axiomfs_mount::is_dead(mountpoint) {
         unmount(mountpoint)?;
         let note = "The mount was stale and is gone; what was written last is in its state directory: mount again";

@@ -117,14 +117,15 @@ impl Adapter {
             ControlNode::File(ControlFile::ChainYaml) => FopenFlags::FOPEN_DIRECT_IO,
             _ => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
         };
-        self.service.later(Lane::Text, 0, move |service| match service.files.open(node, opening.truncate) {
+        // It may have to be read from the store.
+        let lane = if node == ControlNode::File(ControlFile::AuditLog) { Lane::Command } else { Lane::Text };
+        self.service.later(lane, 0, move |service| match service.files.open(node, opening.truncate) {
             Ok(handle) => reply.opened(FileHandle(handle), flags),
             Err(errno) => reply.error(errno),
         });
     }
 
     pub(super) fn read_own(&self, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        // Not here: a command may be running on this descriptor.
         self.service.later(Lane::Text, 0, move |service| match service.files.read(handle.0, offset, size as usize) {
             Ok(data) => reply.data(&data),
             Err(errno) => reply.error(errno),

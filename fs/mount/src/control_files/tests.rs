@@ -37,6 +37,9 @@ impl Control for Scripted {
     fn audit_log(&self) -> Option<String> {
         None
     }
+    fn snapshots(&self) -> String {
+        "{}".into()
+    }
     fn advice(&self) -> String {
         "No advice".into()
     }
