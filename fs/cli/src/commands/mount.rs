@@ -73,6 +73,8 @@ impl Job<'_> {
                 };
                 let served = self.serve(prepared, passphrase, Logging::StateDirectory, true, &mut ready);
                 if let Err(failure) = &served {
+                    // It ends by itself, and the parent may be first.
+                    system::end_with_parent(false);
                     tracing::error!("{failure}");
                     // After the start nobody listens any more; then the log alone has it.
                     if let Err(error) = writer.write_all(format!("{}\n", failure.to_json()).as_bytes()) {
