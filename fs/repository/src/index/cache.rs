@@ -13,6 +13,9 @@ const OVERHEAD: usize = 128;
 const PART: usize = 1 << 20;
 /// Parts of a large cache.
 const PARTS: usize = 16;
+/// Of a cache in which all is used, the part that blocks of chunks have: one in so many. Ids come in no order, so in an index that is
+/// larger than its cache hardly one of these blocks is asked for again but for what was just read; filters and packs are, all the time.
+const FOR_CHUNKS: usize = 8;
 
 /// A block of a segment, parsed.
 #[derive(Clone)]
@@ -27,15 +30,31 @@ pub(crate) type BlockKey = (SegmentId, BlockKind, u32);
 
 /// Blocks of the segments of all volumes.
 pub(crate) struct IndexCache {
-    parts: Vec<ByteLru<BlockKey, Block>>,
+    parts: Vec<Part>,
     limit: usize,
+}
+
+struct Part {
+    chunks: ByteLru<BlockKey, Block>,
+    others: ByteLru<BlockKey, Block>,
+    limit: usize,
+}
+
+impl Part {
+    fn new(limit: usize) -> Self {
+        Self { chunks: ByteLru::new(limit), others: ByteLru::new(limit - limit / FOR_CHUNKS), limit }
+    }
+
+    fn of(&self, kind: BlockKind) -> &ByteLru<BlockKey, Block> {
+        if kind == BlockKind::Chunks { &self.chunks } else { &self.others }
+    }
 }
 
 impl IndexCache {
     /// A cache of `bytes`.
     pub(crate) fn new(bytes: usize) -> Self {
         let parts = (bytes / PART).clamp(1, PARTS);
-        Self { parts: (0..parts).map(|_| ByteLru::new(bytes / parts)).collect(), limit: bytes }
+        Self { parts: (0..parts).map(|_| Part::new(bytes / parts)).collect(), limit: bytes }
     }
 
     pub(crate) fn limit(&self) -> usize {
@@ -43,19 +62,23 @@ impl IndexCache {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.parts.iter().map(ByteLru::bytes).sum()
+        self.parts.iter().map(|part| part.chunks.bytes() + part.others.bytes()).sum()
     }
 
     pub(crate) fn get(&self, key: &BlockKey) -> Option<Block> {
-        self.part(key).get(key)
+        self.part(key).of(key.1).get(key)
     }
 
     /// Keeps a block that takes `bytes`.
     pub(crate) fn put(&self, key: BlockKey, block: Block, bytes: usize) {
-        self.part(&key).put(key, block, bytes + OVERHEAD);
+        let part = self.part(&key);
+        part.of(key.1).put(key, block, bytes + OVERHEAD);
+        if key.1 != BlockKind::Chunks {
+            part.chunks.set_limit(part.limit - part.others.bytes());
+        }
     }
 
-    fn part(&self, (segment, _, number): &BlockKey) -> &ByteLru<BlockKey, Block> {
+    fn part(&self, (segment, _, number): &BlockKey) -> &Part {
         // Ids of segments are random; numbers run through.
         &self.parts[(usize::from(segment.0[0]) + *number as usize) % self.parts.len()]
     }

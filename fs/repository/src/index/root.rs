@@ -106,8 +106,7 @@ impl Root {
 
     /// The first chunk block that may have a row of `id`; all that [`may_hold`](Self::may_hold) from there on may.
     pub(crate) fn first_block(&self, id: &ChunkId) -> usize {
-        let fence = fence(id);
-        self.fences.partition_point(|first| *first < fence).saturating_sub(1)
+        first_not_below(&self.fences, fence(id)).saturating_sub(1)
     }
 
     /// Whether rows of `id` may be in that block, if it isn't before [`first_block`](Self::first_block).
@@ -226,6 +225,22 @@ fn decode_packs(r: &mut Reader<'_>, end: u64) -> Result<Vec<(u32, Place)>, Malfo
     (0..r.count(16, usize::MAX)?).map(|_| Ok((r.u32()?, Place::decode(r, end)?))).collect()
 }
 
+/// Where the first of the ascending `fences` is that is `wanted` or more. Ids are hashes, so it lies about where its value says:
+/// beginning there the search stays within few pages. It is right for any numbers.
+fn first_not_below(fences: &[u64], wanted: u64) -> usize {
+    const NEAR: usize = 512;
+    let guess = ((u128::from(wanted) * fences.len() as u128) >> 64) as usize;
+    let (mut low, mut high) = (guess.saturating_sub(NEAR), (guess + NEAR).min(fences.len()));
+    let mut step = 2 * NEAR;
+    while low > 0 && fences[low] >= wanted {
+        (low, high, step) = (low.saturating_sub(step), low, 2 * step);
+    }
+    while high < fences.len() && fences[high] < wanted {
+        (low, high, step) = (high, (high + step).min(fences.len()), 2 * step);
+    }
+    low + fences[low..high].partition_point(|first| *first < wanted)
+}
+
 fn fence(id: &ChunkId) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&id.0[..8]);
@@ -253,6 +268,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::ids::ChunkId;
 
@@ -359,5 +376,19 @@ mod tests {
         );
         assert_eq!((root.first_block(&id(4, 0)), root.filter_of(1), root.rows), (1, 0, 600));
         assert!(Root::decode(&bytes, 27_395).is_err(), "its filter would pass the end");
+    }
+
+    proptest! {
+        #[test]
+        fn the_search_from_a_guess_finds_what_any_other_does(
+            mut fences in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..100, (u64::MAX - 100)..=u64::MAX], 0..3000),
+            more in prop::collection::vec(any::<u64>(), 5)
+        ) {
+            fences.sort_unstable();
+            let some: Vec<u64> = fences.iter().copied().step_by(97).collect();
+            for wanted in more.into_iter().chain(some).chain([0, 1, 50, u64::MAX]) {
+                prop_assert_eq!(first_not_below(&fences, wanted), fences.partition_point(|first| *first < wanted));
+            }
+        }
     }
 }
