@@ -8,11 +8,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
-
-mod wakeup;
 
 /// With so many CPUs this is of use. With more there is always another that sleeps, and that others are woken on.
 pub(crate) const CPUS: usize = 2;
@@ -92,11 +89,6 @@ impl Keeper {
             }
         })?;
         Ok(Some(Self { kept, thread: Some(thread), bound, awake, free }))
-    }
-
-    /// How long a thread on the CPU that would be kept awake takes until it runs, once one on the other has woken it.
-    pub(crate) fn time_to_wake(&self) -> io::Result<Duration> {
-        wakeup::time(&self.bound, &self.awake)
     }
 
     /// Begins to keep a CPU awake.

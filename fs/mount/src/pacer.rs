@@ -5,7 +5,7 @@
 //! and a thread that polls takes the CPU from others. None of this can be known beforehand, so it is measured: while
 //! requests come densely (the mean pause between two is under [`DENSE`]) the pacer counts how many are served per
 //! second, tries another way for a moment now and then, and keeps to the better one, for longer each time it is
-//! confirmed. Which one it begins with is told by how long it takes to wake another CPU. Where more threads want to run than there are
+//! confirmed. Where more threads want to run than there are
 //! CPUs nobody polls, and where many more do no CPU is kept awake.
 //!
 //! fuser's loop retries a read that would block: while the descriptor is `O_NONBLOCK` it polls. A mount nobody uses
@@ -50,8 +50,6 @@ const PASSING: f64 = 0.75;
 const SETTLE: Duration = Duration::from_millis(40);
 /// The same where it was and is not: a reader that begins to poll may do so on the client's CPU at first.
 const SETTLE_FREE: Duration = Duration::from_millis(12);
-/// Waking another CPU takes at least this long where a hypervisor has to, and much less where it does not sleep, or not deeply.
-const DEAR: Duration = Duration::from_micros(8);
 
 /// Watches the flow of requests and switches polling on and off.
 pub(crate) struct Pacer {
@@ -201,11 +199,8 @@ impl Watch {
 
     /// The ways there are, the one that is probably the best first.
     fn ways(&self) -> Vec<Way> {
-        let Some(keeper) = &self.keeper else { return vec![Way::Poll, Way::Block] };
-        let taken = keeper.time_to_wake();
-        tracing::debug!(?taken, "Woke another CPU");
-        let dear = taken.is_ok_and(|taken| taken >= DEAR);
-        if dear { vec![Way::Keep, Way::Block, Way::Poll] } else { vec![Way::Poll, Way::Block, Way::Keep] }
+        let ways = [Way::Keep, Way::Poll, Way::Block];
+        ways[usize::from(self.keeper.is_none())..].to_vec()
     }
 
     /// Nobody is waited for in any other way.
