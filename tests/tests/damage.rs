@@ -409,6 +409,48 @@ fn a_file_whose_part_of_the_tree_is_damaged_can_be_removed() {
     assert!(!repo.live().join("large").exists(), "it is back");
 }
 
+/// How many names a walk through a directory finds, and of how many the attributes can't be had.
+fn listed(dir: &Path) -> Option<(usize, usize)> {
+    let (mut all, mut damaged) = (0, 0);
+    for entry in fs::read_dir(dir).ok()? {
+        // Asked for at once, as `find` does: the kernel goes on to list names with their attributes then.
+        damaged += usize::from(entry.ok()?.metadata().is_err());
+        all += 1;
+    }
+    Some((all, damaged))
+}
+
+#[test]
+fn files_whose_attributes_are_damaged_are_listed_with_all_others() {
+    const FILES: usize = 30_000;
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("list-damaged");
+    repo.mount();
+    fs::create_dir(repo.live().join("many")).expect("made");
+    for number in 0..FILES {
+        fs::write(repo.live().join(format!("many/{number}")), b"x").expect("written");
+    }
+    repo.umount();
+    repo.forget_local_state();
+    let tree = repo.store.join(Objects::of(&repo.store).largest("packs"));
+    let whole = fs::read(&tree).expect("read");
+    let mut found = Vec::new();
+    for part in 1..20 {
+        let mut bytes = whole.clone();
+        let at = whole.len() * part / 20;
+        bytes[at] ^= 0x10;
+        fs::write(&tree, &bytes).expect("damaged");
+        if repo.try_mount(&["--read-only"]).is_err() {
+            continue;
+        }
+        found.push(listed(&repo.live().join("many")));
+        repo.umount();
+    }
+    println!("{found:?}");
+    let is_whole = |(all, damaged): (usize, usize)| all == FILES && damaged > 0 && damaged < FILES / 2;
+    assert!(found.into_iter().flatten().any(is_whole), "wherever it is damaged the directory can't be listed");
+}
+
 /// Into a directory with another seal bytes are copied, not chunks: some may be there and some not.
 #[test]
 fn a_copy_by_ranges_that_meets_a_missing_pack_says_how_far_it_came() {

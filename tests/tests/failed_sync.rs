@@ -97,6 +97,22 @@ fn a_head_that_a_killed_mount_did_not_make_durable_is_durable_once_the_next_moun
     }
 }
 
+/// An object whose name may not be durable is no object: the next try must not find it there and sync what counts as clean by then.
+#[test]
+fn what_a_failed_sync_of_a_directory_of_the_store_left_is_put_anew() {
+    let _slot = beside_others();
+    for directory in ["store/packs/", "store/index/", "store/heads/"] {
+        let disk = life(&Template::new().disk, COMMITS, |repo, switch| {
+            switch.fail(Failing { bytes: None, ..failing(directory, Failure::Error) });
+            put(repo, "meant");
+            wait_for_failure(switch);
+            repo.sync();
+        });
+        let cut = disk.after_cut(1, Loss::Everything);
+        life(&cut, LOG_ALONE, |repo, _| check(repo, "meant"));
+    }
+}
+
 /// What the next mount says is durable survives a cut of the power at any time.
 fn the_next_mount_keeps_its_word(disk: &Disk) {
     let worked = life(disk, LOG_ALONE, |repo, _| {

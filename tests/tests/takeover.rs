@@ -239,11 +239,14 @@ fn a_writer_whose_place_was_trimmed_is_fenced_all_the_same(place: Place) {
     a.sync();
     let mut b = a.elsewhere(&a.store, "trimmed-b");
     b.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
+    // Both give it the same number.
+    fs::create_dir(b.snapshot("theirs")).expect("taken");
     for i in 0..100u8 {
         write(&b, "file", &[i]);
         b.sync();
     }
     write(&a, "late", b"a week later");
+    fs::create_dir(a.snapshot("mine")).expect("taken");
     let sync = a.axiomfs(&["sync", text(&a.mnt)]);
     assert_eq!(sync.code(), 1, "a commit nobody will ever see was called safe: {}", sync.stdout);
     assert_eq!(a.status()["state"], "fenced");
@@ -252,9 +255,13 @@ fn a_writer_whose_place_was_trimmed_is_fenced_all_the_same(place: Place) {
     a.mount();
     assert_eq!(read(&a, "file").expect("read"), [99]);
     a.umount();
-    let (name, _) = recover(&a);
+    let (name, others) = recover(&a);
+    assert_eq!(others, ["mine"]);
     b.mount();
-    assert_eq!(fs::read(b.snapshot(&name).join("late")).expect("read"), b"a week later");
+    for name in [name.as_str(), "mine"] {
+        assert_eq!(fs::read(b.snapshot(name).join("late")).expect("read"), b"a week later");
+    }
+    assert!(!b.snapshot("theirs").join("late").exists());
 }
 
 fn an_old_state_directory_put_back_is_not_replayed_over_newer_commits(place: Place) {

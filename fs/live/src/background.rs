@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::change::{FROZEN_MAX, Need};
 use crate::checkpoint::{CheckpointError, Checkpointer};
-use crate::commit::Committer;
+use crate::commit::{Committer, tell_of_foreign};
 use crate::layer::AUDITS_ALONE;
 use crate::orders::{Order, TICK};
 use crate::state::State;
@@ -96,6 +96,8 @@ fn commits(shared: &Shared, mut committer: Committer) {
                 shared.commit_over_quota.store(false, Ordering::Relaxed);
                 shared.made_room();
                 shared.work.committed(next.number, committer.newest());
+                // Listing a store may take long: nobody waits for it.
+                tell_of_foreign(shared);
             }
             Err(error) => {
                 shared.work.no_commit(next.number, tell(shared, &error, &shared.commit_over_quota));

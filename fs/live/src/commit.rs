@@ -77,7 +77,6 @@ impl Committer {
             // The commit stands; who may not delete keeps more heads.
             tracing::debug!("could not trim old heads: {error}");
         }
-        tell_of_foreign(shared);
         Ok(())
     }
 

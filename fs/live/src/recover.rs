@@ -73,10 +73,12 @@ pub fn recover(
         return Err(OpenError::MissingPack { pack: *pack, dir });
     }
     let known = base.as_ref().or(newest.as_ref()).and_then(|head| head.snapshots_root);
-    let known: HashSet<Ordinal> = table_of(repository, known)?.values().map(|record| record.ordinal).collect();
+    // By the time, too: two machines that went on from one head give the same numbers to what they take. Where the head that this state
+    // stands on is gone, one that was forgotten since comes back.
+    let known: HashSet<(Ordinal, i64)> = table_of(repository, known)?.values().map(number_and_time).collect();
     let takeover = options.takeover;
     let (shared, made) = rebuild(repository, host, chunker, options, manifest)?;
-    let mine = made.table.iter().filter(|(_, record)| !known.contains(&record.ordinal));
+    let mine = made.table.iter().filter(|(_, record)| !known.contains(&number_and_time(record)));
     let found = Found {
         name,
         root: made.root,
@@ -92,6 +94,10 @@ pub fn recover(
         }
     }
     Err(OpenError::Busy)
+}
+
+fn number_and_time(record: &SnapshotRecord) -> (Ordinal, i64) {
+    (record.ordinal, record.created_ns)
 }
 
 /// The head that the state stands on, where the store still has it.

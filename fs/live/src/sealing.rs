@@ -230,8 +230,10 @@ impl Pass {
         let runs = ingest.file(ino, inode, &map, true)?;
         self.unfinished |= left;
         if !left {
-            self.marks.insert(ino, false);
-            self.sealed += 1;
+            // The routes may have changed meanwhile, so that it was cut into clear chunks again.
+            let is_listed = runs.iter().any(is_clear);
+            self.marks.insert(ino, is_listed);
+            self.sealed += usize::from(!is_listed);
         }
         Ok(runs)
     }

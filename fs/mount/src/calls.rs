@@ -144,6 +144,20 @@ pub(crate) trait Listing {
     }
 }
 
+/// The next entries where attributes of some are damaged: the others have nothing to do with them. Those have none, and who asks for
+/// one of them alone gets the error.
+fn one_by_one(volume: &Volume, access: Access, directory: NodeId, cookie: u64) -> FsResult<Vec<DirEntry>> {
+    let mut entries = volume.readdir(access, directory, cookie, ENTRIES_AT_A_TIME, false)?;
+    for entry in &mut entries {
+        entry.attr = match volume.getattr(access, entry.node) {
+            Ok(attr) => Some(attr),
+            Err(FsError::Io(_) | FsError::Stale | FsError::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(entries)
+}
+
 /// Fills `reply` with the entries of `directory` after `cookie`; those of trees have cookies above any other. An error
 /// after the first entry ends the reply instead: the next request meets it again.
 pub(crate) fn list<L: Listing>(
@@ -156,6 +170,10 @@ pub(crate) fn list<L: Listing>(
     let mut added = false;
     loop {
         let entries = match volume.readdir(access, directory, cookie, ENTRIES_AT_A_TIME, L::WITH_ATTRIBUTES) {
+            Err(FsError::Io(_)) if L::WITH_ATTRIBUTES => one_by_one(volume, access, directory, cookie),
+            entries => entries,
+        };
+        let entries = match entries {
             Ok(entries) => entries,
             Err(_) if added => return Ok(()),
             Err(error) => return Err(error),
@@ -163,15 +181,6 @@ pub(crate) fn list<L: Listing>(
         let last = entries.len() < ENTRIES_AT_A_TIME;
         for mut entry in entries {
             cookie = entry.cookie;
-            if L::WITH_ATTRIBUTES && entry.attr.is_none() {
-                entry.attr = match volume.getattr(access, entry.node) {
-                    Ok(attr) => Some(attr),
-                    // Removed since it was listed.
-                    Err(FsError::NotFound) => continue,
-                    Err(_) if added => return Ok(()),
-                    Err(error) => return Err(error),
-                };
-            }
             if let Some(wait) = reply.wait(entry.node) {
                 match access {
                     _ if added => return Ok(()),

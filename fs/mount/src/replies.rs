@@ -127,11 +127,16 @@ impl Listing for NamesAndAttributes {
     const WITH_ATTRIBUTES: bool = true;
 
     fn add(&mut self, entry: &DirEntry) -> bool {
-        let Some(attr) = &entry.attr else { return false };
-        let keep = self.service.keep(self.parent).min(self.service.keep(Place::of(entry.node.pack())));
-        let name = OsStr::from_bytes(&entry.name);
         let ino = INodeNo(entry.node.pack());
-        self.reply.add(ino, entry.cookie, name, &keep, &file_attr(entry.node, attr), GENERATION)
+        let (keep, attr) = match &entry.attr {
+            Some(attr) => {
+                let keep = self.service.keep(self.parent).min(self.service.keep(Place::of(entry.node.pack())));
+                (keep, file_attr(entry.node, attr))
+            }
+            // Damaged. It is there all the same; the kernel keeps none of this and asks, which gives the error.
+            None => (Duration::ZERO, FileAttr { ino, kind: file_type(entry.kind), nlink: 1, ..nothing() }),
+        };
+        self.reply.add(ino, entry.cookie, OsStr::from_bytes(&entry.name), &keep, &attr, GENERATION)
     }
 
     fn wait(&self, node: NodeId) -> Option<Duration> {

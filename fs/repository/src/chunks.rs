@@ -11,6 +11,7 @@ use crate::ids::ChunkId;
 use crate::index::{Io, Located};
 use crate::labels::{Label, LabelCount};
 use crate::limits;
+use crate::pack::PackSeal;
 use crate::packer::{Added, Found, FrameClass};
 use crate::place::ChunkPlace;
 use crate::repository::Repository;
@@ -174,10 +175,14 @@ impl Repository {
                 limit: limits::CHUNK as u64,
             });
         }
-        let added = if packer.touch(&id, |key| self.reader.is_quarantined(key)) || self.is_indexed(&id, class.kind) {
+        // What is staged under a key that others may know counts as absent, too.
+        let bad = |seal: &PackSeal, frame| {
+            self.reader.is_quarantined(&(seal.salt, frame)) || self.keyring.is_compromised(seal.epoch)
+        };
+        let added = if packer.touch(&id, bad) || self.is_indexed(&id, class.kind) {
             Added::Known
         } else {
-            packer.add(class, label, id, data, |key| self.reader.is_quarantined(key))?
+            packer.add(class, label, id, data, bad)?
         };
         let (chunks, bytes) = match added {
             Added::Known => (&self.counters.chunks_known, &self.counters.bytes_known),

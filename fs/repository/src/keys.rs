@@ -1,7 +1,7 @@
 //! Key slots (format.md §4).
 
 use argon2::{Algorithm, Argon2, Params, Version};
-use axiomfs_api::{Body, NONCE_LEN, ObjectMeta, Seal, Store, TAG_LEN};
+use axiomfs_api::{Body, NONCE_LEN, ObjectMeta, Seal, Store, StoreErrorKind, TAG_LEN};
 use zeroize::Zeroizing;
 
 use crate::codec::{Malformed, Put, Reader};
@@ -214,7 +214,16 @@ pub(crate) fn unlock(
     let mut damaged = None;
     for slot in slots {
         let name = slot.key.as_str();
-        let bytes = store.get(&slot.key, limits::SLOT)?;
+        let bytes = match store.get(&slot.key, limits::SLOT) {
+            Ok(bytes) => bytes,
+            // Removed since it was listed.
+            Err(error) if error.kind == StoreErrorKind::NotFound => continue,
+            Err(error) if error.kind == StoreErrorKind::Corrupt => {
+                damaged = Some(error.into());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         match open_slot(&bytes, name, seal, repository, passphrase) {
             Ok(Some(master)) => {
                 let all = slots.iter().map(|slot| slot_id(slot.key.as_str()).to_owned()).collect();

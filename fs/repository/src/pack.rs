@@ -215,6 +215,8 @@ struct WriterState {
     next_number: u32,
     next_offset: u64,
     table: Table,
+    /// What frames and their members will take in it, in bytes.
+    table_bytes: usize,
 }
 
 /// A pack that is complete; its file has the name it keeps, and is not yet fsynced.
@@ -238,7 +240,7 @@ impl PackWriter {
             .map_err(|e| RepositoryError::staging("create", &path, e))?;
         let temporary = Temporary::new(path);
         file.write_all_at(&seal.header(), 0).map_err(|e| RepositoryError::staging("write", temporary.path(), e))?;
-        let state = WriterState { next_number: 0, next_offset: HEADER as u64, table: Table::default() };
+        let state = WriterState { next_number: 0, next_offset: HEADER as u64, table: Table::default(), table_bytes: 0 };
         Ok(Self { seal, file, temporary, state: Mutex::new(state), unsynced: AtomicUsize::new(0) })
     }
 
@@ -253,6 +255,7 @@ impl PackWriter {
         let end = state.next_offset + stored as u64;
         state.next_number as usize >= limits::FRAMES - UNDER_WAY
             || state.table.chains.len() >= 64
+            || state.table_bytes as u64 > limits::TABLE / 4
             || (state.next_number > 0 && end > target.min(limits::PACK - limits::TABLE))
     }
 
@@ -286,6 +289,7 @@ impl PackWriter {
             };
             state.next_number += 1;
             state.next_offset += stored as u64;
+            state.table_bytes += RECORD + 4 + members.len() * size_of::<Member>();
             record
         };
         self.seal.frame().seal(&record, &chain.id, &mut padded);

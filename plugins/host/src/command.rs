@@ -210,6 +210,8 @@ pub enum RouteCommand {
     Remove {
         /// Its place in the list; the first is 1.
         number: usize,
+        /// The token, where files would be exempted that the route took from an exempted directory.
+        confirm: Option<String>,
     },
 }
 
@@ -346,7 +348,8 @@ fn route_command(line: &str, mut words: Words) -> Result<RouteCommand, ControlEr
             let number = word.parse().ok().filter(|number| *number > 0);
             let bad = || syntax(format!("Expected a route's number, not {word:?}"), "The first of route list is 1");
             let number = number.ok_or_else(bad)?;
-            words.end().map(|()| RouteCommand::Remove { number })
+            let confirm = words.confirm()?;
+            words.end().map(|()| RouteCommand::Remove { number, confirm })
         }
         other => {
             let hint = "route list | explain PATH | add under|match PATTERN CHAIN [first] | remove NUMBER";

@@ -264,18 +264,14 @@ impl Host {
             spec.steps.clone_from(&steps);
         }
         // Before the swap, so that nothing is ever sealed less than somebody confirmed.
-        let provided = |capability: &str| {
-            let provides = |step: &StepSpec| {
-                self.registry.step(&step.plugin).is_ok_and(|s| s.descriptor().provides.contains(&capability))
-            };
-            steps.iter().any(provides)
-        };
-        let lost = ["encryption", "authentication"].into_iter().find(|c| old.provides(c) && !provided(c));
+        let lost = ["encryption", "authentication"].into_iter();
+        let lost = lost.into_iter().find(|c| old.provides(c) && !self.steps_provide(&steps, c));
         if let Some(capability) = lost
             && !state.require.iter().any(|required| required == capability)
         {
             self.check_confirmed(confirm, || format!("To take {capability} from chain {name}"))?;
         }
+        self.check_exemptions(&state, &specs, &state.routes, confirm)?;
         let (routes, limits) = (state.routes.clone(), state.limits.clone());
         let done = self.change(&specs, routes, limits, state.require.clone())?;
         let chain = self.chain(name)?;
@@ -343,12 +339,12 @@ impl Host {
                 let (rule, chain) = routes.explain(path.as_bytes());
                 Ok(Reply::Explained { path: path.clone(), chain: chain.to_string(), rule: rule.cloned() })
             }
-            RouteCommand::Add { matcher, chain, first } => self.change_routes(|routes| {
+            RouteCommand::Add { matcher, chain, first } => self.change_routes(None, |routes| {
                 let route = Route { matcher: matcher.clone(), chain: chain.clone(), allow_unencrypted: false };
                 routes.insert(if *first { 0 } else { routes.len() }, route);
                 Ok(())
             }),
-            RouteCommand::Remove { number } => self.change_routes(|routes| {
+            RouteCommand::Remove { number, confirm } => self.change_routes(confirm.as_deref(), |routes| {
                 if *number > routes.len() {
                     return Err(HostError::UnknownRoute { number: *number, count: routes.len() });
                 }
@@ -358,13 +354,18 @@ impl Host {
         }
     }
 
-    fn change_routes(&self, edit: impl FnOnce(&mut Vec<Route>) -> Result<(), HostError>) -> Result<Reply, HostError> {
+    fn change_routes(
+        &self,
+        confirm: Option<&str>,
+        edit: impl FnOnce(&mut Vec<Route>) -> Result<(), HostError>,
+    ) -> Result<Reply, HostError> {
         let _changing = self.begin()?;
         let state = self.state.load_full();
         let mut routes: Vec<Route> = state.routes.routes().cloned().collect();
         let changed = edit(&mut routes).and_then(|()| {
-            let table = Arc::new(RouteTable::new(routes.clone())?);
-            self.change(&self.chain_specs(), table, state.limits.clone(), state.require.clone())
+            let (table, specs) = (Arc::new(RouteTable::new(routes.clone())?), self.chain_specs());
+            self.check_exemptions(&state, &specs, &table, confirm)?;
+            self.change(&specs, table, state.limits.clone(), state.require.clone())
         });
         match &changed {
             Ok(done) => self.events.add("routes", format!("Routes changed, generation {}", done.generation)),

@@ -360,6 +360,7 @@ impl Host {
         if let Some(route) = exempted {
             self.check_confirmed(confirm, || format!("To leave files unencrypted ({route})"))?;
         }
+        self.check_exemptions(&old, chains, &routes, confirm)?;
         let result = self.change(chains, Arc::new(routes), limits, require);
         match &result {
             Ok(done) => self.events.add("routes", format!("Settings replaced, generation {}", done.generation)),
@@ -381,6 +382,40 @@ impl Host {
 
     pub(crate) fn check_confirmed(&self, given: Option<&str>, what: impl Fn() -> String) -> Result<(), HostError> {
         if given == Some(self.confirm.as_str()) { Ok(()) } else { Err(HostError::Unconfirmed { what: what() }) }
+    }
+
+    /// Whether one of `steps` provides the capability.
+    pub(crate) fn steps_provide(&self, steps: &[StepSpec], capability: &str) -> bool {
+        let provides = |step: &StepSpec| {
+            self.registry.step(&step.plugin).is_ok_and(|entry| entry.descriptor().provides.contains(&capability))
+        };
+        steps.iter().any(provides)
+    }
+
+    /// Asks for the token where an exempted directory would have more in clear than somebody confirmed: its route is new or its chain was
+    /// sealed, or a route before it, which takes files from it, goes or comes behind it.
+    pub(crate) fn check_exemptions(
+        &self,
+        old: &State,
+        specs: &[ChainSpec],
+        routes: &RouteTable,
+        confirm: Option<&str>,
+    ) -> Result<(), HostError> {
+        let was_sealed = |name: &str| old.chains.get(name).is_some_and(|chain| chain.provides("encryption"));
+        let is_sealed =
+            |name: &str| specs.iter().any(|spec| spec.name == name && self.steps_provide(&spec.steps, "encryption"));
+        let (before, after): (Vec<_>, Vec<_>) = (old.routes.routes().collect(), routes.routes().collect());
+        let widened = after.iter().enumerate().find(|(at, route)| {
+            if !route.allow_unencrypted || is_sealed(&route.chain) {
+                return false;
+            }
+            let was = before.iter().position(|other| other == *route).filter(|_| !was_sealed(&route.chain));
+            was.is_none_or(|was| before[..was].iter().any(|earlier| !after[..*at].contains(earlier)))
+        });
+        match widened {
+            Some((_, route)) => self.check_confirmed(confirm, || format!("To leave files unencrypted ({route})")),
+            None => Ok(()),
+        }
     }
 
     /// Builds and tests `specs` beside the chains there are, reusing those that stay the same, and swaps them in.

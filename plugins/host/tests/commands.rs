@@ -81,7 +81,7 @@ fn all_other_commands() {
                 first: true,
             }),
         ),
-        ("route remove 2", Command::Route(RouteCommand::Remove { number: 2 })),
+        ("route remove 2", Command::Route(RouteCommand::Remove { number: 2, confirm: None })),
         (
             "chain new plain aes-256-gcm",
             Command::Chain(ChainCommand::New { name: "plain".into(), steps: vec![StepSpec::new("aes-256-gcm")] }),

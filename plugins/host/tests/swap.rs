@@ -198,9 +198,29 @@ fn only_whole_directories_may_be_clear() {
     run(&host, "route add match *.jpg media first").expect("a route");
     assert_eq!(host.place(b"pub/x.jpg"), ("media".into(), false));
     assert_eq!(refused(&host, "route add match *.txt clear").errno_name, "EPERM");
-    run(&host, "route remove 1").expect("removed");
+    // It takes files from an exempted directory: without it they would be in clear.
+    assert_eq!(refused(&host, "route remove 1").errno_name, "EPERM");
+    assert!(!host.place(b"pub/x.jpg").1);
+    run(&host, &format!("route remove 1 confirm={}", host.confirm_token())).expect("removed");
     assert_eq!(&*host.route(b"pub/x"), "clear");
     assert_eq!(host.chain("clear").expect("a chain").seal_id(), None);
+    // The seal of a chain that only an exempted directory has.
+    let sealed = [host.chain_specs(), vec![spec("scratch", vec![zstd(3), seal()])]].concat();
+    let scratch =
+        Route { matcher: Matcher::Under("/pub/scratch".into()), chain: "scratch".into(), allow_unencrypted: true };
+    let routes = RouteTable::new(vec![scratch.clone(), clear(true)]).expect("good routes");
+    host.replace(&sealed, routes, host.limits(), host.require(), token).expect("exempted, and sealed");
+    let unseal = "chain remove scratch aes-256-gcm";
+    assert_eq!(refused(&host, unseal).errno_name, "EPERM");
+    assert!(!host.place(b"pub/scratch/x").1, "the refused command took the seal away");
+    // Nor by another order or number of routes in the settings.
+    for routes in [vec![clear(true), scratch.clone()], vec![clear(true)]] {
+        let specs = if routes.len() == 2 { &sealed[..] } else { &chains[..] };
+        let routes = RouteTable::new(routes).expect("good routes");
+        let done = host.replace(specs, routes, host.limits(), host.require(), None);
+        assert!(matches!(done, Err(HostError::Unconfirmed { .. })), "{done:?}");
+    }
+    run(&host, &format!("{unseal} confirm={}", host.confirm_token())).expect("confirmed");
     let mixed = Route { matcher: Matcher::Match("*.x".into()), chain: "clear".into(), allow_unencrypted: false };
     assert!(
         matches!(replace(vec![clear(true), mixed], token), Err(HostError::Policy { .. })),

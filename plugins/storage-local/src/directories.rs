@@ -37,8 +37,14 @@ impl Directories {
             made.push(segment);
             let child = self.root.join(&made);
             if !durable.contains(&made) {
-                make(&child)?;
-                File::open(&parent)?.sync_all()?;
+                let is_new = make(&child)?;
+                if let Err(error) = File::open(&parent).and_then(|parent| parent.sync_all()) {
+                    // The next try must not find it and sync what is clean by then.
+                    if is_new {
+                        fs::remove_dir(&child)?;
+                    }
+                    return Err(error);
+                }
                 durable.insert(made.clone());
             }
             parent = child;
@@ -63,10 +69,11 @@ pub fn make_durable(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn make(path: &Path) -> io::Result<()> {
+/// Whether it was not there before.
+fn make(path: &Path) -> io::Result<bool> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::NotADirectory.into()),
-        made => made,
+        made => made.map(|()| true),
     }
 }

@@ -188,6 +188,17 @@ impl LocalStore {
         File::open(directory)?.sync_all()?;
         placed
     }
+
+    /// The same for a name that must not be there. Where it can't be made durable it goes again: the next try would find it, sync what
+    /// counts as clean by then, and take that for success.
+    fn place_new(&self, path: &Path, place: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        let is_made = std::cell::Cell::new(false);
+        let placed = self.place(path, |path| place(path).inspect(|()| is_made.set(true)));
+        if placed.is_err() && is_made.get() {
+            fs::remove_file(path)?;
+        }
+        placed
+    }
 }
 
 impl Store for LocalStore {
@@ -245,15 +256,17 @@ impl Store for LocalStore {
                 && fs::symlink_metadata(source)?.is_file()
             {
                 staged::make_private(source)?;
-                match self.place(&path, |path| fs::hard_link(source, path)) {
+                match self.place_new(&path, |path| fs::hard_link(source, path)) {
                     Err(error) if staged::needs_copy(&error) => {}
                     done => return done,
                 }
             }
             let staged = self.staged(body)?;
-            self.place(&path, |path| staged.create(path))
+            self.place_new(&path, |path| staged.create(path))
         };
-        put().map_err(|error| errors::writing(key, error))
+        put().map_err(|error| errors::writing(key, error))?;
+        // The store's disk may have been unmounted meanwhile, and all of it made below the mount point.
+        self.check_root("put", key.as_str())
     }
 
     fn make_durable(&self, key: &ObjectKey) -> Result<(), StoreError> {
@@ -261,7 +274,8 @@ impl Store for LocalStore {
         self.check_root("make durable", key.as_str())?;
         let synced =
             self.directories.ensure(self.parent(&path)).and_then(|directory| File::open(directory)?.sync_all());
-        synced.map_err(|error| failed("make durable", key.as_str(), error))
+        synced.map_err(|error| failed("make durable", key.as_str(), error))?;
+        self.check_root("make durable", key.as_str())
     }
 
     fn put(&self, key: &ObjectKey, body: Body<'_>) -> Result<(), StoreError> {
@@ -271,7 +285,8 @@ impl Store for LocalStore {
             let staged = self.staged(body)?;
             self.place(&path, |path| staged.replace(path))
         };
-        put().map_err(|error| errors::writing(key, error))
+        put().map_err(|error| errors::writing(key, error))?;
+        self.check_root("put", key.as_str())
     }
 
     /// Durable only with the next put into the same directory: a deletion that comes back is repeated.

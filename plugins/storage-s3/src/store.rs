@@ -304,13 +304,19 @@ impl Store for S3Store {
             let wanted = if is_sorted { (limit - found.len()).min(PAGE) } else { PAGE };
             let request = self.client.list_objects_v2().bucket(self.bucket()).prefix(&full);
             let request = request.max_keys(i32::try_from(wanted).unwrap_or(i32::MAX));
-            let request = request.set_start_after(start.take()).set_continuation_token(token.take());
+            let asked = token.take();
+            let request = request.set_start_after(start.take()).set_continuation_token(asked.clone());
             let call = async { request.send().await.map_err(|error| errors::failed("list", prefix, error)) };
             let answer = self.drive("list", prefix, 1 << 20, &Progress::new(), call)?;
             let names = answer.contents.unwrap_or_default();
             let ours = names.iter().filter_map(|object| self.meta(object));
             found.extend(ours.filter(|meta| after.is_none_or(|after| meta.key.as_str() > after)));
-            token = answer.next_continuation_token;
+            let next = answer.next_continuation_token;
+            if next.is_some() && next == asked {
+                let reason = "The server goes on from the same name again and again";
+                return Err(StoreError::new(StoreErrorKind::Corrupt, "list", prefix).with_source(reason));
+            }
+            token = next;
             if token.is_none() || answer.is_truncated != Some(true) || (is_sorted && found.len() >= limit) {
                 break;
             }

@@ -19,6 +19,8 @@ use crate::volume::Volume;
 const RECORD_DATA: usize = 1 << 20;
 /// Most runs that one `copy_file_range` shares in one record.
 const SHARED_RUNS: usize = 512;
+/// Bytes of the source that are looked at for it.
+const COPY_WINDOW: u64 = 64 << 20;
 /// Most bytes of inline pieces in it: they stand in the record themselves.
 const SHARED_INLINE: u64 = 64 << 10;
 
@@ -284,7 +286,12 @@ impl Volume {
             RunSource::Chunk { clear, .. } => clear == exempt,
             RunSource::Inline { .. } | RunSource::Hole => true,
         };
-        let runs = self.shared.look(access, source, |view| Ok(view.runs(source.ino, from.start, from.end)?))?;
+        let runs = self.shared.look(access, source, |view| {
+            // As long as it is now: who cuts it meanwhile leaves nothing to copy, and no zeros.
+            let size = view.inode(source.ino)?.map_or(0, |inode| inode.size);
+            let end = from.end.min(size).min(from.start.saturating_add(COPY_WINDOW));
+            Ok(view.runs(source.ino, from.start, end)?)
+        })?;
         let mut inline = 0;
         let mut fits = |run: &&Run| {
             inline += if matches!(run.source, RunSource::Inline { .. }) { run.len } else { 0 };

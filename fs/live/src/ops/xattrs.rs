@@ -61,7 +61,7 @@ impl Volume {
             return Err(FsError::AttributeTooLarge);
         }
         let (name, value): (Arc<[u8]>, Arc<[u8]>) = (Arc::from(name), Arc::from(value));
-        // A value over the bound of a log record's edits is refused by the record's own bound of 64 KiB.
+        // A value over the bound of a log record's edits is refused by the record's own.
         self.shared.change(access, Need::Room, None, |change, _| {
             if mode != XattrMode::Any {
                 match (mode, change.view.xattr(ino, &name)?) {

@@ -136,12 +136,16 @@ impl Index {
     /// All places of `id`, the preferred first. With [`Io::Never`] `None` if that is not known without asking the store.
     /// A damaged segment hides only what nothing else locates.
     pub(crate) fn locate(&self, id: &ChunkId, io: Io) -> Result<Option<Vec<Located>>, RepositoryError> {
-        let (mut found, mut failed, mut unknown) = (Vec::new(), None, false);
+        let (mut io, mut found, mut failed, mut unknown) = (io, Vec::new(), None, false);
         for segment in self.segments().iter() {
             match self.locate_in(segment, id, io, &mut found) {
                 Ok(true) => {}
                 Ok(false) => unknown = true,
-                Err(error) => failed = Some(error),
+                Err(error) if error.is_damage() => drop(failed.get_or_insert(error)),
+                Err(error) => {
+                    // The store can't be reached: each further segment would be waited for as long. What is in memory still counts.
+                    (io, failed) = (Io::Never, Some(error));
+                }
             }
         }
         match failed {

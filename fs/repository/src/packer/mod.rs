@@ -23,8 +23,7 @@ use crate::frame::FrameKind;
 use crate::ids::ChunkId;
 use crate::keyring::Keyring;
 use crate::labels::{Label, Labels};
-use crate::pack::{Chain, PackWriter};
-use crate::place::FrameKey;
+use crate::pack::{Chain, PackSeal, PackWriter};
 use crate::staged::{Staged, StagedPack};
 use crate::stats::Counters;
 use crate::yielding::Reads;
@@ -157,7 +156,7 @@ impl Packer {
     }
 
     /// Whether the chunk is pending or staged, in a frame that is not `bad`; if so it counts as added now.
-    pub(crate) fn touch(&self, id: &ChunkId, bad: impl Fn(&FrameKey) -> bool) -> bool {
+    pub(crate) fn touch(&self, id: &ChunkId, bad: impl Fn(&PackSeal, u32) -> bool) -> bool {
         self.shared.lock().touch(id, &bad)
     }
 
@@ -168,7 +167,7 @@ impl Packer {
         label: Label,
         id: ChunkId,
         data: &[u8],
-        bad: impl Fn(&FrameKey) -> bool,
+        bad: impl Fn(&PackSeal, u32) -> bool,
     ) -> Result<Added, RepositoryError> {
         let shared = &self.shared;
         let mut state = shared.room_for(data.len())?;

@@ -10,7 +10,7 @@ use crate::error::RepositoryError;
 use crate::frame::{FrameKind, Member};
 use crate::ids::ChunkId;
 use crate::labels::Label;
-use crate::place::FrameKey;
+use crate::pack::PackSeal;
 use crate::staged::Staged;
 
 /// Most bytes in frames that are still open, over all classes.
@@ -132,14 +132,14 @@ impl State {
         self.next_frame - 1
     }
 
-    pub(super) fn touch(&mut self, id: &ChunkId, bad: &impl Fn(&FrameKey) -> bool) -> bool {
+    pub(super) fn touch(&mut self, id: &ChunkId, bad: &impl Fn(&PackSeal, u32) -> bool) -> bool {
         if let Some(pending) = self.pending.get_mut(id) {
             pending.touched = self.generation;
             return true;
         }
         let Some(chunk) = self.staged.get_mut(id) else { return false };
         chunk.touched = self.generation;
-        self.packs.get(&chunk.slot).is_some_and(|pack| !bad(&(pack.seal.salt, chunk.frame)))
+        self.packs.get(&chunk.slot).is_some_and(|pack| !bad(&pack.seal, chunk.frame))
     }
 
     pub(super) fn find(&self, id: &ChunkId) -> Option<Found> {

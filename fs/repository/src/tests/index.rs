@@ -113,6 +113,29 @@ fn a_cold_lookup_reads_little_of_a_large_index() {
 }
 
 #[test]
+fn a_lookup_waits_only_once_for_a_store_that_is_away() {
+    use std::sync::atomic::Ordering;
+    let bed = Bed::new();
+    let repository = bed.try_open(OpenOptions::default()).unwrap();
+    let mut random = Random(77);
+    for _ in 0..6 {
+        let (entry, chains, frames, _) = made_up(&mut random, 800);
+        write(&repository, bed.dir.path(), &[NewPack { entry, chains: &chains, frames: &frames }]);
+    }
+    let refs = repository.segments();
+    assert_eq!(refs.len(), 6);
+    let cold = bed.try_open(OpenOptions::default()).unwrap();
+    cold.load_segments(&refs).unwrap();
+    bed.store.down.store(true, Ordering::SeqCst);
+    let before = bed.store.failed.load(Ordering::SeqCst);
+    let error = cold.index.locate(&ChunkId([7; 32]), crate::index::Io::Allowed).unwrap_err();
+    assert!(!error.is_damage(), "{error}");
+    assert_eq!(bed.store.failed.load(Ordering::SeqCst) - before, 1, "each segment was asked for");
+    bed.store.down.store(false, Ordering::SeqCst);
+    assert!(cold.index.locate(&ChunkId([7; 32]), crate::index::Io::Allowed).unwrap().unwrap().is_empty());
+}
+
+#[test]
 fn merging_keeps_every_place_of_a_chunk_newest_first() {
     let bed = Bed::new();
     let repository = bed.try_open(OpenOptions::default()).unwrap();

@@ -49,6 +49,17 @@ fn a_second_passphrase_opens_and_can_be_taken_away() {
 }
 
 #[test]
+fn a_slot_that_is_no_slot_keeps_nobody_out() {
+    let bed = Bed::new();
+    let key = axiomfs_api::ObjectKey::new(format!("keys/{}", "0".repeat(32))).unwrap();
+    let put = |bytes: &[u8]| axiomfs_api::Store::put(&bed.store.inner, &key, axiomfs_api::Body::Bytes(bytes)).unwrap();
+    for bytes in [&[7; 5000][..], &[7; 50], &[]] {
+        put(bytes);
+        assert!(opens(&bed, PASSPHRASE), "{} bytes", bytes.len());
+    }
+}
+
+#[test]
 fn two_who_remove_each_other_at_once_leave_one() {
     let bed = Bed::new();
     let first = unlock(&bed, PASSPHRASE).unwrap();
