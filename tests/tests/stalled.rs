@@ -236,11 +236,13 @@ fn among_writers_that_wait_for_room_fsync_and_removals_wait_for_nobody() {
     let synced = fs::File::create(live.join("synced")).expect("created");
     synced.write_all_at(b"something to sync", 0).expect("written");
     fs::write(live.join("removed"), b"to be removed").expect("written");
+    // Before there is no room for them either.
+    let create = |number| fs::File::create(live.join(format!("writer-{number}"))).expect("created");
+    let files: Vec<fs::File> = (0..WRITERS).map(create).collect();
     proxy.plan(|_| Trick::Silence(Duration::from_secs(120)));
     let written = AtomicU64::new(0);
     let (took, refused) = thread::scope(|s| {
-        let write = |number: u64| {
-            let file = fs::File::create(live.join(format!("writer-{number}"))).expect("created");
+        let write = |number: u64, file: fs::File| {
             for at in 0.. {
                 let (piece, begun) = (noise(number << 32 | at, 1 << 20), Instant::now());
                 if let Err(e) = file.write_all_at(&piece, at << 20) {
@@ -251,7 +253,8 @@ fn among_writers_that_wait_for_room_fsync_and_removals_wait_for_nobody() {
             }
             unreachable!("it writes until it is refused")
         };
-        let writers: Vec<_> = (0..WRITERS).map(|number| s.spawn(move || write(number))).collect();
+        let writers: Vec<_> =
+            files.into_iter().zip(0..).map(|(file, number)| s.spawn(move || write(number, file))).collect();
         let (mut last, mut since) = (0, Instant::now());
         while last == 0 || since.elapsed() < Duration::from_secs(2) {
             let now = written.load(Ordering::SeqCst);
