@@ -149,7 +149,7 @@ impl Shared {
         mut f: impl FnMut(&mut Change<'_>, &mut dyn FnMut(u64) -> u64) -> OpResult<T>,
     ) -> FsResult<T> {
         let log = self.writable()?;
-        let mut patience = None;
+        let mut patience: Option<Patience<'_>> = None;
         let mut pinned: Vec<(ChunkId, Arc<Node>)> = Vec::new();
         let mut failed = None;
         let len = data.map_or(0, <[u8]>::len);
@@ -157,7 +157,9 @@ impl Shared {
             self.prepare_log(access, log, need, len)?;
             match self.try_change(log, need, data, &pinned, &mut f) {
                 Ok(value) => {
-                    patience.into_iter().for_each(Patience::found);
+                    if let Some(patience) = patience {
+                        patience.found();
+                    }
                     return Ok(value);
                 }
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),
@@ -220,7 +222,7 @@ impl Shared {
         mut f: impl FnMut(&State) -> FsResult<Option<Vec<Edit>>>,
     ) -> FsResult<bool> {
         let log = self.writable()?;
-        let mut patience = None;
+        let mut patience: Option<Patience<'_>> = None;
         loop {
             self.prepare_log(access, log, need, 0)?;
             let tried = {
@@ -240,7 +242,9 @@ impl Shared {
             };
             match tried {
                 Ok(()) => {
-                    patience.into_iter().for_each(Patience::found);
+                    if let Some(patience) = patience {
+                        patience.found();
+                    }
                     return Ok(true);
                 }
                 Err(TryError::Op(OpError::Fs(e))) => return Err(e),

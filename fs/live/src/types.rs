@@ -13,7 +13,7 @@ pub enum Access {
     Cached,
     /// May fetch from the store and wait for room, within the volume's `timeout`. For worker threads.
     Wait,
-    /// The same for a request that came then and had to wait for a worker: it waits for room no longer for that.
+    /// The same for a request that came then: what it waited for a worker counts as waiting for room.
     Since(Instant),
 }
 

@@ -152,7 +152,7 @@ impl Service {
     /// Why a request with so many bytes is not taken: those that wait carry all they may, and wait for room. Whoever reads requests
     /// must not wait with them: the next one may make room.
     pub(crate) fn refuses(&self, lane: Lane, bytes: usize) -> Option<FsError> {
-        (self.pool(lane).is_full(bytes) && lane == Lane::Change).then(|| self.volume.waits_for_room()).flatten()
+        if lane == Lane::Change && self.pool(lane).is_full(bytes) { self.volume.waits_for_room() } else { None }
     }
 
     /// Runs `job`, which carries `bytes`, on a worker.

@@ -264,8 +264,8 @@ impl Host {
             spec.steps.clone_from(&steps);
         }
         // Before the swap, so that nothing is ever sealed less than somebody confirmed.
-        let lost = ["encryption", "authentication"].into_iter();
-        let lost = lost.into_iter().find(|c| old.provides(c) && !self.steps_provide(&steps, c));
+        let capabilities = ["encryption", "authentication"];
+        let lost = capabilities.into_iter().find(|c| old.provides(c) && !self.steps_provide(&steps, c));
         if let Some(capability) = lost
             && !state.require.iter().any(|required| required == capability)
         {

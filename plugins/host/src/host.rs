@@ -353,12 +353,8 @@ impl Host {
         let _changing = self.begin()?;
         let old = self.state.load_full();
         let relaxed = old.require.iter().find(|r| !require.contains(r));
-        let exempted = routes.routes().find(|r| r.allow_unencrypted && !old.routes.routes().any(|o| o == *r));
         if let Some(requirement) = relaxed {
             self.check_confirmed(confirm, || format!("No longer to require {requirement}"))?;
-        }
-        if let Some(route) = exempted {
-            self.check_confirmed(confirm, || format!("To leave files unencrypted ({route})"))?;
         }
         self.check_exemptions(&old, chains, &routes, confirm)?;
         let result = self.change(chains, Arc::new(routes), limits, require);
@@ -406,11 +402,9 @@ impl Host {
             |name: &str| specs.iter().any(|spec| spec.name == name && self.steps_provide(&spec.steps, "encryption"));
         let (before, after): (Vec<_>, Vec<_>) = (old.routes.routes().collect(), routes.routes().collect());
         let widened = after.iter().enumerate().find(|(at, route)| {
-            if !route.allow_unencrypted || is_sealed(&route.chain) {
-                return false;
-            }
-            let was = before.iter().position(|other| other == *route).filter(|_| !was_sealed(&route.chain));
-            was.is_none_or(|was| before[..was].iter().any(|earlier| !after[..*at].contains(earlier)))
+            let Some(was) = before.iter().position(|other| other == *route) else { return route.allow_unencrypted };
+            let taken = || before[..was].iter().any(|earlier| !after[..*at].contains(earlier));
+            route.allow_unencrypted && !is_sealed(&route.chain) && (was_sealed(&route.chain) || taken())
         });
         match widened {
             Some((_, route)) => self.check_confirmed(confirm, || format!("To leave files unencrypted ({route})")),

@@ -17,10 +17,11 @@ use crate::places;
 pub fn run(args: &StatArgs, json: bool) -> Result<(), Failure> {
     let shown = args.path.display();
     // A link that is asked for is meant itself; on the way to it they are followed, as by `stat`.
-    let path = match (args.path.parent(), args.path.file_name()) {
-        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => places::settle(Path::new("."))?.join(name),
+    let path =
+        std::path::absolute(&args.path).map_err(|error| Failure::caused(format!("Could not find {shown}"), &error))?;
+    let path = match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => places::settle(parent)?.join(name),
-        _ => places::settle(&args.path)?,
+        _ => places::settle(&path)?,
     };
     let (client, inside) = mount_of(&path)?.ok_or_else(|| {
         Failure::new(format!("{shown} is in no mounted axiomfs"))

@@ -59,7 +59,9 @@ impl Volume {
         if access == Access::Cached {
             return Err(FsError::WouldBlock);
         }
-        let space = self.shared.space.ask(&self.shared.repository, self.shared.options.timeout)?;
+        let repository = self.shared.repository.clone();
+        let ask = move || repository.store().space().map_err(|e| FsError::Io(e.to_string()));
+        let space = self.shared.space.ask(self.shared.options.timeout, ask)?;
         let (free, total) = space.unwrap_or((UNBOUNDED, UNBOUNDED));
         let files = self.shared.state().inos.next;
         Ok(StatFs {

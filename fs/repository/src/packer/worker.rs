@@ -288,8 +288,13 @@ impl Shared {
     fn acquire(&self, kind: FrameKind, stored: usize) -> Result<Arc<OpenPack>, RepositoryError> {
         let setup = &self.setup;
         let mut current = self.current[place(kind)].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(full) = current.take_if(|pack| pack.writer.is_full_for(stored, setup.pack_bytes)) {
-            self.release(&full);
+        // One whose key is not the current one takes no more, either: a rotation counts from the next frame on.
+        let epoch = setup.keyring.current_epoch().number;
+        let ended = |pack: &mut Arc<OpenPack>| {
+            pack.writer.seal.epoch != epoch || pack.writer.is_full_for(stored, setup.pack_bytes)
+        };
+        if let Some(ended) = current.take_if(ended) {
+            self.release(&ended);
         }
         let pack = match &*current {
             Some(pack) => pack.clone(),

@@ -48,6 +48,37 @@ fn a_second_passphrase_opens_and_can_be_taken_away() {
     assert!(matches!(unlock(&bed, PASSPHRASE), Err(RepositoryError::WrongPassphrase { slots: 1 })));
 }
 
+/// The same of what is staged and not in the store yet, and of the pack that is being written.
+#[test]
+fn what_is_staged_under_a_compromised_epoch_is_stored_anew_and_nothing_more_is_sealed_with_it() {
+    let bed = Bed::new();
+    let [staged, later] = [7, 8].map(|seed| Random(seed).data(200_000));
+    let repository = bed.open();
+    let (id, added) = add(&repository, &staged);
+    assert_eq!(added, Added::New);
+    // A full frame lies in the open pack now, and that is not closed.
+    add(&repository, &Random(9).data(1_000_000));
+    wait_for_frames(&repository);
+    repository.rotate(true).unwrap();
+    let (other, _) = add(&repository, &later);
+    assert_eq!(add(&repository, &staged).1, Added::New, "its key is known to others");
+    commit(&repository, None);
+    drop(repository);
+    let repository = bed.open_cold();
+    for (id, data) in [(id, &staged), (other, &later)] {
+        assert!(*repository.read_chunk(&id).unwrap() == **data);
+        assert_eq!(repository.frame_of(&id).unwrap().unwrap().epoch, 2);
+    }
+}
+
+fn wait_for_frames(repository: &Repository) {
+    let begun = std::time::Instant::now();
+    while repository.stats().frames_written == 0 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "no frame is written");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_slot_that_is_no_slot_keeps_nobody_out() {
     let bed = Bed::new();
