@@ -148,6 +148,76 @@ fn every_name_that_linux_allows_is_a_name() {
 }
 
 #[test]
+fn a_listing_ends_and_gives_a_replaced_name_exactly_once() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("listing-ends");
+    repo.mount();
+    let dir = repo.live().join("d");
+    fs::create_dir(&dir).expect("made");
+    let name = |i: usize| format!("name-of-the-file-{i:05}");
+    let all: BTreeSet<String> = (0..4000).map(name).collect();
+    for name in &all {
+        fs::write(dir.join(name), name).expect("written");
+    }
+    // What is replaced below lies in the tree and not in the layer on top of it.
+    repo.sync();
+    let text = |e: std::io::Result<fs::DirEntry>| e.expect("an entry").file_name().into_string().expect("text");
+    let listed = |what: &str, change: &dyn Fn(usize, &str)| {
+        let mut seen: Vec<String> = Vec::new();
+        for (n, entry) in fs::read_dir(&dir).expect("opened").enumerate() {
+            assert!(n < 20_000, "{what}: the listing has no end");
+            let name = text(entry);
+            change(n, &name);
+            seen.push(name);
+        }
+        let unique: BTreeSet<String> = seen.iter().cloned().collect();
+        assert_eq!(seen.len(), unique.len(), "{what}: a name came twice");
+        unique
+    };
+    let replaced = listed("replaced", &|n, seen| {
+        // The one just seen, and one far behind it or before.
+        for other in [seen, &name((n + 2500) % 4000)] {
+            fs::write(dir.join("new"), other).expect("written");
+            fs::rename(dir.join("new"), dir.join(other)).expect("replaced");
+        }
+    });
+    assert_eq!(replaced, all, "replaced");
+    let exchanged = listed("exchanged", &|n, seen| {
+        let (one, other) = (dir.join(seen), dir.join(name((n + 2000) % 4000)));
+        if one != other {
+            rustix::fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).expect("exchanged");
+        }
+    });
+    assert_eq!(exchanged, all, "exchanged");
+    // What was replaced and then removed before any of it came to the tree is gone from the listing, too.
+    for i in 0..10 {
+        fs::remove_file(dir.join(name(i))).expect("removed");
+    }
+    let rest: BTreeSet<String> = (10..4000).map(name).collect();
+    assert_eq!(listed("removed", &|_, _| {}), rest);
+    repo.sync();
+    assert_eq!(listed("removed and synced", &|_, _| {}), rest);
+    let renamed = listed("renamed", &|_, seen| {
+        fs::rename(dir.join(seen), dir.join(format!("{seen}.old"))).expect("renamed");
+    });
+    assert!(renamed.is_subset(&rest), "what is renamed meanwhile is not listed by its new name");
+    repo.umount().mount();
+    assert_eq!(listed("in the end", &|_, _| {}), rest.iter().map(|n| format!("{n}.old")).collect());
+    let made = listed("made", &|n, _| drop(File::create(dir.join(format!("made {n}"))).expect("made")));
+    assert_eq!(made.len(), rest.len());
+    // Rewound, it gives what is there now.
+    let mut open = rustix::fs::Dir::read_from(File::open(&dir).expect("opened")).expect("a listing");
+    let count = |open: &mut rustix::fs::Dir| open.by_ref().collect::<Result<Vec<_>, _>>().expect("entries").len();
+    assert_eq!(count(&mut open), 2 * rest.len() + 2);
+    File::create(dir.join("one more")).expect("made");
+    open.rewind();
+    assert_eq!(count(&mut open), 2 * rest.len() + 3);
+    assert_eq!(count(&mut open), 0, "at the end it stays at the end");
+    File::create(dir.join("yet one")).expect("made");
+    assert_eq!(count(&mut open), 0, "and what comes later is not in it");
+}
+
+#[test]
 fn a_directory_of_100000_entries_lists_each_exactly_once() {
     let _slot = alone();
     let mut repo = TestRepo::new("hundred-thousand");

@@ -311,7 +311,7 @@ fn give_to_user(volume: &Volume) -> Result<(), Failure> {
     let give = || {
         let fresh = volume.status().head_commit.is_none()
             && volume.getattr(Access::Wait, root)?.uid == 0
-            && volume.readdir(Access::Wait, root, 0, 1, false)?.is_empty();
+            && volume.readdir(Access::Wait, root, 0, u64::MAX, 1, false)?.is_empty();
         if fresh {
             let owner = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
             volume.setattr(Access::Wait, Caller { uid: 0, gid: 0, pid: std::process::id() }, root, &owner)?;

@@ -325,7 +325,7 @@ fn node_edits(
         let from = edits.len();
         for (&seq, slot) in &entries.by_seq {
             let (name, value) = match slot {
-                Slot::Put(entry) => {
+                Slot::Put(entry) | Slot::Over(entry) => {
                     let mut value = Vec::with_capacity(entry.name.len() + 8);
                     entry.encode(&mut value);
                     (&entry.name, Some(value))

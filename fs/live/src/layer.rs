@@ -54,8 +54,10 @@ pub struct DirDelta {
 /// What a layer says of one place in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slot {
-    /// This entry.
+    /// This entry. Nothing of this place is below.
     Put(Entry),
+    /// This entry, in the place of one of its name below.
+    Over(Entry),
     /// The entry from below, of this name, is removed.
     Removed(Arc<[u8]>),
 }
@@ -64,7 +66,7 @@ impl Slot {
     /// The entry, unless it is removed.
     pub fn entry(&self) -> Option<&Entry> {
         match self {
-            Self::Put(entry) => Some(entry),
+            Self::Put(entry) | Self::Over(entry) => Some(entry),
             Self::Removed(_) => None,
         }
     }
@@ -234,17 +236,25 @@ impl Layer {
     }
 
     fn link(&mut self, dir: u64, seq: u64, entry: &Entry) {
-        self.heap += ENTRY_COST + entry.name.len();
         let entries = self.node_mut(dir).entries.get_or_insert_default();
-        entries.by_seq.insert(seq, Slot::Put(entry.clone()));
+        let slot = match entries.by_seq.get(&seq) {
+            Some(Slot::Removed(_) | Slot::Over(_)) => Slot::Over(entry.clone()),
+            Some(Slot::Put(_)) | None => Slot::Put(entry.clone()),
+        };
+        let is_known = entries.by_seq.insert(seq, slot).is_some();
         entries.by_name.insert(entry.name.clone(), Some(seq));
+        if !is_known {
+            self.heap += ENTRY_COST + entry.name.len();
+        }
     }
 
     fn unlink(&mut self, dir: u64, seq: u64, name: &Arc<[u8]>) {
         let node = self.node_mut(dir);
         let fresh = node.fresh;
         let entries = node.entries.get_or_insert_default();
-        let was_here = entries.by_seq.remove(&seq).is_some();
+        let before = entries.by_seq.remove(&seq);
+        let is_known = before.is_some();
+        let was_here = matches!(before, Some(Slot::Put(_)));
         if !was_here {
             entries.by_seq.insert(seq, Slot::Removed(name.clone()));
         }
@@ -253,7 +263,11 @@ impl Layer {
         } else {
             entries.by_name.insert(name.clone(), None);
         }
-        self.heap = if was_here { self.heap.saturating_sub(ENTRY_COST) } else { self.heap + ENTRY_COST + name.len() };
+        if was_here {
+            self.heap = self.heap.saturating_sub(ENTRY_COST);
+        } else if !is_known {
+            self.heap += ENTRY_COST + name.len();
+        }
     }
 }
 
@@ -297,6 +311,29 @@ mod tests {
         let dir = layer.node(2).and_then(|n| n.entries.as_ref()).expect("the directory was touched");
         assert!(dir.by_seq.is_empty());
         assert_eq!(dir.by_name.get(&name), Some(&None));
+    }
+
+    #[test]
+    fn a_place_that_is_used_again_hides_what_is_below_until_the_end() {
+        let name: Arc<[u8]> = Arc::from(&b"name"[..]);
+        let link = |ino| Edit::Link { dir: 2, seq: 16, entry: Entry { ino, kind: FileKind::File, name: name.clone() } };
+        let unlink = Edit::Unlink { dir: 2, seq: 16, name: name.clone() };
+        let slot = |layer: &Layer| layer.node(2)?.entries.as_ref()?.by_seq.get(&16).cloned();
+        let mut layer = Layer::default();
+        let mut heap = None;
+        for ino in [1024, 1025] {
+            layer.apply(&unlink, None);
+            assert_eq!(slot(&layer), Some(Slot::Removed(name.clone())));
+            layer.apply(&link(ino), None);
+            assert_eq!(slot(&layer).and_then(|slot| slot.entry().map(|entry| entry.ino)), Some(ino));
+            assert_eq!(*heap.get_or_insert(layer.heap()), layer.heap());
+        }
+        layer.apply(&unlink, None);
+        assert_eq!(slot(&layer), Some(Slot::Removed(name.clone())), "what is below stays hidden");
+        let mut above = Layer::default();
+        above.apply(&link(1024), None);
+        above.apply(&unlink, None);
+        assert_eq!(slot(&above), None, "nothing is below what was new");
     }
 
     #[test]

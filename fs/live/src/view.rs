@@ -209,8 +209,8 @@ impl<'a> View<'a> {
         Ok(Some(Entry::decode(&value)?))
     }
 
-    /// Up to `limit` entries of `dir` with a sequence above `after`, in order.
-    pub fn entries(&self, dir: u64, after: u64, limit: usize) -> Result<Vec<Found>, LookError> {
+    /// Up to `limit` entries of `dir` with a sequence above `after` and below `end`, in order.
+    pub fn entries(&self, dir: u64, after: u64, end: u64, limit: usize) -> Result<Vec<Found>, LookError> {
         let (deltas, base) = self.deltas(dir);
         let past = (Bound::Excluded(after), Bound::Unbounded);
         let mut uppers: Vec<_> = deltas
@@ -229,7 +229,8 @@ impl<'a> View<'a> {
         let mut found = Vec::new();
         while found.len() < limit {
             let in_layers = uppers.iter_mut().filter_map(|upper| upper.peek().map(|(seq, _)| **seq)).min();
-            let Some(seq) = in_layers.into_iter().chain(below.as_ref().map(|b| b.seq)).min() else { break };
+            let next = in_layers.into_iter().chain(below.as_ref().map(|b| b.seq)).min();
+            let Some(seq) = next.filter(|seq| *seq < end) else { break };
             // The topmost layer that knows the sequence decides; the others step over it.
             let mut decided: Option<Option<&Entry>> = None;
             for upper in &mut uppers {

@@ -428,7 +428,7 @@ impl Run {
         let mut entries = Vec::new();
         let mut cookie = 0;
         loop {
-            let some = volume.readdir(WAIT, dir, cookie, 3, true).expect("listed");
+            let some = volume.readdir(WAIT, dir, cookie, u64::MAX, 3, true).expect("listed");
             let Some(last) = some.last() else { break };
             cookie = last.cookie;
             entries.extend(some);

@@ -369,28 +369,31 @@ impl Filesystem for Adapter {
         self.service.serve("opendir", || {
             // What is listed of a snapshot never changes. Of the live tree the kernel keeps nothing: with several programs
             // at work it may take a listing from before a change for one from after it.
-            let lasting = matches!(Place::of(ino.0), Place::Tree(node) if node.ordinal != 0);
-            let flags =
-                if lasting { FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-            reply.opened(FileHandle(0), flags);
+            match Place::of(ino.0) {
+                Place::Tree(node) if node.ordinal != 0 => {
+                    reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+                }
+                Place::Tree(_) => reply.opened(FileHandle(self.service.listings.open()), FopenFlags::empty()),
+                _ => reply.opened(FileHandle(0), FopenFlags::empty()),
+            }
         });
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.service.serve("readdir", || self.list(ino, offset, Names(reply)));
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.service.serve("releasedir", || {
+            self.service.listings.close(handle.0);
+            reply.ok();
+        });
     }
 
-    fn readdirplus(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
+    fn readdir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.service.serve("readdir", || self.list(ino, handle, offset, Names(reply)));
+    }
+
+    fn readdirplus(&self, request: &Request, ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (parent, by) = (Place::of(ino.0), request.pid());
         let reply = NamesAndAttributes { reply, parent, service: self.service.clone(), by };
-        self.service.serve("readdirplus", || self.list(ino, offset, reply));
+        self.service.serve("readdirplus", || self.list(ino, handle, offset, reply));
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {

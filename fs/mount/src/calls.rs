@@ -146,8 +146,8 @@ pub(crate) trait Listing {
 
 /// The next entries where attributes of some are damaged: the others have nothing to do with them. Those have none, and who asks for
 /// one of them alone gets the error.
-fn one_by_one(volume: &Volume, access: Access, directory: NodeId, cookie: u64) -> FsResult<Vec<DirEntry>> {
-    let mut entries = volume.readdir(access, directory, cookie, ENTRIES_AT_A_TIME, false)?;
+fn one_by_one(volume: &Volume, access: Access, directory: NodeId, cookie: u64, end: u64) -> FsResult<Vec<DirEntry>> {
+    let mut entries = volume.readdir(access, directory, cookie, end, ENTRIES_AT_A_TIME, false)?;
     for entry in &mut entries {
         entry.attr = match volume.getattr(access, entry.node) {
             Ok(attr) => Some(attr),
@@ -158,19 +158,19 @@ fn one_by_one(volume: &Volume, access: Access, directory: NodeId, cookie: u64) -
     Ok(entries)
 }
 
-/// Fills `reply` with the entries of `directory` after `cookie`; those of trees have cookies above any other. An error
-/// after the first entry ends the reply instead: the next request meets it again.
+/// Fills `reply` with the entries of `directory` after `cookie` and before `end`; those of trees have cookies above any
+/// other. An error after the first entry ends the reply instead: the next request meets it again.
 pub(crate) fn list<L: Listing>(
     volume: &Volume,
     access: Access,
     directory: NodeId,
-    mut cookie: u64,
+    (mut cookie, end): (u64, u64),
     reply: &mut L,
 ) -> FsResult<()> {
     let mut added = false;
     loop {
-        let entries = match volume.readdir(access, directory, cookie, ENTRIES_AT_A_TIME, L::WITH_ATTRIBUTES) {
-            Err(FsError::Io(_)) if L::WITH_ATTRIBUTES => one_by_one(volume, access, directory, cookie),
+        let entries = match volume.readdir(access, directory, cookie, end, ENTRIES_AT_A_TIME, L::WITH_ATTRIBUTES) {
+            Err(FsError::Io(_)) if L::WITH_ATTRIBUTES => one_by_one(volume, access, directory, cookie, end),
             entries => entries,
         };
         let entries = match entries {

@@ -19,6 +19,7 @@ mod errno;
 mod error;
 mod invalidate;
 mod keeper;
+mod listings;
 // Takes over a descriptor that the mount helper sends.
 #[allow(unsafe_code)]
 mod kernel_mount;

@@ -13,6 +13,7 @@ use crate::control::Control;
 use crate::control_files::ControlFiles;
 use crate::convert;
 use crate::invalidate::Invalidator;
+use crate::listings::Listings;
 use crate::nodes::Place;
 use crate::pacer::Pacer;
 use crate::panics;
@@ -64,6 +65,7 @@ pub(crate) struct Service {
     pub(crate) owner: Owner,
     pub(crate) removed: Removed,
     pub(crate) settling: Arc<Settling>,
+    pub(crate) listings: Listings,
     mounted_at: Time,
     /// When `snapshots/` was last changed through this mount.
     snapshots_changed: Mutex<Time>,
@@ -100,6 +102,7 @@ impl Service {
             owner: Owner { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() },
             removed: Removed::default(),
             settling: Arc::default(),
+            listings: Listings::default(),
             mounted_at,
             snapshots_changed: Mutex::new(mounted_at),
             data: Pool::new("axiomfs-data", workers, MAX_WAITING_BYTES, pacer.decoder())?,

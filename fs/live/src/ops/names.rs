@@ -71,7 +71,7 @@ impl Volume {
                 return Err(FsError::Exists.into());
             }
             let ino = next_ino(dir);
-            let (seq, gid, setgid) = enter(change, dir, &name, ino, make.kind)?;
+            let (seq, gid, setgid) = enter(change, dir, &name, ino, make.kind, None)?;
             let mut perm = inherit(change, dir, ino, make)?;
             if setgid && make.kind == FileKind::Directory {
                 perm |= SGID;
@@ -188,7 +188,7 @@ impl Volume {
                     if let Some(target) = &target {
                         replace(change, &source, to, target)?;
                     }
-                    relink(change, from, &source, to, &new_name)
+                    relink(change, from, &source, to, &new_name, target.map(|target| target.seq))
                 }
             }
         })
@@ -225,7 +225,7 @@ impl Volume {
                 Inode { nlink, .. } if *nlink >= LINK_MAX => return Err(FsError::TooManyLinks.into()),
                 _ => {}
             }
-            let (seq, ..) = enter(change, dir, &name, ino, kind)?;
+            let (seq, ..) = enter(change, dir, &name, ino, kind, None)?;
             let now = change.now;
             let inode = change.inode_mut(ino)?;
             inode.nlink += 1;
@@ -235,7 +235,19 @@ impl Volume {
         })
     }
 
-    /// Up to `limit` entries after `cookie` (0 for the first), without `.` and `..`.
+    /// Where a directory ends now: entries made later have cookies from this one on.
+    ///
+    /// # Errors
+    /// `NotDirectory`, `Stale`, or the tree can't be read.
+    pub fn directory_end(&self, access: Access, node: NodeId) -> FsResult<u64> {
+        self.shared.look(access, node, |view| {
+            let inode = view.inode(node.ino)?.ok_or(FsError::Stale)?;
+            directory(&inode)?;
+            Ok(inode.next_seq.max(FIRST_SEQ))
+        })
+    }
+
+    /// Up to `limit` entries after `cookie` (0 for the first) and before `end`, without `.` and `..`.
     ///
     /// # Errors
     /// `NotDirectory`, `Stale`, or the tree can't be read.
@@ -244,12 +256,13 @@ impl Volume {
         access: Access,
         node: NodeId,
         cookie: u64,
+        end: u64,
         limit: usize,
         with_attr: bool,
     ) -> FsResult<Vec<DirEntry>> {
         self.shared.look(access, node, |view| {
             directory(&view.inode(node.ino)?.ok_or(FsError::Stale)?)?;
-            let found = view.entries(node.ino, cookie.max(FIRST_SEQ - 1), limit)?;
+            let found = view.entries(node.ino, cookie.max(FIRST_SEQ - 1), end, limit)?;
             let mut entries = Vec::with_capacity(found.len());
             for Found { seq, entry } in found {
                 let attr = if with_attr {
@@ -331,8 +344,16 @@ fn inherit(change: &mut Change<'_>, dir: u64, ino: u64, make: &Make<'_>) -> OpRe
     Ok(perm)
 }
 
-/// Puts a name into a directory. Returns its sequence, the directory's group and whether new files inherit that.
-fn enter(change: &mut Change<'_>, dir: u64, name: &Arc<[u8]>, ino: u64, kind: FileKind) -> OpResult<(u64, u32, bool)> {
+/// Puts a name into a directory, in the `place` that it had just now or at the end. Returns its sequence, the directory's group and
+/// whether new files inherit that.
+fn enter(
+    change: &mut Change<'_>,
+    dir: u64,
+    name: &Arc<[u8]>,
+    ino: u64,
+    kind: FileKind,
+    place: Option<u64>,
+) -> OpResult<(u64, u32, bool)> {
     let now = change.now;
     let parent = change.inode_mut(dir)?;
     directory(parent)?;
@@ -342,8 +363,9 @@ fn enter(change: &mut Change<'_>, dir: u64, name: &Arc<[u8]>, ino: u64, kind: Fi
     if links_of(kind) > 0 && parent.nlink == u32::MAX {
         return Err(FsError::TooManyLinks.into());
     }
-    let seq = parent.next_seq.max(FIRST_SEQ);
-    parent.next_seq = seq + 1;
+    let end = parent.next_seq.max(FIRST_SEQ);
+    let seq = place.unwrap_or(end);
+    parent.next_seq = end.max(seq + 1);
     parent.size += 1;
     parent.nlink += links_of(kind);
     parent.mtime = now;
@@ -400,11 +422,18 @@ fn replace(change: &mut Change<'_>, source: &Found, to: u64, target: &Found) -> 
     Ok(())
 }
 
-/// Moves an entry to another name.
-fn relink(change: &mut Change<'_>, from: u64, source: &Found, to: u64, name: &Arc<[u8]>) -> OpResult<()> {
+/// Moves an entry to another name, in the `place` of the one of that name that was replaced.
+fn relink(
+    change: &mut Change<'_>,
+    from: u64,
+    source: &Found,
+    to: u64,
+    name: &Arc<[u8]>,
+    place: Option<u64>,
+) -> OpResult<()> {
     leave(change, from, source)?;
     let entry = &source.entry;
-    let (seq, ..) = enter(change, to, name, entry.ino, entry.kind)?;
+    let (seq, ..) = enter(change, to, name, entry.ino, entry.kind, place)?;
     let now = change.now;
     let inode = change.inode_mut(entry.ino)?;
     inode.ctime = now;
@@ -423,7 +452,7 @@ fn exchange(change: &mut Change<'_>, from: u64, source: &Found, to: u64, target:
     leave(change, from, source)?;
     leave(change, to, target)?;
     for (dir, place, moved) in [(from, source, target), (to, target, source)] {
-        let (seq, ..) = enter(change, dir, &place.entry.name, moved.entry.ino, moved.entry.kind)?;
+        let (seq, ..) = enter(change, dir, &place.entry.name, moved.entry.ino, moved.entry.kind, Some(place.seq))?;
         let now = change.now;
         let inode = change.inode_mut(moved.entry.ino)?;
         inode.ctime = now;

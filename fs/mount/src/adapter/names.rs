@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use axiomfs_live::{Access, FileKind, FsError, FsResult, Make, NodeId, RenameMode, Volume};
-use fuser::{INodeNo, ReplyEmpty, ReplyEntry, Request};
+use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, Request};
 
 use super::{Adapter, caller, changeable, own};
 use crate::calls;
@@ -89,15 +89,15 @@ impl Adapter {
     }
 
     /// Answers with the entries of a directory.
-    pub(super) fn list<R: ListingReply>(&self, directory: INodeNo, cookie: u64, mut reply: R) {
+    pub(super) fn list<R: ListingReply>(&self, directory: INodeNo, handle: FileHandle, cookie: u64, mut reply: R) {
         let (place, mut cookie) = (Place::of(directory.0), cookie);
         if let (Place::Tree(node), 0) = (place, cookie) {
             // The kernel asks for the time again after each listing it got from here.
             self.service.volume.accessed(node);
         }
-        match fill(&self.service, Access::Cached, place, &mut cookie, &mut reply) {
+        match fill(&self.service, Access::Cached, (place, handle), &mut cookie, &mut reply) {
             Err(FsError::WouldBlock) => self.service.later(Lane::Metadata, 0, move |service| {
-                let result = fill(service, Access::Wait, place, &mut cookie, &mut reply);
+                let result = fill(service, Access::Wait, (place, handle), &mut cookie, &mut reply);
                 reply.finish(result);
             }),
             result => reply.finish(result),
@@ -134,11 +134,11 @@ fn send_removed(
 fn fill<R: ListingReply>(
     service: &Service,
     access: Access,
-    directory: Place,
+    (directory, handle): (Place, FileHandle),
     cookie: &mut u64,
     reply: &mut R,
 ) -> FsResult<()> {
-    match fill_from_tree(service, access, directory, cookie, reply) {
+    match fill_from_tree(service, access, (directory, handle), cookie, reply) {
         Err(FsError::Stale) if service.removed.directory(directory.node()).is_some() => Ok(()),
         result => result,
     }
@@ -147,10 +147,11 @@ fn fill<R: ListingReply>(
 fn fill_from_tree<R: ListingReply>(
     service: &Service,
     access: Access,
-    directory: Place,
+    (directory, handle): (Place, FileHandle),
     cookie: &mut u64,
     reply: &mut R,
 ) -> FsResult<()> {
+    let end = listing_end(service, access, directory, handle, *cookie)?;
     // Entries have cookies above those of `.` and `..`.
     if *cookie < DOT_DOT {
         let parent = service.parent(access, directory)?;
@@ -160,11 +161,28 @@ fn fill_from_tree<R: ListingReply>(
         *cookie = DOT_DOT;
     }
     match directory {
-        Place::Tree(node) => calls::list(&service.volume, access, node, *cookie, reply),
+        Place::Tree(node) => calls::list(&service.volume, access, node, (*cookie, end), reply),
         place => {
             own::forget_listing_soon(service, place);
             service.list_own(access, place, *cookie, reply)
         }
+    }
+}
+
+/// Where a listing ends: at its start, or in the middle by a handle that is new, where the directory ends now.
+fn listing_end(service: &Service, access: Access, directory: Place, handle: FileHandle, cookie: u64) -> FsResult<u64> {
+    match directory {
+        Place::Tree(node) if node.ordinal == 0 => {
+            if cookie > 0
+                && let Some(end) = service.listings.end(handle.0)
+            {
+                return Ok(end);
+            }
+            let end = service.volume.directory_end(access, node)?;
+            service.listings.begin(handle.0, end);
+            Ok(end)
+        }
+        _ => Ok(u64::MAX),
     }
 }
 
