@@ -97,11 +97,6 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// Bytes that are left.
-    pub(crate) fn left(&self) -> usize {
-        self.rest.len()
-    }
-
     /// Nothing may be left.
     pub(crate) fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed("it is longer than its fields")) }

@@ -30,7 +30,7 @@ impl FrameKind {
     }
 
     /// Bytes that `encoded` take in a pack.
-    fn stored(self, encoded: usize) -> usize {
+    pub(crate) fn stored(self, encoded: usize) -> usize {
         TAG_LEN + if self.is_sealed() { padme(encoded) } else { encoded }
     }
 

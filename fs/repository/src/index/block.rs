@@ -1,12 +1,9 @@
-//! Blocks of an index segment, decoded in place (format.md §6).
+//! Chunk blocks and filters of an index segment, decoded in place (format.md §6).
 
 use axiomfs_api::TAG_LEN;
 
-use crate::codec::{Malformed, Put, Reader};
-use crate::crypto::SALT;
-use crate::frame::{FrameKind, FrameRecord, RECORD};
-use crate::ids::{ChunkId, PackId};
-use crate::limits;
+use crate::codec::{Malformed, Put};
+use crate::ids::ChunkId;
 
 /// Length of a chunk's row in bytes.
 pub(crate) const ROW: usize = 44;
@@ -132,99 +129,3 @@ fn probes(id: &ChunkId, bytes: usize) -> impl Iterator<Item = usize> {
         ((u128::from(h) * bits) >> 64) as usize
     })
 }
-
-/// A pack as a segment knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PackEntry {
-    pub(crate) id: PackId,
-    pub(crate) len: u64,
-    pub(crate) epoch: u32,
-    pub(crate) salt: [u8; SALT],
-    pub(crate) kind: FrameKind,
-}
-
-const PACK_ENTRY: usize = 32 + 8 + 4 + SALT + 1 + 4;
-
-pub(crate) fn encode_pack(entry: &PackEntry, frames: &[FrameRecord], out: &mut Vec<u8>) {
-    out.put(&entry.id.0);
-    out.put_u64(entry.len);
-    out.put_u32(entry.epoch);
-    out.put(&entry.salt);
-    out.put_u8(entry.kind.to_byte());
-    out.put_len32(frames.len());
-    for frame in frames {
-        frame.encode(out);
-    }
-}
-
-/// Packs with their frames, which are decoded when they are asked for.
-pub(crate) struct PackBlock {
-    bytes: Vec<u8>,
-    packs: Vec<PackInBlock>,
-}
-
-struct PackInBlock {
-    entry: PackEntry,
-    /// The number, through the segment, of its first frame.
-    first: u32,
-    /// Where its frames begin, and how many there are.
-    at: usize,
-    frames: usize,
-}
-
-impl PackBlock {
-    pub(crate) fn parse(bytes: Vec<u8>, first_frame: u32) -> Result<Self, Malformed> {
-        let mut r = Reader::new(&bytes);
-        let count = r.count16(PACK_ENTRY, usize::MAX)?;
-        let (mut packs, mut first) = (Vec::with_capacity(count), first_frame);
-        for _ in 0..count {
-            let (id, len, epoch) = (r.array()?.into(), r.u64()?, r.u32()?);
-            let entry = PackEntry { id, len, epoch, salt: r.array()?, kind: FrameKind::from_byte(r.u8()?)? };
-            if len > limits::PACK {
-                return Err(Malformed("a pack's length is not possible"));
-            }
-            let frames = r.count(RECORD, limits::FRAMES)?;
-            let at = bytes.len() - r.left();
-            r.bytes(frames * RECORD)?;
-            packs.push(PackInBlock { entry, first, at, frames });
-            first = u32::try_from(frames)
-                .ok()
-                .and_then(|n| first.checked_add(n))
-                .ok_or(Malformed("it counts too many frames"))?;
-        }
-        r.end()?;
-        Ok(Self { packs, bytes })
-    }
-
-    /// The frame with that number through the segment, and its pack. `chains` is how many the segment has.
-    pub(crate) fn frame(&self, number: u32, chains: usize) -> Result<(PackEntry, FrameRecord), Malformed> {
-        let place = self.packs.partition_point(|pack| pack.first <= number).checked_sub(1).ok_or(ROW_WITHOUT_FRAME)?;
-        let pack = &self.packs[place];
-        let within = (number - pack.first) as usize;
-        if within < pack.frames { Ok((pack.entry, self.decode(pack, within, chains)?)) } else { Err(ROW_WITHOUT_FRAME) }
-    }
-
-    fn decode(&self, pack: &PackInBlock, number: usize, chains: usize) -> Result<FrameRecord, Malformed> {
-        let frame = FrameRecord::decode(&mut Reader::new(&self.bytes[pack.at + number * RECORD..][..RECORD]))?;
-        let end = u64::from(frame.offset) + u64::from(frame.stored);
-        if usize::from(frame.chain) >= chains || frame.kind != pack.entry.kind || end > pack.entry.len {
-            return Err(Malformed("a frame does not fit its pack"));
-        }
-        Ok(frame)
-    }
-
-    /// All packs, each with its frames.
-    pub(crate) fn packs(&self, chains: usize) -> Result<Vec<(PackEntry, Vec<FrameRecord>)>, Malformed> {
-        let all = |pack: &PackInBlock| -> Result<_, Malformed> {
-            (0..pack.frames).map(|number| self.decode(pack, number, chains)).collect()
-        };
-        self.packs.iter().map(|pack| Ok((pack.entry, all(pack)?))).collect()
-    }
-
-    pub(crate) fn heap_bytes(&self) -> usize {
-        self.packs.len() * size_of::<PackInBlock>() + self.bytes.capacity()
-    }
-}
-
-/// A row past the end of its segment's frames.
-pub(crate) const ROW_WITHOUT_FRAME: Malformed = Malformed("a row names a frame that no pack has");

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::block::{ChunkBlock, Filter, PackBlock};
+use super::block::{ChunkBlock, Filter};
+use super::packs::PackBlock;
 use super::segment::BlockKind;
 use crate::ids::SegmentId;
 use crate::lru_bytes::ByteLru;

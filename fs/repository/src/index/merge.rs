@@ -5,7 +5,8 @@ use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::block::{ChunkBlock, PackBlock};
+use super::block::ChunkBlock;
+use super::packs::PackBlock;
 use super::root::{ROWS, Root};
 use super::segment::{BlockKind, Segment, block_number};
 use super::writer::{ROOT, SegmentWriter, Written};
@@ -253,7 +254,7 @@ fn copy_packs(index: &Index, segment: &Arc<Segment>, writer: &mut SegmentWriter)
     let mut copied = 0u64;
     for (number, (first, place)) in (0u32..).zip(&root.pack_blocks) {
         let bytes = segment.read(&index.source, BlockKind::Packs, number, *place)?;
-        let packs = PackBlock::parse(bytes, *first).and_then(|block| block.packs(root.chains.len()));
+        let packs = PackBlock::parse(&bytes, *first).and_then(|block| block.packs(root.chains.len()));
         for (entry, frames) in packs.in_object(segment.block_name(BlockKind::Packs, number))? {
             let first = writer.pack(&entry, &root.chains, &frames)?;
             first_frame.get_or_insert(first);

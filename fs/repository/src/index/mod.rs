@@ -3,6 +3,7 @@
 mod block;
 mod cache;
 mod merge;
+mod packs;
 mod root;
 mod segment;
 mod writer;
@@ -11,13 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axiomfs_api::Seal;
 
-use block::{ChunkBlock, Filter, PackBlock, ROW_WITHOUT_FRAME};
-pub(crate) use block::{PackEntry, Row};
+pub(crate) use block::Row;
+use block::{ChunkBlock, Filter};
 use cache::Block;
 pub(crate) use cache::IndexCache;
 #[cfg(test)]
 pub(crate) use merge::write_segment_within;
 pub(crate) use merge::{NewPack, write_segment};
+pub(crate) use packs::PackEntry;
+use packs::{PackBlock, ROW_WITHOUT_FRAME};
 use root::{Place, Root};
 pub use segment::SegmentRef;
 use segment::{BlockKind, Segment, block_number};
@@ -169,23 +172,18 @@ impl Index {
             (None, Io::Allowed) => segment.root(&self.source)?,
             (None, Io::Never) => return Ok(false),
         };
-        // Equal ids may run over several blocks.
-        let mut number = root.first_block(id);
-        while root.may_hold(number, id) {
-            let Some(filter) = self.filter(segment, root, root.filter_of(number), io)? else { return Ok(false) };
-            if !filter.may_contain(id) {
-                // The next block may begin with the id, under another filter.
-                number += 1;
-                continue;
-            }
-            let Some(block) = self.chunks(segment, root, number, io)? else { return Ok(false) };
-            for row in block.find(id) {
-                match self.frame(segment, root, &row, io)? {
-                    Some(located) => found.push(located),
-                    None => return Ok(false),
+        for number in root.filters_of(id) {
+            let Some(filter) = self.filter(segment, root, number, io)? else { return Ok(false) };
+            let blocks = if filter.may_contain(id) { root.blocks_of(id, number) } else { 0..0 };
+            for number in blocks {
+                let Some(block) = self.chunks(segment, root, number, io)? else { return Ok(false) };
+                for row in block.find(id) {
+                    match self.frame(segment, root, &row, io)? {
+                        Some(located) => found.push(located),
+                        None => return Ok(false),
+                    }
                 }
             }
-            number += 1;
         }
         Ok(true)
     }
@@ -206,7 +204,7 @@ impl Index {
         }
         for (number, (first, place)) in root.pack_blocks.iter().enumerate() {
             let Some((bytes, key)) = of(BlockKind::Packs, number, *place) else { continue };
-            if let Ok(block) = PackBlock::parse(bytes, *first) {
+            if let Ok(block) = PackBlock::parse(&bytes, *first) {
                 let size = block.heap_bytes();
                 self.cache.put(key, Block::Packs(Arc::new(block)), size);
             }
@@ -266,7 +264,7 @@ impl Index {
     ) -> Result<Option<Arc<PackBlock>>, RepositoryError> {
         let (first, place) = root.pack_blocks[number];
         let parse = |bytes: Vec<u8>| {
-            let block = PackBlock::parse(bytes, first)?;
+            let block = PackBlock::parse(&bytes, first)?;
             let size = block.heap_bytes();
             Ok((Block::Packs(Arc::new(block)), size))
         };
@@ -332,12 +330,13 @@ pub(crate) fn decode_block_for_tests(bytes: &[u8]) {
         let Ok(root) = Root::decode(bytes, 1 << 20) else { continue };
         for number in 0..=root.blocks() {
             assert_eq!(root.block(number).is_some(), number < root.blocks());
-            assert!(number == root.blocks() || root.filter_of(number) < root.filters.len());
         }
         let id = ChunkId([9; 32]);
-        assert!(root.first_block(&id) <= root.blocks() && !root.may_hold(root.blocks(), &id));
+        for filter in root.filters_of(&id) {
+            assert!(filter < root.filters.len() && root.blocks_of(&id, filter).all(|block| block < root.blocks()));
+        }
     }
-    if let Ok(block) = PackBlock::parse(bytes.to_vec(), 7) {
+    if let Ok(block) = PackBlock::parse(bytes, 7) {
         drop((block.packs(3), block.frame(9, 3)));
     }
     if let Ok(filter) = Filter::parse(bytes.to_vec()) {

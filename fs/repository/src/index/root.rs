@@ -1,5 +1,7 @@
 //! The root of an index segment: where its blocks lie (format.md §6).
 
+use std::ops::Range;
+
 use super::block::sealed_rows;
 use crate::codec::{Malformed, Put, Reader};
 use crate::ids::ChunkId;
@@ -33,6 +35,8 @@ pub(crate) struct Root {
     pub(crate) packs: u32,
     /// The first bytes of each chunk block's first id.
     fences: Vec<u64>,
+    /// Those of the first block under each filter.
+    filter_fences: Vec<u64>,
     blocks: Blocks,
     /// Chunk blocks under a filter.
     filtered: u16,
@@ -58,6 +62,7 @@ impl Root {
             frames: 0,
             packs: 0,
             fences: Vec::new(),
+            filter_fences: Vec::new(),
             blocks: Blocks::Regular { rows: ROWS, first: Vec::new() },
             filtered: FILTERED,
             filters: Vec::new(),
@@ -72,6 +77,7 @@ impl Root {
             && self.fences.len().is_multiple_of(usize::from(self.filtered))
         {
             first.push(offset);
+            self.filter_fences.push(fence(first_id));
         }
         self.fences.push(fence(first_id));
         debug_assert!(self.block(self.blocks() - 1).is_some_and(|(_, place)| place.offset == offset), "blocks follow");
@@ -99,19 +105,17 @@ impl Root {
         }
     }
 
-    /// The filter over a chunk block.
-    pub(crate) fn filter_of(&self, block: usize) -> usize {
-        block / usize::from(self.filtered)
+    /// Filters over the chunk blocks that may have rows of `id`: one, unless equal ids run over several.
+    pub(crate) fn filters_of(&self, id: &ChunkId) -> Range<usize> {
+        holders(&self.filter_fences, fence(id))
     }
 
-    /// The first chunk block that may have a row of `id`; all that [`may_hold`](Self::may_hold) from there on may.
-    pub(crate) fn first_block(&self, id: &ChunkId) -> usize {
-        first_not_below(&self.fences, fence(id)).saturating_sub(1)
-    }
-
-    /// Whether rows of `id` may be in that block, if it isn't before [`first_block`](Self::first_block).
-    pub(crate) fn may_hold(&self, block: usize, id: &ChunkId) -> bool {
-        self.fences.get(block).is_some_and(|first| *first <= fence(id))
+    /// The chunk blocks under a filter that may have rows of `id`.
+    pub(crate) fn blocks_of(&self, id: &ChunkId, filter: usize) -> Range<usize> {
+        let first = filter * usize::from(self.filtered);
+        let end = (first + usize::from(self.filtered)).min(self.fences.len());
+        let within = holders(&self.fences[first..end], fence(id));
+        first + within.start..first + within.end
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -188,9 +192,11 @@ impl Root {
         if rows.div_ceil(full.into()) != count as u64 || filters.len() != count.div_ceil(usize::from(filtered)) {
             return Err(Malformed("it has another number of chunk blocks than its rows need"));
         }
-        let fences = r.bytes(count * 8)?.as_chunks().0.iter().map(|first| u64::from_be_bytes(*first)).collect();
+        let fences = r.bytes(count * 8)?.as_chunks().0.iter().map(|first| u64::from_be_bytes(*first));
+        let fences: Vec<u64> = fences.collect();
+        let filter_fences = fences.iter().copied().step_by(filtered.into()).collect();
         let (blocks, pack_blocks) = (Blocks::Regular { rows: full, first }, decode_packs(r, end)?);
-        let root = Self { chains, rows, frames, packs, fences, blocks, filtered, filters, pack_blocks };
+        let root = Self { chains, rows, frames, packs, fences, filter_fences, blocks, filtered, filters, pack_blocks };
         // Of the blocks under a filter the first and the last: the others lie between.
         let ends = (0..count).filter(|block| (block + 1) % usize::from(filtered) < 2).chain(count.checked_sub(1));
         if !ends.map(|block| root.block(block)).all(|block| block.is_some_and(|(_, place)| place.is_within(end))) {
@@ -216,8 +222,9 @@ impl Root {
         if filters.len() != list.len().div_ceil(FILTERED_1.into()) {
             return Err(Malformed("it has another number of filters than its chunk blocks need"));
         }
+        let filter_fences = fences.iter().copied().step_by(FILTERED_1.into()).collect();
         let (blocks, filtered, pack_blocks) = (Blocks::Listed(list), FILTERED_1, decode_packs(r, end)?);
-        Ok(Self { chains, rows, frames, packs, fences, blocks, filtered, filters, pack_blocks })
+        Ok(Self { chains, rows, frames, packs, fences, filter_fences, blocks, filtered, filters, pack_blocks })
     }
 }
 
@@ -225,20 +232,11 @@ fn decode_packs(r: &mut Reader<'_>, end: u64) -> Result<Vec<(u32, Place)>, Malfo
     (0..r.count(16, usize::MAX)?).map(|_| Ok((r.u32()?, Place::decode(r, end)?))).collect()
 }
 
-/// Where the first of the ascending `fences` is that is `wanted` or more. Ids are hashes, so it lies about where its value says:
-/// beginning there the search stays within few pages. It is right for any numbers.
-fn first_not_below(fences: &[u64], wanted: u64) -> usize {
-    const NEAR: usize = 512;
-    let guess = ((u128::from(wanted) * fences.len() as u128) >> 64) as usize;
-    let (mut low, mut high) = (guess.saturating_sub(NEAR), (guess + NEAR).min(fences.len()));
-    let mut step = 2 * NEAR;
-    while low > 0 && fences[low] >= wanted {
-        (low, high, step) = (low.saturating_sub(step), low, 2 * step);
-    }
-    while high < fences.len() && fences[high] < wanted {
-        (low, high, step) = (high, (high + step).min(fences.len()), 2 * step);
-    }
-    low + fences[low..high].partition_point(|first| *first < wanted)
+/// What begins at one of the ascending `fences` and may hold `wanted`: it does not begin behind it, nor does the next one before it.
+fn holders(fences: &[u64], wanted: u64) -> Range<usize> {
+    let start = fences.partition_point(|first| *first < wanted);
+    let equal = fences[start..].iter().take_while(|first| **first == wanted).count();
+    start.saturating_sub(1)..start + equal
 }
 
 fn fence(id: &ChunkId) -> u64 {
@@ -268,8 +266,6 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::ids::ChunkId;
 
@@ -306,7 +302,6 @@ mod tests {
                 let found: Vec<_> = (0..root.blocks()).map(|number| root.block(number).expect("a block")).collect();
                 assert_eq!(found, places);
                 assert_eq!(root.block(places.len()), None);
-                assert_eq!(root.filter_of(places.len() - 1) + 1, root.filters.len());
             }
         }
     }
@@ -331,8 +326,8 @@ mod tests {
 
     #[test]
     fn fences_find_what_whole_ids_do() {
-        // Ids that differ early, late, and not at all.
-        let mut root = Root::new();
+        // Ids that differ early, late, and not at all, under filters of three blocks each.
+        let mut root = Root { filtered: 3, ..Root::new() };
         let firsts: Vec<ChunkId> = [(1, 1), (1, 3), (1, 3), (2, 0), (2, 5), (7, 5), (7, 5), (7, 9)]
             .map(|(first, last)| id(first, last))
             .into();
@@ -342,8 +337,8 @@ mod tests {
         }
         for (first, last) in (0..9).flat_map(|first| (0..11).map(move |last| (first, last))) {
             let wanted = id(first, last);
-            let begin = root.first_block(&wanted);
-            let searched: Vec<usize> = (begin..).take_while(|block| root.may_hold(*block, &wanted)).collect();
+            let filters = root.filters_of(&wanted);
+            let searched: Vec<usize> = filters.flat_map(|filter| root.blocks_of(&wanted, filter)).collect();
             // A block can have it unless it begins behind it, or the next one before it.
             let can =
                 |block: &usize| firsts[*block] <= wanted && firsts.get(block + 1).is_none_or(|next| *next >= wanted);
@@ -374,21 +369,7 @@ mod tests {
             (root.block(0), root.block(1), root.block(2)),
             (Some((512, places[0])), Some((88, places[1])), None)
         );
-        assert_eq!((root.first_block(&id(4, 0)), root.filter_of(1), root.rows), (1, 0, 600));
+        assert_eq!((root.filters_of(&id(4, 0)), root.blocks_of(&id(4, 0), 0), root.rows), (0..1, 1..2, 600));
         assert!(Root::decode(&bytes, 27_395).is_err(), "its filter would pass the end");
-    }
-
-    proptest! {
-        #[test]
-        fn the_search_from_a_guess_finds_what_any_other_does(
-            mut fences in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..100, (u64::MAX - 100)..=u64::MAX], 0..3000),
-            more in prop::collection::vec(any::<u64>(), 5)
-        ) {
-            fences.sort_unstable();
-            let some: Vec<u64> = fences.iter().copied().step_by(97).collect();
-            for wanted in more.into_iter().chain(some).chain([0, 1, 50, u64::MAX]) {
-                prop_assert_eq!(first_not_below(&fences, wanted), fences.partition_point(|first| *first < wanted));
-            }
-        }
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use axiomfs_api::Seal;
 
-use super::block::{Filter, PackEntry, ROW, Row, encode_pack};
+use super::block::{Filter, ROW, Row};
+use super::packs::{PackEntry, encode_pack};
 use super::root::{FILTERED, Place, ROWS, Root, VERSION};
 use super::segment::{BlockKind, END, HEADER, MAGIC, SegmentRef, SegmentSeal, block_number};
 use crate::codec::Put;
