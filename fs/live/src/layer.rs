@@ -24,6 +24,17 @@ pub enum Stand {
     Gone,
 }
 
+impl Stand {
+    fn target_len(&self) -> usize {
+        if let Self::Put(inode) = self { target_len(inode) } else { 0 }
+    }
+}
+
+/// Bytes of a symbolic link's target, which are shared by no other record.
+fn target_len(inode: &Inode) -> usize {
+    inode.target.as_ref().map_or(0, |target| target.len())
+}
+
 /// Extended attributes by name; `None` for one that is removed.
 pub type XattrDelta = BTreeMap<Arc<[u8]>, Option<Arc<[u8]>>>;
 
@@ -166,11 +177,9 @@ impl Layer {
         match edit {
             Edit::Create(ino, inode) => {
                 self.max_ino = self.max_ino.max(*ino);
-                let node = self.node_mut(*ino);
-                node.fresh = true;
-                node.stand = Stand::Put(inode.clone());
+                self.put(*ino, inode, true);
             }
-            Edit::Update(ino, inode) => self.node_mut(*ino).stand = Stand::Put(inode.clone()),
+            Edit::Update(ino, inode) => self.put(*ino, inode, false),
             Edit::Remove(ino) => self.remove(*ino),
             Edit::Link { dir, seq, entry } => self.link(*dir, *seq, entry),
             Edit::Unlink { dir, seq, name } => self.unlink(*dir, *seq, name),
@@ -208,7 +217,17 @@ impl Layer {
         })
     }
 
+    fn put(&mut self, ino: u64, inode: &Inode, fresh: bool) {
+        let node = self.node_mut(ino);
+        node.fresh |= fresh;
+        let before = std::mem::replace(&mut node.stand, Stand::Put(Box::new(inode.clone())));
+        self.heap = (self.heap + target_len(inode)).saturating_sub(before.target_len());
+    }
+
     fn lay(&mut self, ino: u64, run: Run) {
+        if let RunSource::Inline { bytes, .. } = &run.source {
+            self.heap += bytes.len();
+        }
         let extents = &mut self.node_mut(ino).extents;
         let is_first = extents.is_none();
         let extents = extents.get_or_insert_default();
@@ -224,13 +243,13 @@ impl Layer {
         let node = self.node_mut(ino);
         let extents = node.extents.take();
         let fresh = node.fresh;
-        let runs = extents.as_ref().map_or(0, |extents| extents.len());
+        let freed = extents.as_ref().map_or(0, |extents| extents.len()) * RUN_COST + node.stand.target_len();
         if fresh {
             self.nodes.remove(&ino);
-            self.heap = self.heap.saturating_sub(NODE_COST + runs * RUN_COST);
+            self.heap = self.heap.saturating_sub(NODE_COST + freed);
         } else {
             *node = NodeDelta { stand: Stand::Gone, ..NodeDelta::default() };
-            self.heap = self.heap.saturating_sub(runs * RUN_COST);
+            self.heap = self.heap.saturating_sub(freed);
         }
         self.files -= u64::from(extents.is_some());
     }
@@ -342,6 +361,24 @@ mod tests {
         layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
         layer.apply(&Edit::Remove(7), None);
         assert!(matches!(layer.node(7), Some(NodeDelta { stand: Stand::Gone, .. })));
+    }
+
+    #[test]
+    fn what_it_takes_counts_targets_of_links_and_bytes_that_stand_in_runs() {
+        let mut layer = Layer::default();
+        let link = |len: usize| Box::new(Inode { target: Some(vec![b'x'; len].into()), ..*inode(FileKind::Symlink) });
+        layer.apply(&Edit::Create(1024, inode(FileKind::Symlink)), None);
+        let bare = layer.heap();
+        layer.apply(&Edit::Create(1025, link(4000)), None);
+        assert_eq!(layer.heap(), 2 * bare + 4000);
+        layer.apply(&Edit::Update(1025, link(4000)), None);
+        assert_eq!(layer.heap(), 2 * bare + 4000);
+        layer.apply(&Edit::Remove(1025), None);
+        assert_eq!(layer.heap(), bare);
+        let bytes: Arc<[u8]> = vec![1; 512].into();
+        let run = Run { offset: 0, len: 512, source: RunSource::Inline { bytes, skip: 0 } };
+        layer.apply(&Edit::Map { ino: 1024, run }, None);
+        assert_eq!(layer.heap(), bare + RUN_COST + 512);
     }
 
     #[test]
