@@ -130,14 +130,12 @@ impl Shared {
 
     pub(crate) fn has_room(&self, state: &State, need: Need) -> bool {
         // Removals make room, and so may go on where others wait; but not without a bound.
-        let (frozen, heap) = match need {
-            Need::Reserve => (FROZEN_MAX, 2 * self.layer_max()),
-            Need::Snapshot => (FROZEN_SNAPSHOT_MAX, self.layer_max()),
-            Need::Room => (FROZEN_MAX, self.layer_max()),
-        };
-        let layers = state.frozen.len() < frozen || state.active.heap() < heap;
+        let more = if need == Need::Reserve { 2 } else { 1 };
+        let heap: usize = state.frozen.iter().map(|layer| layer.heap()).sum::<usize>() + state.active.heap();
+        let layers = heap < (FROZEN_MAX + more) * self.layer_max();
+        let frozen = need != Need::Snapshot || state.frozen.len() < FROZEN_SNAPSHOT_MAX;
         let staged = need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max;
-        layers && staged
+        layers && frozen && staged
     }
 
     /// Works out a change under the lock, logs it, folds it in. `data` goes into the same record.

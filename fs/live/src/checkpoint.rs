@@ -12,10 +12,10 @@ use axiomfs_repository::{FrameClass, FrameKind, Label, RepositoryError, Snapshot
 use thiserror::Error;
 
 use crate::audit;
-use crate::background::describe;
 use crate::change::{FROZEN_MAX, FROZEN_SNAPSHOT_MAX};
 use crate::edit::Edit;
 use crate::extent_map::{Run, RunSource};
+use crate::growing::Growing;
 use crate::ingest::{Ingest, Paths};
 use crate::layer::{Layer, NodeDelta, Slot, Stand};
 use crate::ledger::{Made, SharedLedger};
@@ -83,7 +83,8 @@ pub(crate) struct Checkpointer {
     pub failed: bool,
 }
 
-type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+/// Changes of a tree: each key with its new value, or with none.
+pub(crate) type Edits = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl Checkpointer {
     /// Goes on from what the ledger says.
@@ -242,7 +243,7 @@ pub(crate) fn write_table(
 }
 
 /// Puts new nodes of a tree into packs.
-struct Sink<'a>(&'a Shared);
+pub(crate) struct Sink<'a>(pub &'a Shared);
 
 impl tree::NodeSink for Sink<'_> {
     type Error = RepositoryError;
@@ -279,7 +280,7 @@ fn apply_layer(
     let mut pass = sealing.begin(&mut ingest, base, layer)?;
     let mut inos: Vec<u64> = layer.nodes().map(|(ino, _)| ino).chain(pass.left_alone(layer)).collect();
     inos.sort_unstable();
-    let mut edits: Edits = Vec::with_capacity(inos.len() * 4);
+    let mut tree = Growing::new(shared, base, inos.len() * 4);
     let mut orphans: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
     for ino in layer.orphans() {
         orphans.insert(record::orphan_key(ino), Some(Vec::new()));
@@ -293,14 +294,17 @@ fn apply_layer(
     let untouched = NodeDelta::default();
     for ino in inos {
         let delta = layer.node(ino).unwrap_or(&untouched);
-        node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, &mut edits)?;
+        match delta.stand {
+            Stand::Gone => tree.remove_all(ino)?,
+            _ => node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, tree.edits())?,
+        }
+        tree.apply_if_many()?;
     }
     // These lists stand under inode 0, before everything else, in the order of their kinds.
     let lists: Edits = orphans.into_iter().chain(pass.end(shared, sealing)).collect();
-    let changed = !lists.is_empty() || !edits.is_empty();
-    let all = lists.into_iter().chain(audit::tree_edits(layer)).chain(edits);
-    let root = tree::apply::<_, _, CheckpointError>(&nodes, &mut Sink(shared), base, all)?;
-    Ok(Applied { root, changed })
+    let listed = !lists.is_empty();
+    let (root, changed) = tree.end(lists.into_iter().chain(audit::tree_edits(layer)))?;
+    Ok(Applied { root, changed: listed || changed })
 }
 
 /// What one inode's delta changes in the tree, in the order of keys.
@@ -313,9 +317,6 @@ fn node_edits(
     pass: &mut Pass,
     edits: &mut Edits,
 ) -> Result<(), CheckpointError> {
-    if let Stand::Gone = delta.stand {
-        return remove_all(ingest.shared, base, nodes, ino, edits);
-    }
     if let Stand::Put(inode) = &delta.stand {
         let mut value = Vec::with_capacity(64);
         inode.encode(&mut value);
@@ -347,33 +348,6 @@ fn node_edits(
         let Some(inode) = ingest.view.inode(ino)? else { return Ok(()) };
         let runs = pass.file(ingest, ino, &inode, delta.extents.as_deref())?;
         extent_edits(if delta.fresh { None } else { base }, nodes, ino, &inode, &runs, edits)?;
-    }
-    Ok(())
-}
-
-fn remove_all(
-    shared: &Shared,
-    base: Option<Root>,
-    nodes: Nodes<'_>,
-    ino: u64,
-    edits: &mut Edits,
-) -> Result<(), CheckpointError> {
-    let from = record::inode_key(ino);
-    let to = record::inode_key(ino + 1);
-    let before = edits.len();
-    for item in tree::range(&nodes, base, Bound::Included(&from), Bound::Excluded(&to)) {
-        match item {
-            Ok((key, _)) => edits.push((key.to_vec(), None)),
-            // All of it stays in the tree: nothing leads there, the number is never used again, and what is beside a damaged node may
-            // have to be put together with it where it gets too small.
-            Err(error) if error.is_damage() => {
-                edits.truncate(before);
-                let text = format!("The records of inode {ino}, which was removed, stay in the store");
-                shared.events.add("error", format!("{text}: {}", describe(&error)));
-                break;
-            }
-            Err(error) => return Err(error.into()),
-        }
     }
     Ok(())
 }

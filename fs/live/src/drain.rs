@@ -18,7 +18,7 @@ impl Volume {
     pub fn sync(&self, deadline: Duration, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
         let shared = &self.shared;
         let started = Instant::now();
-        let total = shared.written.load(Ordering::Relaxed);
+        let total = shared.accepted();
         let from = shared.committed_bytes.load(Ordering::Relaxed);
         let number = self.sync_begin()?;
         loop {

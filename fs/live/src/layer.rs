@@ -108,6 +108,8 @@ pub struct Layer {
 const NODE_COST: usize = 420;
 /// The same for a directory entry in both its maps.
 const ENTRY_COST: usize = 260;
+/// The part of that which stays of a name that is removed.
+const WHITEOUT_COST: usize = 100;
 /// The same for a run of bytes.
 const RUN_COST: usize = 120;
 
@@ -261,9 +263,9 @@ impl Layer {
             Some(Slot::Put(_)) | None => Slot::Put(entry.clone()),
         };
         let is_known = entries.by_seq.insert(seq, slot).is_some();
-        entries.by_name.insert(entry.name.clone(), Some(seq));
+        let had_name = entries.by_name.insert(entry.name.clone(), Some(seq)).is_some();
         if !is_known {
-            self.heap += ENTRY_COST + entry.name.len();
+            self.heap += if had_name { ENTRY_COST - WHITEOUT_COST } else { ENTRY_COST + entry.name.len() };
         }
     }
 
@@ -283,7 +285,8 @@ impl Layer {
             entries.by_name.insert(name.clone(), None);
         }
         if was_here {
-            self.heap = self.heap.saturating_sub(ENTRY_COST);
+            let less = if fresh { ENTRY_COST + name.len() } else { ENTRY_COST - WHITEOUT_COST };
+            self.heap = self.heap.saturating_sub(less);
         } else if !is_known {
             self.heap += ENTRY_COST + name.len();
         }
@@ -361,6 +364,30 @@ mod tests {
         layer.apply(&Edit::Update(7, inode(FileKind::File)), None);
         layer.apply(&Edit::Remove(7), None);
         assert!(matches!(layer.node(7), Some(NodeDelta { stand: Stand::Gone, .. })));
+    }
+
+    #[test]
+    fn what_it_takes_follows_names_that_come_and_go() {
+        let mut layer = Layer::default();
+        let mut next = 16;
+        let mut replace = |layer: &mut Layer, dir, name: &[u8], stays: bool| {
+            let (seq, name): (u64, Arc<[u8]>) = (next, name.into());
+            next += 1;
+            let entry = Entry { ino: 1024, kind: FileKind::File, name: name.clone() };
+            layer.apply(&Edit::Link { dir, seq, entry }, None);
+            if !stays {
+                layer.apply(&Edit::Unlink { dir, seq, name }, None);
+            }
+            layer.heap()
+        };
+        // Of a directory from below whiteouts stay, one for each name.
+        let first = replace(&mut layer, 2, b"a name", false);
+        assert_eq!(replace(&mut layer, 2, b"a name", false), first);
+        assert_eq!(replace(&mut layer, 2, b"nother", false), first + WHITEOUT_COST + 6);
+        assert_eq!(replace(&mut layer, 2, b"a name", true), first + ENTRY_COST + 6);
+        layer.apply(&Edit::Create(1030, inode(FileKind::Directory)), None);
+        let before = layer.heap();
+        assert_eq!(replace(&mut layer, 1030, b"a name", false), before, "of a new one nothing does");
     }
 
     #[test]

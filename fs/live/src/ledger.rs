@@ -32,7 +32,7 @@ pub(crate) struct Made {
     pub audit: AuditHash,
     /// Audit records in checkpoints of this mount.
     pub audits: usize,
-    /// File data in checkpoints of this mount.
+    /// File data in checkpoints of this mount, and what was staged before it.
     pub data_bytes: u64,
     /// Up to where its chunks and nodes are staged.
     pub upto: Mark,
@@ -76,7 +76,7 @@ impl Ledger {
             next_ordinal: manifest.next_ordinal,
             audit,
             audits: 0,
-            data_bytes: 0,
+            data_bytes: shared.left_staged,
             upto: shared.repository.mark()?,
         };
         let newest = Arc::new(newest);

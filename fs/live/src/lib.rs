@@ -21,6 +21,7 @@ mod edit;
 mod events;
 mod extent_map;
 mod follow;
+mod growing;
 mod handles;
 mod ingest;
 mod layer;

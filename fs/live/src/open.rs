@@ -28,7 +28,7 @@ use crate::open_error::OpenError;
 use crate::read_ahead::ReadAhead;
 use crate::set_aside;
 use crate::state::{FIRST_SEQ, Snapshot, SnapshotTree, State};
-use crate::types::{Access, FIRST_FILE_INO, ROOT_INO, Time};
+use crate::types::{Access, FIRST_FILE_INO, FsError, NodeId, ROOT_INO, Time};
 use crate::versions::Versions;
 use crate::view::Nodes;
 use crate::volume::{HeadSeen, LocalFacts, Shared, Volume, VolumeOptions, now};
@@ -416,13 +416,22 @@ fn reclaim_orphans(shared: &Shared) -> Result<(), OpenError> {
     if orphans.is_empty() {
         return Ok(());
     }
-    for ino in &orphans {
-        if let Err(e) = shared.reclaim(Access::Wait, *ino) {
-            shared.events.add("warning", format!("Inode {ino} without a name is not reclaimed yet: {e}"));
-            crate::volume::lock(&shared.reap).push(*ino);
+    // Nobody makes room yet, so that isn't waited for; nor is a store that doesn't answer, but once.
+    let (mut later, mut away) = (Vec::new(), false);
+    for &ino in &orphans {
+        if !away {
+            let found = shared.look(Access::Wait, NodeId::live(ino), |view| Ok(view.inode(ino)?.is_some()));
+            away = !matches!(found, Ok(_) | Err(FsError::Stale));
+        }
+        if shared.reclaim(Access::Cached, ino).is_err() {
+            later.push(ino);
         }
     }
-    shared.events.add("info", format!("Reclaimed {} files without a name", orphans.len()));
+    shared.events.add("info", format!("Reclaimed {} files without a name", orphans.len() - later.len()));
+    if !later.is_empty() {
+        shared.events.add("warning", format!("{} files without a name are still to be reclaimed", later.len()));
+        crate::volume::lock(&shared.reap).append(&mut later);
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::checkpoint::CheckpointError;
 use crate::extent_map::{ExtentMap, Run, RunSource};
 use crate::ingest::Ingest;
 use crate::layer::{Layer, Stand};
+use crate::ops::read::RUNS_AT_A_TIME;
 use crate::types::FileKind;
 use crate::view::{LookError, Nodes};
 use crate::volume::Shared;
@@ -23,8 +24,6 @@ use crate::volume::Shared;
 /// Files, and extents of them, that one layer's checkpoint seals at most; the next goes on with the rest.
 const FILES_MAX: usize = 16_384;
 const RUNS_MAX: usize = 16_384;
-/// Bytes of a file whose extents are looked at in one go.
-const WINDOW: u64 = 64 << 20;
 /// Pause after a file could not be sealed, as when the store can't be reached.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -216,8 +215,9 @@ impl Pass {
     ) -> Result<Vec<Run>, CheckpointError> {
         let (mut at, mut left) = (0, false);
         while at < inode.size && !left {
-            let to = at.saturating_add(WINDOW).min(inode.size);
-            for run in ingest.view.runs(ino, at, to)?.into_iter().filter(is_clear) {
+            let runs = ingest.view.first_runs(ino, at, inode.size, RUNS_AT_A_TIME)?;
+            at = runs.last().map_or(inode.size, Run::end);
+            for run in runs.into_iter().filter(is_clear) {
                 left = self.budget == 0;
                 if left {
                     break;
@@ -225,7 +225,6 @@ impl Pass {
                 self.budget -= 1;
                 map.insert(run);
             }
-            at = to;
         }
         let runs = ingest.file(ino, inode, &map, true)?;
         self.unfinished |= left;

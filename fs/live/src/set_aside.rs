@@ -73,8 +73,10 @@ fn carry_on(dir: &Path) -> io::Result<()> {
         fs::create_dir_all(&target)?;
         for part in PARTS {
             match fs::rename(dir.join(part), target.join(part)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                // It was moved already, and a mount that came no further than this has made an empty one.
+                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir(dir.join(part))?,
+                moved => moved?,
             }
         }
         for directory in [&target, &dir.join(DIRECTORY), dir] {
@@ -179,13 +181,17 @@ mod tests {
 
     #[test]
     fn a_move_that_was_broken_off_is_carried_on() {
-        for moved in 0..=PARTS.len() {
+        let all = (0..=PARTS.len()).flat_map(|moved| [(moved, false), (moved, true)]);
+        for (moved, opened_meanwhile) in all {
             let dir = state();
             fs::write(dir.path().join(MARK), "then").unwrap();
             let target = dir.path().join(DIRECTORY).join("then");
             fs::create_dir_all(&target).unwrap();
             for part in &PARTS[..moved] {
                 drop(fs::rename(dir.path().join(part), target.join(part)));
+            }
+            if opened_meanwhile {
+                fs::create_dir_all(dir.path().join("staging")).unwrap();
             }
             finish(dir.path()).unwrap();
             check(dir.path(), &target);

@@ -37,7 +37,7 @@ pub struct Status {
     pub staged_bytes: u64,
     /// File data written since the mount.
     pub written_bytes: u64,
-    /// Of these, not yet under a committed head.
+    /// Of these and of what earlier mounts left, not yet under a committed head.
     pub pending_bytes: u64,
     /// Number of the newest head.
     pub head_sequence: u64,
@@ -85,7 +85,7 @@ impl Volume {
             log,
             staged_bytes: repository.staged_bytes,
             written_bytes: written,
-            pending_bytes: written.saturating_sub(committed),
+            pending_bytes: shared.accepted().saturating_sub(committed),
             head_sequence: head.sequence,
             head_commit: head.commit.map(|c| c.0),
             epoch: head.epoch,

@@ -287,10 +287,15 @@ impl<'a> View<'a> {
 
     /// Where the bytes `from..to` of `ino` are: runs that cover all of it, in order, holes included.
     pub fn runs(&self, ino: u64, from: u64, to: u64) -> Result<Vec<Run>, LookError> {
+        self.first_runs(ino, from, to, usize::MAX)
+    }
+
+    /// The first runs of these, at most `most`: they cover a first part of `from..to`, however large its holes are.
+    pub fn first_runs(&self, ino: u64, from: u64, to: u64, most: usize) -> Result<Vec<Run>, LookError> {
         let (deltas, base) = self.deltas(ino);
-        let mut runs = Vec::new();
+        let mut runs = Runs { found: Vec::new(), most };
         self.fill(&deltas, base, ino, from, to, &mut runs)?;
-        Ok(runs)
+        Ok(runs.found)
     }
 
     fn fill(
@@ -300,9 +305,9 @@ impl<'a> View<'a> {
         ino: u64,
         from: u64,
         to: u64,
-        out: &mut Vec<Run>,
+        out: &mut Runs,
     ) -> Result<(), LookError> {
-        if from >= to {
+        if from >= to || out.is_full() {
             return Ok(());
         }
         let Some((top, below)) = deltas.split_first() else {
@@ -317,6 +322,9 @@ impl<'a> View<'a> {
         if let Some(extents) = &top.extents {
             for run in extents.overlapping(from, to) {
                 self.fill(below, base, ino, at, run.offset, out)?;
+                if out.is_full() {
+                    return Ok(());
+                }
                 at = run.end();
                 out.push(run);
             }
@@ -324,11 +332,11 @@ impl<'a> View<'a> {
         self.fill(below, base, ino, at, to, out)
     }
 
-    fn fill_from_base(&self, ino: u64, from: u64, to: u64, out: &mut Vec<Run>) -> Result<(), LookError> {
+    fn fill_from_base(&self, ino: u64, from: u64, to: u64, out: &mut Runs) -> Result<(), LookError> {
         let mut at = from;
         for item in base_extents(&self.nodes, self.base, ino, from) {
             let run = item?;
-            if run.offset >= to {
+            if run.offset >= to || out.is_full() {
                 break;
             }
             let run = run.clipped(from, to);
@@ -338,10 +346,28 @@ impl<'a> View<'a> {
             at = run.end();
             out.push(run);
         }
-        if at < to {
+        if at < to && !out.is_full() {
             out.push(Run { offset: at, len: to - at, source: RunSource::Hole });
         }
         Ok(())
+    }
+}
+
+/// Runs that are gathered one after the other, until there are as many as are wanted.
+struct Runs {
+    found: Vec<Run>,
+    most: usize,
+}
+
+impl Runs {
+    fn is_full(&self) -> bool {
+        self.found.len() >= self.most
+    }
+
+    fn push(&mut self, run: Run) {
+        if !self.is_full() {
+            self.found.push(run);
+        }
     }
 }
 

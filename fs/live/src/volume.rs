@@ -15,6 +15,7 @@ use crate::change::{OpError, OpResult};
 use crate::events::Events;
 use crate::follow::Follow;
 use crate::handles::Handles;
+use crate::layer::Layer;
 use crate::log::Log;
 use crate::orders::Work;
 use crate::patience::Room;
@@ -103,11 +104,14 @@ pub(crate) struct Shared {
     pub patient: AtomicUsize,
     /// Bytes of file data accepted since the mount.
     pub written: AtomicU64,
+    /// Bytes that earlier mounts left for the store: in staged packs, and those with the file data in the log.
+    pub left_staged: u64,
+    pub left: u64,
     /// Bytes of packs that wait for a commit, as of the last checkpoint or commit.
     pub staged_bytes: AtomicU64,
-    /// File data that ingest has read from the log.
+    /// File data that ingest has read from the log, and what was staged before.
     pub ingested: AtomicU64,
-    /// Of what was written, under a committed head.
+    /// Of what was left and written, under a committed head.
     pub committed_bytes: AtomicU64,
     pub stopped: AtomicBool,
     /// The thread of checkpoints or that of commits panicked.
@@ -177,6 +181,9 @@ impl Shared {
         head: HeadSeen,
         events: Events,
     ) -> Self {
+        let left_staged = if log.is_some() { repository.stats().staged_bytes } else { 0 };
+        let layers = state.frozen.iter().map(Arc::as_ref).chain([&state.active]);
+        let left = left_staged + layers.map(Layer::data_bytes).sum::<u64>();
         Self {
             repository,
             host,
@@ -193,8 +200,10 @@ impl Shared {
             space: SpaceSeen::default(),
             patient: AtomicUsize::new(0),
             written: AtomicU64::new(0),
+            left_staged,
+            left,
             staged_bytes: AtomicU64::new(0),
-            ingested: AtomicU64::new(0),
+            ingested: AtomicU64::new(left_staged),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             worker_dead: AtomicBool::new(false),
@@ -216,6 +225,11 @@ impl Shared {
 
     pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Bytes of file data that earlier mounts left for the store and that this one accepted.
+    pub fn accepted(&self) -> u64 {
+        self.left + self.written.load(Ordering::Relaxed)
     }
 
     pub fn fault(&self, point: &'static str) {

@@ -2,12 +2,11 @@
 
 use axiomfs_repository::ids::ChunkId;
 
-use crate::extent_map::RunSource;
+use crate::extent_map::{Run, RunSource};
+use crate::ops::read::RUNS_AT_A_TIME;
 use crate::types::{Access, FileKind, FsError, FsResult, NodeId};
+use crate::view::View;
 use crate::volume::Volume;
-
-/// Bytes of a file that are looked at in one go.
-const WINDOW: u64 = 64 << 20;
 
 /// Where a file's bytes are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,8 +38,10 @@ impl Volume {
         let mut layout = Layout { size: attr.size, ..Layout::default() };
         let mut at = 0;
         while at < attr.size {
-            let to = at.saturating_add(WINDOW).min(attr.size);
-            for run in self.shared.look(access, node, |view| Ok(view.runs(node.ino, at, to)?))? {
+            let look = |view: &View<'_>| Ok(view.first_runs(node.ino, at, attr.size, RUNS_AT_A_TIME)?);
+            let runs = self.shared.look(access, node, look)?;
+            at = runs.last().map_or(attr.size, Run::end);
+            for run in runs {
                 match run.source {
                     RunSource::Log(_) => layout.in_log += run.len,
                     RunSource::Inline { .. } => layout.inline += run.len,
@@ -51,7 +52,6 @@ impl Volume {
                     },
                 }
             }
-            at = to;
         }
         Ok(layout)
     }

@@ -5,7 +5,7 @@ mod attributes;
 mod data;
 pub(crate) mod layout;
 mod names;
-mod read;
+pub(crate) mod read;
 mod snapshots;
 mod xattrs;
 

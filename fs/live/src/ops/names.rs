@@ -462,13 +462,13 @@ fn exchange(change: &mut Change<'_>, from: u64, source: &Found, to: u64, target:
 }
 
 /// A directory can't be moved below itself.
-fn refuse_cycle(change: &mut Change<'_>, moved: u64, to: u64) -> OpResult<()> {
+fn refuse_cycle(change: &Change<'_>, moved: u64, to: u64) -> OpResult<()> {
     let mut at = to;
     for _ in 0..DEPTH_MAX {
         if at == moved {
             return Err(FsError::Invalid.into());
         }
-        let parent = change.inode(at)?.parent;
+        let parent = change.view.inode(at)?.ok_or(FsError::Stale)?.parent;
         if parent == at {
             return Ok(());
         }

@@ -6,12 +6,15 @@ use axiomfs_repository::ids::ChunkId;
 use crate::extent_map::{Run, RunSource};
 use crate::log::LogError;
 use crate::types::{Access, FileKind, FsError, FsResult, Handle, NodeId, Seek};
+use crate::view::View;
 use crate::volume::Volume;
 
 /// Most bytes one `read` gives.
 const READ_MAX: usize = 1 << 20;
-/// Bytes of a file that `seek` looks at in one go.
-const SEEK_WINDOW: u64 = 64 << 20;
+/// Runs of a file that are looked at in one go.
+pub(crate) const RUNS_AT_A_TIME: usize = 1024;
+/// How often who may not wait looks: a file may have millions of runs, and nothing else is answered meanwhile.
+const SHORT_SEEK: usize = 16;
 
 impl Volume {
     /// Appends up to `size` bytes from `offset` to `out`; fewer only at the end of the file.
@@ -116,15 +119,18 @@ impl Volume {
         if offset >= size {
             return Err(FsError::Range);
         }
-        let mut at = offset;
+        let (mut at, mut looks) = (offset, 0);
         while at < size {
-            let to = at.saturating_add(SEEK_WINDOW).min(size);
-            let runs = self.shared.look(access, node, |view| Ok(view.runs(node.ino, at, to)?))?;
+            if access == Access::Cached && looks == SHORT_SEEK {
+                return Err(FsError::WouldBlock);
+            }
+            let look = |view: &View<'_>| Ok(view.first_runs(node.ino, at, size, RUNS_AT_A_TIME)?);
+            let runs = self.shared.look(access, node, look)?;
             let wanted = |run: &&Run| (run.source == RunSource::Hole) == (what == Seek::Hole);
             if let Some(run) = runs.iter().find(wanted) {
                 return Ok(run.offset);
             }
-            at = to;
+            (at, looks) = (runs.last().map_or(size, Run::end), looks + 1);
         }
         if what == Seek::Hole { Ok(size) } else { Err(FsError::Range) }
     }

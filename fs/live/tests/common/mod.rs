@@ -37,13 +37,13 @@ impl Bench {
     /// Opens the volume on what is there.
     #[allow(dead_code, reason = "each test file uses some of these")]
     pub fn open(&self) -> Arc<Volume> {
-        self.start(false)
+        self.start(false, |_| {})
     }
 
     /// Opens what the store has, for reading.
     #[allow(dead_code, reason = "each test file uses some of these")]
     pub fn open_read_only(&self) -> Arc<Volume> {
-        self.start(true)
+        self.start(true, |_| {})
     }
 
     /// The repository alone, to look at what was stored and to forge it.
@@ -70,13 +70,19 @@ impl Bench {
         Repository::open(self.store.clone(), host, Arc::new(Aes256Gcm), PASSPHRASE, options).expect("open")
     }
 
-    fn start(&self, read_only: bool) -> Arc<Volume> {
+    /// Opens the volume with other options.
+    #[allow(dead_code, reason = "each test file uses some of these")]
+    pub fn open_with(&self, change: impl FnOnce(&mut VolumeOptions)) -> Arc<Volume> {
+        self.start(false, change)
+    }
+
+    fn start(&self, read_only: bool, change: impl FnOnce(&mut VolumeOptions)) -> Arc<Volume> {
         let host = host();
         let repository = self.unlock(host.clone(), &self.state.path().join("staging"));
         // Small chunks, so that small files have several.
         let sizes = ChunkSizes { min: 16 << 10, avg: 64 << 10, max: 256 << 10 };
         let chunker = Arc::new(FastCdc::new(repository.chunker_seed(), sizes));
-        let volume = VolumeOptions {
+        let mut volume = VolumeOptions {
             state_dir: self.state.path().to_path_buf(),
             volume: repository.volume("main").expect("volume"),
             log_max: 64 << 20,
@@ -99,6 +105,7 @@ impl Bench {
             expect_head: None,
             stamp: "2026-11-25T15-04-05Z".into(),
         };
+        change(&mut volume);
         Volume::start(repository, host, chunker, volume).expect("volume opens")
     }
 
