@@ -60,8 +60,8 @@ pub fn observe(root: &FsPath, bytes: Bytes) -> io::Result<Observed> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", full.display()));
         let entry = entry(&full).map_err(named)?;
         if entry.kind == "directory" {
-            for child in fs::read_dir(&full).map_err(named)? {
-                todo.push(join(&path, &child.map_err(named)?.file_name().into_vec()));
+            for child in fs::read_dir(&full).and_then(each_once).map_err(named)? {
+                todo.push(join(&path, &child));
             }
         }
         if entry.kind == "file" && bytes == Bytes::Keep {
@@ -70,6 +70,23 @@ pub fn observe(root: &FsPath, bytes: Bytes) -> io::Result<Observed> {
         out.entries.insert(path, entry);
     }
     Ok(out)
+}
+
+/// The names of a listing, which must not give one of them twice.
+pub fn each_once(listing: fs::ReadDir) -> io::Result<BTreeSet<Vec<u8>>> {
+    names_once(listing.map(|e| e.map(|e| e.file_name().into_vec())))
+}
+
+fn names_once(names: impl Iterator<Item = io::Result<Vec<u8>>>) -> io::Result<BTreeSet<Vec<u8>>> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        let name = name?;
+        let text = String::from_utf8_lossy(&name).into_owned();
+        if !seen.insert(name) {
+            return Err(io::Error::other(format!("{text:?} is listed twice")));
+        }
+    }
+    Ok(seen)
 }
 
 /// What `lstat`, `readlink` and the attribute calls say about one path.
@@ -319,4 +336,16 @@ fn fill(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(have)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_listed_twice_is_an_error() {
+        let names = |names: &[&str]| names_once(names.iter().map(|name| Ok(name.as_bytes().to_vec())));
+        assert_eq!(names(&["b", "a"]).expect("each once").len(), 2);
+        assert!(names(&["a", "b", "a"]).is_err());
+    }
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
 
 use crate::model::{Model, Op, Outcome};
+use crate::observe::each_once;
 
 /// A directory that operations are done on, and the files held open in it.
 #[derive(Debug)]
@@ -65,8 +66,7 @@ impl Performer {
             Op::RemoveXattr { path, name } => rustix::fs::lremovexattr(self.at(path), name.as_str())?,
             Op::Fsync { path } => File::open(self.at(path))?.sync_all()?,
             Op::List { path } => {
-                let names = fs::read_dir(self.at(path))?.map(|e| e.map(|e| e.file_name().into_vec()));
-                return Ok(Outcome::Names(names.collect::<io::Result<_>>()?));
+                return Ok(Outcome::Names(each_once(fs::read_dir(self.at(path))?)?));
             }
             _ => return self.perform_on_contents(op),
         }

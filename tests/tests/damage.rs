@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use axiomfs_tests::place::{Objects, Place};
-use axiomfs_tests::repo::{TestRepo, beside_others, text};
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, text};
 use axiomfs_tests::rng::{Rng, noise, run_seed};
-use axiomfs_tests::run::must;
+use axiomfs_tests::run::{must, run};
 use axiomfs_tests::source::walk;
 
 const MIB: usize = 1 << 20;
@@ -447,6 +448,41 @@ fn files_whose_attributes_are_damaged_are_listed_with_all_others() {
     println!("{found:?}");
     let is_whole = |(all, damaged): (usize, usize)| all == FILES && damaged > 0 && damaged < FILES / 2;
     assert!(found.into_iter().flatten().any(is_whole), "wherever it is damaged the directory can't be listed");
+}
+
+#[test]
+fn snapshots_beside_one_that_cannot_be_read_are_listed_and_read() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("list-snapshots");
+    repo.settings(STILL).mount();
+    let objects = Objects::of(&repo.store);
+    let packs = || -> BTreeSet<String> { objects.list("packs").into_iter().map(|(name, _)| name).collect() };
+    let mut of_b = BTreeSet::new();
+    for name in ["a", "b", "c"] {
+        let before = packs();
+        for i in 0..50 {
+            fs::write(repo.live().join(format!("{name}-{i}")), name).expect("written");
+        }
+        fs::create_dir(repo.mnt.join("snapshots").join(name)).expect("taken");
+        repo.sync();
+        if name == "b" {
+            of_b = packs().difference(&before).cloned().collect();
+        }
+    }
+    // Later trees share nothing with this one: every node is another.
+    repo.umount();
+    repo.forget_local_state();
+    of_b.iter().for_each(|pack| objects.remove(pack));
+    repo.mount();
+    let list = |long: bool| {
+        let what = repo.mnt.join("snapshots");
+        let done = run(Command::new("ls").args(if long { &["-l"][..] } else { &[] }).arg(&what), LIMIT);
+        ["a", "b", "c"].iter().filter(|name| done.stdout.lines().any(|line| line.ends_with(**name))).count()
+    };
+    assert_eq!((list(false), list(true)), (3, 3));
+    assert_eq!(fs::read(repo.mnt.join("snapshots/c/c-0")).expect("read"), b"c");
+    assert!(fs::read(repo.mnt.join("snapshots/b/b-0")).is_err(), "what is tested is not damaged");
+    repo.umount();
 }
 
 /// Into a directory with another seal bytes are copied, not chunks: some may be there and some not.

@@ -1,7 +1,7 @@
 //! A store that takes requests and never answers: what is here answers, what waits can be killed, and the mount goes away.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -51,6 +51,36 @@ fn list(dir: &Path) -> Result<Duration, String> {
     let done = run(Command::new("ls").args(["-l", text(dir)]), LIMIT);
     let lines = done.stdout.lines().count();
     if done.status.success() && lines == 3_001 { Ok(done.took) } else { Err(format!("{lines} lines: {}", done.stderr)) }
+}
+
+/// Lets the kernel drop what it has of the files below `dir`.
+fn forget_pages(dir: &Path) {
+    for entry in fs::read_dir(dir).expect("listed") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            forget_pages(&path);
+        } else {
+            let file = fs::File::open(&path).expect("opened");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
+        }
+    }
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    fn stop(pid: u32) -> Self {
+        let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+    }
 }
 
 /// A program that waits for the store.
@@ -118,6 +148,38 @@ fn with_a_store_that_stalls_what_is_cached_answers_and_programs_can_be_killed() 
     proxy.plan(|_| Trick::Pass);
     wait_for("the store is back", LIMIT, || fs::read(live.join("other")).is_ok());
     check_noise(&live.join("large"), 5, 24 << 20);
+    repo.umount();
+}
+
+#[test]
+fn with_a_store_that_stalls_more_readers_than_workers_are_refused_together() {
+    const READERS: u64 = 20;
+    let _slot = alone();
+    let (mut repo, proxy) = stalled("stalled-readers");
+    let open = || {
+        // The kernel asks several times for a page that it could not read ahead.
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32);
+        options.open(repo.live().join("large")).expect("opened")
+    };
+    let files: Vec<fs::File> = (0..READERS).map(|_| open()).collect();
+    let (begun, mut longest) = (Instant::now(), Duration::ZERO);
+    thread::scope(|s| {
+        let read = |number: u64, file: fs::File| {
+            let done = file.read_at(&mut [0; 4096], number << 20);
+            assert_eq!(done.map_err(|e| e.raw_os_error()), Err(Some(5)), "reader {number}");
+            begun.elapsed()
+        };
+        let readers: Vec<_> = (0..).zip(files).map(|(number, file)| s.spawn(move || read(number, file))).collect();
+        for reader in readers {
+            longest = longest.max(reader.join().expect("a reader"));
+        }
+    });
+    // Who waits for what another has asked for asks once more when that has failed.
+    assert!(longest < 2 * TIMEOUT, "{READERS} readers took {longest:?}");
+    proxy.plan(|_| Trick::Pass);
+    wait_for("the store is back", LIMIT, || fs::read(repo.live().join("other")).is_ok());
+    check_noise(&repo.live().join("large"), 5, 24 << 20);
     repo.umount();
 }
 
@@ -202,11 +264,22 @@ fn beside_a_directory_that_stalls_df_answers_and_holds_up_nobody() {
     let done = inner.axiomfs(&["init", text(&store), "--kdf-memory", "64MiB"]);
     assert!(done.status.success(), "init failed: {}{}", done.stdout, done.stderr);
     inner.settings(SETTINGS).mount();
-    fs::write(inner.live().join("here"), b"before it stalls").expect("written");
+    fs::create_dir(inner.live().join("cold")).expect("made");
+    for i in 0..3_000 {
+        fs::write(inner.live().join(format!("cold/{i}")), b"x").expect("written");
+    }
+    inner.umount().mount();
     let room = |repo: &TestRepo| rustix::fs::statvfs(repo.live()).map(|space| space.f_blocks);
     let before = room(&inner).expect("asked while the store answers");
-    let outer_pid = rustix::process::Pid::from_raw(outer.pid() as i32).expect("a process");
-    rustix::process::kill_process(outer_pid, rustix::process::Signal::STOP).expect("stopped");
+    forget_pages(&store.join("packs"));
+    let stopped = Stopped::stop(outer.pid());
+
+    // Names that have to be read from the store, and keep all who look for names.
+    let cold: Vec<_> = (0..3_000).step_by(500).map(|i| inner.live().join(format!("cold/{i}"))).collect();
+    let lookups: Vec<_> =
+        cold.into_iter().map(|path| thread::spawn(move || fs::metadata(path).map(|m| m.len()))).collect();
+    thread::sleep(Duration::from_millis(500));
+    assert!(lookups.iter().all(|lookup| !lookup.is_finished()), "the names were in memory");
 
     let begun = Instant::now();
     for _ in 0..40 {
@@ -215,11 +288,14 @@ fn beside_a_directory_that_stalls_df_answers_and_holds_up_nobody() {
     let took = begun.elapsed();
     fs::write(inner.live().join("new"), b"written while it stalls").expect("writes go on");
     fs::File::open(inner.live().join("new")).and_then(|file| file.sync_all()).expect("synced");
-    assert_eq!(fs::read(inner.live().join("here")).expect("read"), b"before it stalls");
+    assert_eq!(fs::read(inner.live().join("new")).expect("read"), b"written while it stalls");
     let all = begun.elapsed();
-    rustix::process::kill_process(outer_pid, rustix::process::Signal::CONT).expect("it goes on");
+    drop(stopped);
     assert!(took < AT_ONCE, "df took {took:?}");
     assert!(all < 2 * AT_ONCE, "df and others took {all:?}");
+    for lookup in lookups {
+        assert_eq!(lookup.join().expect("a lookup").expect("found once it goes on"), 1);
+    }
     inner.umount();
     outer.umount();
 }

@@ -218,6 +218,12 @@ fn the_chain_file_is_read_and_applied_on_close() {
         shown,
         "it changed something"
     );
+    // As for the line that a refusal asks for.
+    let mut end = fs::OpenOptions::new().append(true).open(&path).expect("opened");
+    std::io::Write::write_all(&mut end, b"# what is added stands at the end\n").expect("appended");
+    drop(end);
+    assert_eq!(repo.control_ok("chain show")["chains"], shown.0["chains"], "{}", repo.events());
+    assert!(!repo.events().contains("chain.yaml"), "{}", repo.events());
     repo.umount();
 }
 

@@ -325,7 +325,11 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         self.service.serve("write", || match Place::of(ino.0) {
-            Place::Control(_) => self.write_own(request, handle, offset, data, reply),
+            Place::Control(_) => {
+                // The kernel takes these files for empty.
+                let offset = (flags.0 & libc::O_APPEND == 0).then_some(offset);
+                self.write_own(request, handle, offset, data, reply);
+            }
             _ => self.write_file(request, ino, handle, offset, data, write_flags, flags, reply),
         });
     }

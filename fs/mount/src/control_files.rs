@@ -98,14 +98,14 @@ impl ControlFiles {
         Ok(part)
     }
 
-    /// Takes `data` as a command, or collects it.
-    pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8], who: Who) -> Result<u32, Errno> {
+    /// Takes `data` as a command, or collects it, at the end where there is no `offset`.
+    pub(crate) fn write(&self, handle: u64, offset: Option<u64>, data: &[u8], who: Who) -> Result<u32, Errno> {
         let content = self.get(handle)?;
         match &mut *lock(&content) {
             Content::Text(_) => return Err(Errno::EBADF),
             Content::Command { .. } => {}
             Content::ChainYaml { text, changed } => {
-                splice(text, offset, data)?;
+                splice(text, offset.unwrap_or(text.len() as u64), data)?;
                 *changed = true;
                 return u32::try_from(data.len()).map_err(|_| Errno::EINVAL);
             }

@@ -1,6 +1,6 @@
 //! The directories and files that are the mount's own: what they look like and what is in them.
 
-use axiomfs_live::{Access, Attr, DirEntry, FileKind, FsResult, NodeId, ROOT_INO, Time};
+use axiomfs_live::{Access, Attr, DirEntry, FileKind, FsError, FsResult, NodeId, ROOT_INO, Time};
 use fuser::Errno;
 
 use crate::calls::Listing;
@@ -80,18 +80,27 @@ impl Service {
         cookie: u64,
         reply: &mut L,
     ) -> FsResult<()> {
-        let mut added = false;
+        let (mut added, mut away) = (false, false);
         for (child, name, next) in self.own_children(directory).into_iter().filter(|(_, _, next)| *next > cookie) {
             let attr = match self.own_attr(child) {
-                Some(attr) => Ok(attr),
-                None => self.volume.getattr(access, child.node()),
+                Some(attr) => Some(attr),
+                None if !L::WITH_ATTRIBUTES || away => None,
+                None => match self.volume.getattr(access, child.node()) {
+                    Ok(attr) => Some(attr),
+                    // A snapshot that was forgotten just now.
+                    Err(FsError::Stale | FsError::NotFound) => continue,
+                    Err(FsError::WouldBlock) if added => return Ok(()),
+                    Err(FsError::WouldBlock) => return Err(FsError::WouldBlock),
+                    // It is there all the same, and so are those after it. A store that doesn't answer is waited for once.
+                    Err(error) => {
+                        away = matches!(error, FsError::TimedOut(_));
+                        None
+                    }
+                },
             };
-            let attr = match attr {
-                Ok(attr) => attr,
-                Err(_) if added => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            let entry = DirEntry { node: child.node(), kind: attr.kind, name, cookie: next, attr: Some(attr) };
+            // Those that are not our own are roots of trees.
+            let kind = attr.as_ref().map_or(FileKind::Directory, |attr| attr.kind);
+            let entry = DirEntry { node: child.node(), kind, name, cookie: next, attr };
             if reply.add(&entry) {
                 return Ok(());
             }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::panics;
 
@@ -12,11 +13,44 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Names, numbers and the like.
 const FEW: usize = 8 << 10;
 
+/// What those got who waited for something that may never answer.
+#[derive(Debug, Default)]
+pub(crate) struct Waits(Mutex<Ended>);
+
+#[derive(Debug, Default)]
+struct Ended {
+    /// When somebody was answered last.
+    answered: Option<Instant>,
+    /// When the wait began that was the last to end in vain, and how long it took.
+    in_vain: Option<(Instant, Duration)>,
+}
+
+impl Waits {
+    /// One that began at `begun` has ended, with an answer or without.
+    pub(crate) fn ended(&self, begun: Instant, is_answered: bool) {
+        let mut ended = lock(&self.0);
+        if is_answered {
+            ended.answered = Some(Instant::now());
+        } else {
+            ended.in_vain = Some((begun, begun.elapsed()));
+        }
+    }
+
+    /// Whether who came then has waited about as long as somebody else did in vain, and nobody was answered meanwhile.
+    pub(crate) fn are_in_vain(&self, came: Instant) -> bool {
+        let ended = lock(&self.0);
+        ended.in_vain.is_some_and(|(begun, took)| {
+            came <= begun + took / 4 && ended.answered.is_none_or(|answered| answered < begun)
+        })
+    }
+}
+
 /// A fixed number of threads and a queue of jobs. What the queued jobs carry in bytes is bounded; who would go past
 /// the bound waits until jobs have ended.
 pub(crate) struct Pool {
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) waits: Waits,
 }
 
 struct Inner {
@@ -50,7 +84,7 @@ impl Pool {
             work: Condvar::new(),
             room: Condvar::new(),
         });
-        let pool = Self { inner, threads: Mutex::default() };
+        let pool = Self { inner, threads: Mutex::default(), waits: Waits::default() };
         for _ in 0..threads.max(1) {
             let (inner, begin) = (pool.inner.clone(), begin.clone());
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -135,7 +169,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -182,6 +215,23 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(accepted.recv_timeout(Duration::from_secs(10)), Ok(()));
         submitter.join().unwrap();
+    }
+
+    #[test]
+    fn who_came_before_anybody_was_answered_waits_in_vain_and_nobody_else() {
+        let waits = Waits::default();
+        let (begun, pause) = (Instant::now(), Duration::from_millis(20));
+        assert!(!waits.are_in_vain(begun), "nobody knows yet");
+        std::thread::sleep(pause);
+        waits.ended(begun, false);
+        assert!(waits.are_in_vain(begun) && waits.are_in_vain(begun + pause / 8));
+        assert!(!waits.are_in_vain(Instant::now()), "it has not waited at all");
+        waits.ended(begun, true);
+        assert!(!waits.are_in_vain(begun), "who waits on may be answered, too");
+        let later = Instant::now();
+        std::thread::sleep(pause);
+        waits.ended(later, false);
+        assert!(waits.are_in_vain(later));
     }
 
     #[test]

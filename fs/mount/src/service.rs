@@ -32,6 +32,10 @@ const METADATA_THREADS: usize = 4;
 const COMMAND_THREADS: usize = 8;
 /// Threads that take, rename and forget snapshots, whatever commands and writers wait for.
 const SNAPSHOT_THREADS: usize = 2;
+/// Threads that remove names where that has to wait: it makes room, so it waits for nobody who looks for something.
+const REMOVAL_THREADS: usize = 2;
+/// Threads that ask how much room there is: one may wait for a store that has never said so.
+const SPACE_THREADS: usize = 2;
 /// Threads that make the text of control files.
 const TEXT_THREADS: usize = 2;
 /// What writes waiting for a worker may carry, in bytes.
@@ -46,8 +50,12 @@ pub(crate) enum Lane {
     Change,
     /// What was written, to be made durable: it needs no room.
     Sync,
-    /// Names and attributes, and removing them, which makes room.
+    /// Names and attributes.
     Metadata,
+    /// Removing names, which makes room.
+    Removal,
+    /// How much room there is.
+    Space,
     /// Snapshots.
     Snapshot,
     /// Commands.
@@ -73,6 +81,8 @@ pub(crate) struct Service {
     changes: Pool,
     syncs: Pool,
     metadata: Pool,
+    removals: Pool,
+    spaces: Pool,
     snapshots: Pool,
     commands: Pool,
     texts: Pool,
@@ -109,6 +119,8 @@ impl Service {
             changes: pool("axiomfs-change", workers)?,
             syncs: pool("axiomfs-sync", workers)?,
             metadata: pool("axiomfs-meta", METADATA_THREADS)?,
+            removals: pool("axiomfs-remove", REMOVAL_THREADS)?,
+            spaces: pool("axiomfs-space", SPACE_THREADS)?,
             snapshots: pool("axiomfs-snap", SNAPSHOT_THREADS)?,
             commands: pool("axiomfs-command", COMMAND_THREADS)?,
             texts: pool("axiomfs-text", TEXT_THREADS)?,
@@ -144,12 +156,34 @@ impl Service {
                 }
                 let (arguments_copy, came) = (arguments.to_owned(), Instant::now());
                 self.later(lane, bytes, move |service| {
-                    let result = call(&service.volume, Access::Since(came), arguments_copy.borrow());
+                    let result =
+                        service.patiently(lane, came, |access| call(&service.volume, access, arguments_copy.borrow()));
                     send(service, result);
                 });
             }
             result => send(self, result),
         }
+    }
+
+    /// Makes a call that may wait for the store, of a request that came at `came` and was queued since. Where others have waited as long
+    /// in vain it ends with them: else each worker would wait once more for each that is queued.
+    pub(crate) fn patiently<T>(
+        &self,
+        lane: Lane,
+        came: Instant,
+        mut call: impl FnMut(Access) -> FsResult<T>,
+    ) -> FsResult<T> {
+        let waits = matches!(lane, Lane::Data | Lane::Metadata).then(|| &self.pool(lane).waits);
+        if waits.is_some_and(|waits| waits.are_in_vain(came)) {
+            let in_vain = || FsError::TimedOut("The store has answered nobody who waited for it".into());
+            return call(Access::Cached).map_err(|e| if e == FsError::WouldBlock { in_vain() } else { e });
+        }
+        let begun = Instant::now();
+        let result = call(Access::Since(came));
+        if let Some(waits) = waits {
+            waits.ended(begun, !matches!(result, Err(FsError::TimedOut(_))));
+        }
+        result
     }
 
     /// Why a request with so many bytes is not taken: those that wait carry all they may, and wait for room. Whoever reads requests
@@ -198,10 +232,9 @@ impl Service {
     /// Ends all threads, in the order in which they give each other work.
     pub(crate) fn stop(&self) {
         self.pacer.stop();
-        for pool in
-            [&self.data, &self.changes, &self.syncs, &self.metadata, &self.snapshots, &self.commands, &self.texts]
-        {
-            pool.close();
+        let lanes = [Lane::Data, Lane::Change, Lane::Sync, Lane::Metadata, Lane::Removal, Lane::Space];
+        for lane in lanes.into_iter().chain([Lane::Snapshot, Lane::Command, Lane::Text]) {
+            self.pool(lane).close();
         }
         self.removed.forget_all(&self.volume);
         self.invalidator.stop();
@@ -213,6 +246,8 @@ impl Service {
             Lane::Change => &self.changes,
             Lane::Sync => &self.syncs,
             Lane::Metadata => &self.metadata,
+            Lane::Removal => &self.removals,
+            Lane::Space => &self.spaces,
             Lane::Snapshot => &self.snapshots,
             Lane::Command => &self.commands,
             Lane::Text => &self.texts,

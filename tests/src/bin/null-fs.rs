@@ -11,11 +11,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::Bound;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+/// What a file is best read and written in, and how far the kernel reads ahead, as axiomfs has them.
+const LARGEST_REQUEST: u32 = 1 << 20;
 /// The kernel may keep names and attributes for long: nobody else changes them.
 const TTL: Duration = Duration::from_secs(3600);
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
@@ -52,7 +55,7 @@ fn new_attr(ino: u64, kind: FileType, perm: u16, uid: u32, gid: u32) -> FileAttr
         uid,
         gid,
         rdev: 0,
-        blksize: 4096,
+        blksize: if kind == FileType::Directory { 4096 } else { LARGEST_REQUEST },
         flags: 0,
     }
 }
@@ -473,6 +476,25 @@ fn mode_of(list: &[u8]) -> u16 {
     bits(1).unwrap_or(0) << 6 | bits(0x10).or_else(|| bits(4)).unwrap_or(0) << 3 | bits(0x20).unwrap_or(0)
 }
 
+/// Once it is mounted, lets the kernel read ahead as much as fits into one request.
+fn widen_read_ahead(mountpoint: &Path) {
+    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev()).ok();
+    let before = mountpoint.parent().and_then(device);
+    for _ in 0..1000 {
+        match device(mountpoint) {
+            Some(own) if Some(own) != before => {
+                let (major, minor) = (nix::sys::stat::major(own), nix::sys::stat::minor(own));
+                let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+                if let Err(error) = std::fs::write(&path, (LARGEST_REQUEST / 1024).to_string()) {
+                    eprintln!("null-fs: {path}: {error}");
+                }
+                return;
+            }
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (mountpoint, lists) = match arguments.as_slice() {
@@ -486,6 +508,8 @@ fn main() -> ExitCode {
     let mut config = Config::default();
     config.mount_options =
         vec![MountOption::FSName("null".to_owned()), MountOption::DefaultPermissions, MountOption::NoAtime];
+    let place = Path::new(mountpoint).to_owned();
+    std::thread::spawn(move || widen_read_ahead(&place));
     match fuser::mount(NullFs::new(lists), mountpoint, &config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

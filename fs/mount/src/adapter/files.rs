@@ -87,14 +87,18 @@ impl Adapter {
         let handle = Handle(handle.0);
         BUFFER.with_borrow_mut(|buffer| {
             match read_into(buffer, &self.service, Access::Cached, node, handle, offset, size) {
-                Err(FsError::WouldBlock) => self.service.later(Lane::Data, 0, move |service| {
-                    BUFFER.with_borrow_mut(|buffer| {
-                        match read_into(buffer, service, Access::Wait, node, handle, offset, size) {
-                            Ok(()) => reply.data(buffer),
-                            Err(error) => reply.error(report("read", &error)),
-                        }
+                Err(FsError::WouldBlock) => {
+                    let came = Instant::now();
+                    self.service.later(Lane::Data, 0, move |service| {
+                        BUFFER.with_borrow_mut(|buffer| {
+                            let read = |access| read_into(buffer, service, access, node, handle, offset, size);
+                            match service.patiently(Lane::Data, came, read) {
+                                Ok(()) => reply.data(buffer),
+                                Err(error) => reply.error(report("read", &error)),
+                            }
+                        });
                     });
-                }),
+                }
                 Ok(()) => reply.data(buffer),
                 Err(error) => reply.error(report("read", &error)),
             }
@@ -164,7 +168,7 @@ impl Adapter {
 
     pub(super) fn space(&self, reply: ReplyStatfs) {
         self.service.ask(
-            Lane::Metadata,
+            Lane::Space,
             &(),
             |volume, access, ()| volume.statfs(access),
             move |_, result| match result {

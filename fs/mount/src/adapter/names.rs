@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
 
 use axiomfs_live::{Access, FileKind, FsError, FsResult, Make, NodeId, RenameMode, Volume};
 use fuser::{FileHandle, INodeNo, ReplyEmpty, ReplyEntry, Request};
@@ -45,7 +46,7 @@ impl Adapter {
         };
         let (caller, settling) = (caller(request), self.service.settling.clone());
         self.service.ask(
-            Lane::Metadata,
+            Lane::Removal,
             name.as_bytes(),
             move |volume, access, name| {
                 let victim = Victim::hold(volume, access, parent, name)?;
@@ -96,10 +97,14 @@ impl Adapter {
             self.service.volume.accessed(node);
         }
         match fill(&self.service, Access::Cached, (place, handle), &mut cookie, &mut reply) {
-            Err(FsError::WouldBlock) => self.service.later(Lane::Metadata, 0, move |service| {
-                let result = fill(service, Access::Wait, (place, handle), &mut cookie, &mut reply);
-                reply.finish(result);
-            }),
+            Err(FsError::WouldBlock) => {
+                let came = Instant::now();
+                self.service.later(Lane::Metadata, 0, move |service| {
+                    let fill = |access| fill(service, access, (place, handle), &mut cookie, &mut reply);
+                    let result = service.patiently(Lane::Metadata, came, fill);
+                    reply.finish(result);
+                });
+            }
             result => reply.finish(result),
         }
     }

@@ -46,10 +46,9 @@ impl Adapter {
 
     /// Answers thread `by` with the attributes of any node.
     pub(super) fn attributes(&self, by: u32, place: Place, reply: ReplyAttr) {
-        let keep = self.service.keep(place);
         let node = place.node();
         if let Some(attr) = self.service.own_attr(place) {
-            return reply.attr(&keep, &file_attr(node, &attr));
+            return reply.attr(&self.service.keep(place), &file_attr(node, &attr));
         }
         let settling = self.service.settling.clone();
         self.service.ask(
@@ -57,7 +56,7 @@ impl Adapter {
             &(),
             move |volume, access, ()| settling.attributes(access, by, || volume.getattr(access, node)),
             move |service, result| match result.or_else(|error| service.removed.directory(node).ok_or(error)) {
-                Ok(attr) => reply.attr(&keep, &file_attr(node, &attr)),
+                Ok(attr) => reply.attr(&service.keep(place), &file_attr(node, &attr)),
                 Err(error) => reply.error(report("getattr", &error)),
             },
         );
@@ -132,7 +131,15 @@ impl Adapter {
         });
     }
 
-    pub(super) fn write_own(&self, request: &Request, handle: FileHandle, offset: u64, data: &[u8], reply: ReplyWrite) {
+    /// Writes to a file of `.axiomfs/`, at its end where there is no `offset`.
+    pub(super) fn write_own(
+        &self,
+        request: &Request,
+        handle: FileHandle,
+        offset: Option<u64>,
+        data: &[u8],
+        reply: ReplyWrite,
+    ) {
         let (who, data) = (who(request), data.to_vec());
         self.service.later(Lane::Command, data.len(), move |service| {
             match service.files.write(handle.0, offset, &data, who) {

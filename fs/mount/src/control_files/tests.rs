@@ -79,13 +79,13 @@ fn the_reply_is_read_back_on_the_descriptor_of_the_command() {
     let (control, files) = files();
     let handle = files.open(CONTROL, true).unwrap();
     assert_eq!(files.read(handle, 0, 100).unwrap(), b"");
-    assert_eq!(files.write(handle, 0, b"chain show\n", user(1000)), Ok(11));
+    assert_eq!(files.write(handle, Some(0), b"chain show\n", user(1000)), Ok(11));
     assert_eq!(*lock(&control.heard), [("chain show".to_owned(), 1000)]);
     let reply = b"{\"heard\":\"chain show\"}\n";
     assert_eq!(files.read(handle, 11, 5).unwrap(), &reply[..5]);
     assert_eq!(files.read(handle, 16, 100).unwrap(), &reply[5..]);
     assert_eq!(files.read(handle, 100, 100).unwrap(), b"", "a reply is read once");
-    assert_eq!(files.write(handle, 200, b"second", user(0)), Ok(6));
+    assert_eq!(files.write(handle, Some(200), b"second", user(0)), Ok(6));
     assert_eq!(files.read(handle, 206, 100).unwrap(), b"{\"heard\":\"second\"}\n");
 }
 
@@ -93,7 +93,7 @@ fn the_reply_is_read_back_on_the_descriptor_of_the_command() {
 fn who_can_only_write_gets_errno_and_finds_the_text_in_reply() {
     let (_, files) = files();
     let handle = files.open(CONTROL, true).unwrap();
-    assert_eq!(files.write(handle, 0, b"bad luck\n", user(0)), Err(Errno::EBUSY));
+    assert_eq!(files.write(handle, Some(0), b"bad luck\n", user(0)), Err(Errno::EBUSY));
     files.release(handle);
     assert_eq!(whole(&files, ControlNode::File(ControlFile::Reply)), "{\"heard\":\"bad luck\"}\n");
 }
@@ -104,21 +104,21 @@ fn what_is_no_command_never_reaches_the_commands() {
     let handle = files.open(CONTROL, false).unwrap();
     let long = vec![b'x'; MAX_COMMAND + 1];
     for data in [b"\n".as_slice(), b"", b"one\ntwo\n", b"\xff\xfe", b"a\0b", &long] {
-        assert_eq!(files.write(handle, 0, data, user(0)), Err(Errno::EINVAL));
+        assert_eq!(files.write(handle, Some(0), data, user(0)), Err(Errno::EINVAL));
         let reply = String::from_utf8(files.read(handle, 0, 4096).unwrap()).unwrap();
         let reply: serde_json::Value = serde_json::from_str(&reply).unwrap();
         assert_eq!((&reply["ok"], &reply["errno"]), (&json!(false), &json!("EINVAL")));
     }
     assert!(lock(&control.heard).is_empty());
-    assert_eq!(files.write(handle, 0, &long[..MAX_COMMAND], user(0)), Ok(4096));
+    assert_eq!(files.write(handle, Some(0), &long[..MAX_COMMAND], user(0)), Ok(4096));
 }
 
 #[test]
 fn chains_are_applied_when_closed_and_only_once() {
     let (control, files) = files();
     let handle = files.open(CHAINS, true).unwrap();
-    files.write(handle, 0, b"chains: ", user(0)).unwrap();
-    files.write(handle, 8, b"{}\n", user(0)).unwrap();
+    files.write(handle, Some(0), b"chains: ", user(0)).unwrap();
+    files.write(handle, Some(8), b"{}\n", user(0)).unwrap();
     assert!(lock(&control.heard).is_empty(), "nothing is applied before the descriptor is closed");
     assert_eq!(files.flush(handle, user(7)), Ok(()));
     assert_eq!(files.flush(handle, user(7)), Ok(()), "a second close of a copied descriptor");
@@ -135,7 +135,7 @@ fn closing_reports_why_chains_were_refused() {
     files.truncate(handle, 0).unwrap();
     assert_eq!(files.flush(handle, user(0)), Err(Errno::EINVAL), "cut and closed is a change");
     assert_eq!(whole(&files, ControlNode::File(ControlFile::Reply)), "{\"ok\":false}\n");
-    files.write(handle, 0, b"\xff", user(0)).unwrap();
+    files.write(handle, Some(0), b"\xff", user(0)).unwrap();
     assert_eq!(files.flush(handle, user(0)), Err(Errno::EINVAL));
     assert_eq!(lock(&control.heard).len(), 1, "what isn't UTF-8 isn't passed on");
 }
@@ -149,7 +149,7 @@ fn a_reader_of_chains_applies_nothing() {
     assert_eq!(files.flush(handle, user(0)), Ok(()));
     assert!(lock(&control.heard).is_empty());
     files.truncate(handle, 1).unwrap();
-    files.write(handle, 3, b"d", user(0)).unwrap();
+    files.write(handle, Some(3), b"d", user(0)).unwrap();
     assert_eq!(files.flush(handle, user(0)), Ok(()));
     assert_eq!(*lock(&control.chains), "a\0\0d");
 }
@@ -158,8 +158,8 @@ fn a_reader_of_chains_applies_nothing() {
 fn what_is_collected_is_bounded() {
     let (_, files) = files();
     let handle = files.open(CHAINS, true).unwrap();
-    assert_eq!(files.write(handle, MAX_CHAIN_YAML as u64, b"x", user(0)), Err(Errno::EFBIG));
-    assert_eq!(files.write(handle, u64::MAX, b"x", user(0)), Err(Errno::EFBIG));
+    assert_eq!(files.write(handle, Some(MAX_CHAIN_YAML as u64), b"x", user(0)), Err(Errno::EFBIG));
+    assert_eq!(files.write(handle, Some(u64::MAX), b"x", user(0)), Err(Errno::EFBIG));
     assert_eq!(files.truncate(handle, u64::MAX), Err(Errno::EFBIG));
 }
 
@@ -171,7 +171,7 @@ fn an_open_file_shows_one_state_and_can_not_be_written() {
     *lock(&control.chains) = "new".into();
     assert_eq!(files.read(handle, 0, 10).unwrap(), b"old");
     let status = files.open(ControlNode::File(ControlFile::Status), false).unwrap();
-    assert_eq!(files.write(status, 0, b"x", user(0)), Err(Errno::EBADF));
+    assert_eq!(files.write(status, Some(0), b"x", user(0)), Err(Errno::EBADF));
     assert_eq!(whole(&files, ControlNode::File(ControlFile::Events)), "");
 }
 
