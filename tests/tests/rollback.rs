@@ -110,6 +110,11 @@ fn another_history_is_refused_and_accepting_it_sets_local_changes_aside(place: P
     objects.restore(&Objects::of(&fork).keep());
     let refused = a.try_mount(&[]).expect_err("another history");
     assert!(refused.contains("another history") && refused.contains("--accept-rollback"), "{refused}");
+    // Nor does it help to withhold the heads that tell.
+    let heads = objects.list("heads");
+    heads[1..heads.len() - 1].iter().for_each(|(name, _)| objects.remove(name));
+    let refused = a.try_mount(&[]).expect_err("heads between are withheld");
+    assert!(refused.contains("lacks head 3") && refused.contains("--accept-rollback"), "{refused}");
     a.try_mount(&["--accept-rollback"]).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(shown(&a), "b four");
     assert_eq!(a.status()["set_aside"].as_array().map(Vec::len), Some(1));

@@ -79,7 +79,9 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+        if let Err(error) = rustix::process::kill_process(self.0, rustix::process::Signal::CONT) {
+            eprintln!("{:?} can't go on: {error}", self.0);
+        }
     }
 }
 

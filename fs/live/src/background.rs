@@ -89,6 +89,7 @@ fn commits(shared: &Shared, mut committer: Committer) {
         pace.begun = Some(Instant::now());
         let done = committer.commit(shared);
         shared.note_staged();
+        shared.repository.take_damage_notes().into_iter().for_each(|text| shared.events.add("error", text));
         match done {
             Ok(()) => {
                 retry = RETRY_MIN;

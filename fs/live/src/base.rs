@@ -261,6 +261,10 @@ pub(crate) fn expect(repository: &Repository, options: &VolumeOptions, newest: O
     match descent {
         Descent::Same | Descent::Later => Ok(()),
         Descent::Unknown => Err(OpenError::TooOldToExpect { sequence }),
+        Descent::Broken(missing) => {
+            let found = found.map_or(0, |(sequence, _)| sequence);
+            Err(OpenError::MissingHead { found, missing: missing.0, seen: sequence })
+        }
         Descent::Older | Descent::Unrelated => Err(OpenError::Unexpected {
             expected: format!("{sequence}:{commit}"),
             found: found.map_or_else(|| "none".to_owned(), |(sequence, commit)| format!("{sequence}:{commit}")),

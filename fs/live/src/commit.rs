@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axiomfs_repository::ids::{CommitId, Epoch, SequenceNo};
 use axiomfs_repository::tree::Root;
-use axiomfs_repository::{CommitSet, Head, PutHead, RepositoryError};
+use axiomfs_repository::{CommitSet, HEADS_KEPT, Head, PutHead, RepositoryError};
 
 use crate::checkpoint::CheckpointError;
 use crate::ledger::{Made, SharedLedger};
@@ -14,9 +14,6 @@ use crate::memory::Memory;
 use crate::open::{seen, warn_of_foreign};
 use crate::types::{Committed, FsError};
 use crate::volume::{HeadSeen, Shared, lock};
-
-/// Heads kept for recovery by hand.
-const HEADS_KEPT: u64 = 64;
 
 /// What commits carry on from one to the next. One thread owns it.
 pub(crate) struct Committer {

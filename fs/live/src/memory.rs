@@ -52,6 +52,7 @@ impl Memory<'_> {
         match self.repository.descent(self.volume, newest, (SequenceNo(seen), commit))? {
             Descent::Same | Descent::Later | Descent::Unknown => Ok(()),
             Descent::Older => Err(OpenError::Rollback { found, seen }),
+            Descent::Broken(missing) => Err(OpenError::MissingHead { found, missing: missing.0, seen }),
             Descent::Unrelated => Err(OpenError::OtherHistory { found, seen, commit }),
         }
     }

@@ -37,6 +37,19 @@ pub enum OpenError {
         /// Newest head seen.
         seen: u64,
     },
+    /// A head between the newest one and the one that was seen is missing, and is not old enough to be trimmed.
+    #[error(
+        "The store lacks head {missing}, so that its newest head {found} can't be told to have come after head {seen}, which was seen \
+         before: no writer removes one of the last 64; restore it, or mount with --accept-rollback"
+    )]
+    MissingHead {
+        /// Newest head in the store.
+        found: u64,
+        /// The head that is missing.
+        missing: u64,
+        /// Newest head seen.
+        seen: u64,
+    },
     /// The store's newest head has a history without the newest head that this state directory has seen.
     #[error(
         "The store's newest head {found} did not come after head {seen}:{commit}, which this machine has seen: the store has \

@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::ledger::{Ledger, Made};
 use crate::log::{Log, LogIdentity};
 use crate::manifest::Manifest;
-use crate::open::{borrow_again, load, log_options, replay, sealer, table_of};
+use crate::open::{borrow_again, load, log_options, note_damaged, replay, sealer, table_of};
 use crate::open_error::OpenError;
 use crate::types::Committed;
 use crate::volume::{Shared, VolumeOptions, lock};
@@ -72,6 +72,7 @@ pub fn recover(
     if let Some(pack) = adopted.missing.first() {
         return Err(OpenError::MissingPack { pack: *pack, dir });
     }
+    note_damaged(&adopted, &Events::default());
     let known = base.as_ref().or(newest.as_ref()).and_then(|head| head.snapshots_root);
     // By the time, too: two machines that went on from one head give the same numbers to what they take. Where the head that this state
     // stands on is gone, one that was forgotten since comes back.

@@ -223,8 +223,11 @@ impl Repository {
         match found {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!(%error, "could not look a chunk up, so it is stored again");
-                if !error.is_damage() {
+                if error.is_damage() {
+                    // Told where it was found; this is for each chunk.
+                    tracing::debug!(%error, "could not look a chunk up, so it is stored again");
+                } else {
+                    tracing::warn!(%error, "could not look a chunk up, so it is stored again");
                     // From now on, not from when it began.
                     let failed = self.opened.elapsed();
                     let pause = DEDUP_PAUSE.max(failed.saturating_sub(begun).saturating_mul(DEDUP_PAUSE_RATIO));

@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axiomfs_api::{Body, Store, StoreErrorKind};
 
@@ -22,6 +23,13 @@ use crate::staged::{Staged, StagedPack, StoredPack};
 use crate::stats::count;
 use crate::tree::{Root, walk_new};
 use crate::yielding::BEFORE_UPLOAD;
+
+/// What has lain in the staging directory for so long is compared with its name before it is sent: as after an outage.
+const UNCHECKED: Duration = Duration::from_secs(600);
+/// Bytes that are read at once for that.
+const PIECE: u64 = 1 << 20;
+/// Texts that are kept for who asks what was damaged.
+const DAMAGE_NOTES: usize = 100;
 
 /// What a commit uploaded; the head that names `segments` makes it count.
 #[derive(Debug)]
@@ -268,15 +276,36 @@ impl Repository {
 
     fn run(&self, packer: &Packer, task: Task) -> Result<(), RepositoryError> {
         match task {
-            Task::AsIs(staged) => self.upload_as_is(&staged),
+            Task::AsIs(staged) => self.upload_as_is(packer, &staged),
             Task::Merge(packs) => self.upload_merged(packer, packs),
             Task::Made(made) => self.upload_made(made),
         }
     }
 
-    pub(crate) fn upload_as_is(&self, staged: &Staged) -> Result<(), RepositoryError> {
+    /// Notes damage that nobody gets an error for.
+    pub(crate) fn note_damage(&self, text: String) {
+        let mut notes = self.damage_notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.len() < DAMAGE_NOTES {
+            notes.push(text);
+        }
+    }
+
+    /// What was found damaged on this machine's disk since the last call, for people.
+    pub fn take_damage_notes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.damage_notes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Nothing of a staged pack is needed any more once the commit is done.
+    pub(crate) fn done_with(&self, staged: &Staged) {
+        self.progress().slots.insert(staged.slot);
+    }
+
+    pub(crate) fn upload_as_is(&self, packer: &Packer, staged: &Arc<Staged>) -> Result<(), RepositoryError> {
         let Some((info, uploaded)) = staged.info() else { return Ok(()) };
-        let (_, table) = self.table_of(&info, uploaded)?;
+        let (_, table) = match self.table_to_send(staged, &info, uploaded) {
+            Err(error) if !uploaded && is_rotten(&error) => return self.upload_sound(packer, staged, &error),
+            table => table?,
+        };
         if !table.frames.is_empty() {
             if !uploaded {
                 self.upload(staged.seal.kind, &info.id, &info.path, info.len)?;
@@ -286,7 +315,7 @@ impl Repository {
             }
             self.note(entry(&staged.seal, info.id, info.len), table, &[]);
         }
-        self.progress().slots.insert(staged.slot);
+        self.done_with(staged);
         Ok(())
     }
 
@@ -360,9 +389,19 @@ impl Repository {
         Ok(())
     }
 
-    fn table_of(&self, info: &StagedPack, uploaded: bool) -> Result<(PackSeal, Table), RepositoryError> {
+    /// The table of a pack that is to be sent. What has lain here for long is compared with its name: a disk may lose bits.
+    fn table_to_send(
+        &self,
+        staged: &Staged,
+        info: &StagedPack,
+        uploaded: bool,
+    ) -> Result<(PackSeal, Table), RepositoryError> {
         let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
-        read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)
+        let read = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
+        if !uploaded && staged.has_lain_for(UNCHECKED) && !is_whole(source.as_ref(), &info.id)? {
+            return Err(RepositoryError::corrupt(&name, "its bytes are not what its name says"));
+        }
+        Ok(read)
     }
 
     /// Writes and uploads the segment for all that was uploaded; with nothing new the live segments stay.
@@ -418,6 +457,27 @@ pub(crate) fn open_pack<'a>(
         }
     }
     Ok((Box::new(StoredPack { store, id: *id, len }), names::pack(id)))
+}
+
+/// Whether a pack's bytes have the hash that it is named by.
+fn is_whole(source: &dyn PackSource, id: &PackId) -> Result<bool, RepositoryError> {
+    let (mut hasher, mut at) = (blake3::Hasher::new(), 0);
+    while at < source.len() {
+        let part = source.read(at, PIECE.min(source.len() - at))?;
+        hasher.update(&part);
+        at += part.len() as u64;
+    }
+    Ok(*hasher.finalize().as_bytes() == id.0)
+}
+
+/// Whether what this mount has written to this machine's disk is something else now, as against not there.
+pub(crate) fn is_rotten(error: &RepositoryError) -> bool {
+    matches!(
+        error,
+        RepositoryError::Corrupt { .. }
+            | RepositoryError::UnknownEpoch { .. }
+            | RepositoryError::UnsupportedVersion { .. }
+    )
 }
 
 /// A store on the same filesystem has moved the file away, any other has not.

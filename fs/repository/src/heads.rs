@@ -20,12 +20,16 @@ pub enum Descent {
     Later,
     /// It has a higher number, and the heads between are trimmed, so that nothing more can be told.
     Unknown,
+    /// It has a higher number, and the head of this one between them is missing though no writer has trimmed it yet.
+    Broken(SequenceNo),
     /// It has a lower number: newer heads are gone.
     Older,
     /// It has another history.
     Unrelated,
 }
 
+/// Heads of a volume that are never trimmed: the last ones.
+pub const HEADS_KEPT: u64 = 64;
 /// Objects in one listing.
 const PAGE: usize = 1000;
 /// New heads that are asked for one by one.
@@ -260,6 +264,9 @@ impl Repository {
         while sequence > number.0 + 1 {
             sequence -= 1;
             let head = match self.head(v, SequenceNo(sequence)) {
+                Err(RepositoryError::MissingObject { .. }) if newest.sequence.0 - sequence < HEADS_KEPT => {
+                    return Ok(Descent::Broken(SequenceNo(sequence)));
+                }
                 Err(RepositoryError::MissingObject { .. }) => return Ok(Descent::Unknown),
                 head => head?,
             };

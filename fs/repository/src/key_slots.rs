@@ -2,7 +2,7 @@
 
 use axiomfs_api::{Body, Seal, Store, StoreErrorKind};
 
-use crate::crypto::Secret;
+use crate::crypto::{Secret, random};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
 use crate::ids::{RepositoryId, hex};
@@ -93,12 +93,26 @@ impl<'a> Keys<'a> {
                 "would be one more than the 32 that a reader tries; remove one",
             ));
         }
-        let id = keys::create_slot(self.store, self.seal, self.repository, &self.master, passphrase, kdf, now_ns())?;
-        let name = names::slot(&id);
-        if !keys::opens(self.store, self.seal, self.repository, &name, passphrase)? {
-            return Err(RepositoryError::corrupt(name, "it does not open with the passphrase that it was made for"));
+        let (id, now) = (random()?, now_ns());
+        let (store, seal, repository) = (self.store, self.seal, self.repository);
+        let made = keys::create_slot(store, seal, repository, id, &self.master, passphrase, kdf, now);
+        let (name, text) = (names::slot(&id), hex::encode(&id));
+        // Where its making failed it may be there all the same, and opens the repository.
+        match (made, keys::opens(store, seal, repository, &name, passphrase)) {
+            (_, Ok(true)) => Ok(text),
+            (Err(error), Err(RepositoryError::MissingObject { .. })) => Err(error),
+            (_, Ok(false)) => {
+                Err(RepositoryError::corrupt(name, "it does not open with the passphrase that it was made for"))
+            }
+            (made, Err(error)) => {
+                let error = made.err().unwrap_or(error);
+                tracing::warn!(%error, slot = text, "it is not known whether the slot is there");
+                Err(refused(
+                    &text,
+                    "may have been made, and the store does not say; see the list of keys, and remove it there if it is not wanted",
+                ))
+            }
         }
-        Ok(hex::encode(&id))
     }
 
     /// Removes the slot `id`. The passphrase that was given must open another: so one is known to stay.
@@ -108,7 +122,21 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// [`RepositoryError::KeySlot`] if it is the one that was opened or there is none of that id; or what the store met.
     pub fn remove(&self, id: &str) -> Result<(), RepositoryError> {
-        if id == self.opened {
+        self.remove_beside(id, &self.opened)
+    }
+
+    /// Removes the slot that was opened; `id`, which [`add`](Self::add) has just made and read back, stays. Both may have the same
+    /// passphrase.
+    ///
+    /// # Errors
+    /// As for [`remove`](Self::remove).
+    pub fn hand_over(&self, id: &str) -> Result<(), RepositoryError> {
+        self.remove_beside(&self.opened, id)
+    }
+
+    /// Removes the slot `id`; `own`, which is known to open, stays.
+    fn remove_beside(&self, id: &str, own: &str) -> Result<(), RepositoryError> {
+        if id == own {
             return Err(refused(id, "is the one that this passphrase opens; give the passphrase of another slot"));
         }
         let known = hex::decode::<16>(id).map(|id| names::slot(&id));
@@ -121,7 +149,7 @@ impl<'a> Keys<'a> {
             found => drop(found?),
         }
         // Whoever else removes slots at this moment must not have taken ours: without any slot nobody could come in.
-        let own = names::key(&format!("keys/{}", self.opened))?;
+        let own = names::key(&format!("keys/{own}"))?;
         self.store.stat(&own)?;
         let bytes = self.store.get(&own, limits::SLOT)?;
         self.store.delete(&key)?;

@@ -102,17 +102,18 @@ impl Default for KdfParams {
     }
 }
 
-/// Wraps `master` with `passphrase` and creates the slot; its id.
+/// Wraps `master` with `passphrase` and creates the slot `id`, which was never used.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn create_slot(
     store: &dyn Store,
     seal: &dyn Seal,
     repository: RepositoryId,
+    id: [u8; 16],
     master: &[u8; 32],
     passphrase: &[u8],
     kdf: KdfParams,
     now_ns: i64,
-) -> Result<[u8; 16], RepositoryError> {
-    let id = random::<16>()?;
+) -> Result<(), RepositoryError> {
     let salt = random::<SALT>()?;
     let mut slot = Vec::with_capacity(SLOT_HEADER + 32 + TAG_LEN);
     slot.put(SLOT_MAGIC);
@@ -132,8 +133,7 @@ pub(crate) fn create_slot(
     slot.put(&tag);
     let check = checksum(&slot);
     slot.put(&check);
-    store.put_new(&names::key(&names::slot(&id))?, Body::Bytes(&slot))?;
-    Ok(id)
+    Ok(store.put_new(&names::key(&names::slot(&id))?, Body::Bytes(&slot))?)
 }
 
 /// All slots and all keyrings, by one listing.

@@ -62,7 +62,7 @@ pub use error::RepositoryError;
 pub use frame::FrameKind;
 pub use frame_info::FrameInfo;
 pub use head::{Head, PutHead};
-pub use heads::Descent;
+pub use heads::{Descent, HEADS_KEPT};
 pub use index::SegmentRef;
 pub use key_changes::{KeyChange, NewKeyChange};
 pub use key_slots::{KeyEpoch, KeySlot, Keys, key_slots};

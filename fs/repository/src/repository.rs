@@ -110,6 +110,7 @@ pub struct Repository {
     pub(crate) reads: Arc<Reads>,
     pub(crate) committing: AtomicBool,
     pub(crate) progress: Mutex<Progress>,
+    pub(crate) damage_notes: Mutex<Vec<String>>,
     pub(crate) known_heads: Mutex<HashMap<VolumeId, SequenceNo>>,
     pub(crate) foreign: Foreign,
     pub(crate) reader: Reader,
@@ -154,7 +155,7 @@ impl Repository {
         }
         let (id, master, now) = (RepositoryId(random()?), random_secret()?, now_ns());
         let keyring = Keyring::generate(id, &opts.volume, now)?;
-        create_slot(store, seal, id, &master, passphrase, opts.kdf, now)?;
+        create_slot(store, seal, id, random()?, &master, passphrase, opts.kdf, now)?;
         keyring.create(store, seal, &master)?;
         config::create(store, id, &master, now)?;
         Ok(id)
@@ -244,6 +245,7 @@ impl Repository {
             reads,
             committing: AtomicBool::new(false),
             progress: Mutex::default(),
+            damage_notes: Mutex::default(),
             known_heads: Mutex::default(),
             foreign,
             reader,

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::commit::{Made, Task, open_pack};
+use crate::commit::{Made, Task, is_rotten, open_pack, remove_if_there};
 use crate::error::RepositoryError;
-use crate::frame::{FrameKind, FrameRecord};
+use crate::frame::{FrameKind, FrameRecord, Member};
 use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackSource, PackWriter, read_table};
 use crate::packer::Packer;
 use crate::repository::Repository;
@@ -65,7 +65,42 @@ impl Repository {
                 Merged::NotWith(place) => alone.push(packs.remove(place)),
             }
         }
-        packs.into_iter().chain(alone).try_for_each(|staged| self.upload_as_is(&staged))
+        packs.into_iter().chain(alone).try_for_each(|staged| self.upload_as_is(packer, &staged))
+    }
+
+    /// Uploads what is sound in a staged pack that is damaged. What isn't is lost here and comes again as new.
+    pub(crate) fn upload_sound(
+        &self,
+        packer: &Packer,
+        staged: &Arc<Staged>,
+        error: &RepositoryError,
+    ) -> Result<(), RepositoryError> {
+        let Some((info, _)) = staged.info() else { return Ok(()) };
+        let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), staged.seal.kind)?);
+        let writer = PackWriter::create(packer.dir(), seal.clone())?;
+        let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, false)?;
+        let table = packer.table_of(staged);
+        let (all, mut sound) = (staged.frame_count(), 0);
+        for (record, members) in table.frames {
+            match self.copy_frame(staged, source.as_ref(), &name, &table.chains, (record, members), &writer) {
+                Ok(()) => sound += 1,
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let text = format!(
+            "Staged pack {} is damaged: {error}; {sound} of its {all} frames are sound and go to the store",
+            info.id
+        );
+        tracing::error!("{text}");
+        self.note_damage(text);
+        if sound == 0 {
+            self.done_with(staged);
+            return remove_if_there(&info.path);
+        }
+        let finished = writer.finish()?;
+        writer.sync()?;
+        self.upload_made(Made { finished, seal, sources: vec![staged.clone()], sent: false })
     }
 
     /// Copies the frames of small packs into one, resealed under a new salt; nothing is compressed again.
@@ -75,7 +110,7 @@ impl Repository {
         let writer = PackWriter::create(packer.dir(), seal.clone())?;
         for (place, staged) in packs.iter().enumerate() {
             match self.copy_frames(staged, &writer) {
-                Err(error) if error.is_damage() => {
+                Err(error) if error.is_damage() || is_rotten(&error) => {
                     tracing::error!(%error, "a staged pack is damaged; it is sent as it is, for what is sound in it");
                     return Ok(Merged::NotWith(place));
                 }
@@ -91,17 +126,29 @@ impl Repository {
         let Some((info, uploaded)) = staged.info() else { return Ok(()) };
         let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, uploaded)?;
         let (_, table) = read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name)?;
-        for (record, members) in table.frames {
-            let chain = &table.chains[usize::from(record.chain)];
-            let padded = open_padded(source.as_ref(), &staged.seal, &record, chain, &name);
-            if padded.as_ref().is_err_and(RepositoryError::is_damage) {
-                // What comes again is stored again.
-                self.reader.put_into_quarantine((staged.seal.salt, record.number));
-            }
-            let padded = padded?;
-            let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
-            writer.write(chain, lengths, padded, members)?;
+        table
+            .frames
+            .into_iter()
+            .try_for_each(|frame| self.copy_frame(staged, source.as_ref(), &name, &table.chains, frame, writer))
+    }
+
+    fn copy_frame(
+        &self,
+        staged: &Staged,
+        source: &dyn PackSource,
+        name: &str,
+        chains: &[Chain],
+        (record, members): (FrameRecord, Vec<Member>),
+        writer: &PackWriter,
+    ) -> Result<(), RepositoryError> {
+        let chain = &chains[usize::from(record.chain)];
+        let padded = open_padded(source, &staged.seal, &record, chain, name);
+        if padded.as_ref().is_err_and(RepositoryError::is_damage) {
+            // What comes again is stored again.
+            self.reader.put_into_quarantine((staged.seal.salt, record.number));
         }
+        let lengths = NewFrame { applied: record.applied, encoded: record.encoded, raw: record.raw };
+        writer.write(chain, lengths, padded?, members)?;
         Ok(())
     }
 }

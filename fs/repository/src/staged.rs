@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axiomfs_api::Store;
 
@@ -31,6 +32,8 @@ pub(crate) struct Staged {
     /// Counts up while the repository is open.
     pub(crate) slot: u32,
     pub(crate) seal: Arc<PackSeal>,
+    /// Since when it is here; `None` for what an earlier mount left.
+    since: Option<Instant>,
     state: Mutex<State>,
 }
 
@@ -52,7 +55,7 @@ impl Staged {
     pub(crate) fn open(slot: u32, writer: Arc<PackWriter>) -> Self {
         let seal = writer.seal.clone();
         let state = State { place: Place::Open(writer), frames: Vec::new(), chains: Vec::new() };
-        Self { slot, seal, state: Mutex::new(state) }
+        Self { slot, seal, since: Some(Instant::now()), state: Mutex::new(state) }
     }
 
     /// A finished pack that was found again.
@@ -62,7 +65,12 @@ impl Staged {
         for (record, _) in &table.frames {
             state.put(*record);
         }
-        Self { slot, seal, state: Mutex::new(state) }
+        Self { slot, seal, since: None, state: Mutex::new(state) }
+    }
+
+    /// Whether it is from an earlier mount, or as old as this.
+    pub(crate) fn has_lain_for(&self, time: Duration) -> bool {
+        self.since.is_none_or(|since| since.elapsed() >= time)
     }
 
     /// Notes a written frame.
@@ -81,6 +89,11 @@ impl Staged {
         let state = self.lock();
         let record = (*state.frames.get(number as usize)?)?;
         Some((record, state.chains.get(usize::from(record.chain))?.clone()))
+    }
+
+    /// Its frames, in their order.
+    pub(crate) fn frames(&self) -> Vec<FrameRecord> {
+        self.lock().frames.iter().flatten().copied().collect()
     }
 
     /// How many frames it has.

@@ -38,9 +38,8 @@ pub fn run(verb: &KeyVerb, environment: Environment, json: bool) -> Result<(), F
             let begun = format!("passphrase of key {} changed", keys.opened());
             let id = noted(&keys, &begun, || {
                 let id = add(&keys, &secret, json)?;
-                // The old one goes only by the word of the new one: so that is known to open the repository.
-                let renewed = unlock(&target, &secret, json)?;
-                renewed.remove(keys.opened()).map_err(|error| failed("Could not remove the old passphrase", &error))?;
+                // The new one was read back and opens the repository.
+                keys.hand_over(&id).map_err(|error| failed("Could not remove the old passphrase", &error))?;
                 Ok((format!("{begun}, key {id} took its place"), id))
             })?;
             let text = format!("Changed: key {id} took the place of {}", keys.opened());

@@ -168,8 +168,10 @@ impl Index {
     ) -> Result<bool, RepositoryError> {
         let root = match (segment.root_cached(), io) {
             (Some(root), _) => root,
-            (None, Io::Allowed) if segment.reference.len <= self.whole => self.load_whole(segment)?,
-            (None, Io::Allowed) => segment.root(&self.source)?,
+            (None, Io::Allowed) => segment.unless_damaged(|| {
+                let whole = segment.reference.len <= self.whole;
+                if whole { self.load_whole(segment) } else { segment.root(&self.source) }
+            })?,
             (None, Io::Never) => return Ok(false),
         };
         for number in root.filters_of(id) {

@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use axiomfs_api::{ObjectKey, Sealer};
 
@@ -23,6 +24,8 @@ pub(crate) const HEADER: usize = 48;
 const AAD: usize = 66;
 /// Bytes of chunk blocks that are read by one request where all are wanted.
 const RUN: u64 = 256 << 10;
+/// For how long a root that was found damaged is not read again.
+const DAMAGED_FOR: Duration = Duration::from_secs(30);
 const WRONG_SEAL: Malformed = Malformed("its seal does not fit");
 
 /// The number of a block as seals and caches take it.
@@ -137,6 +140,8 @@ pub(crate) struct Segment {
     root: OnceLock<Arc<Root>>,
     /// Whether it was found damaged when it was to be merged.
     left_alone: AtomicBool,
+    /// When its root was found damaged, and how.
+    damage: Mutex<Option<(Instant, RepositoryError)>>,
 }
 
 impl Segment {
@@ -154,7 +159,27 @@ impl Segment {
         }
         let seal = SegmentSeal::new(keyring, seal, volume, reference.id, reference.epoch, &reference.salt)?;
         let (key, left_alone) = (names::key(&name)?, AtomicBool::new(false));
-        Ok(Self { reference, key, name, seal, root: OnceLock::new(), left_alone })
+        Ok(Self { reference, key, name, seal, root: OnceLock::new(), left_alone, damage: Mutex::default() })
+    }
+
+    /// What `read` gives of it. Where it is damaged the store isn't asked again for a while: every look-up comes by here.
+    pub(crate) fn unless_damaged<T>(
+        &self,
+        read: impl FnOnce() -> Result<T, RepositoryError>,
+    ) -> Result<T, RepositoryError> {
+        let found = self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((since, error)) = found
+            && since.elapsed() < DAMAGED_FOR
+        {
+            return Err(error);
+        }
+        read().inspect_err(|error| {
+            if error.is_damage() {
+                tracing::warn!(%error, "an index segment is damaged: what only that locates can't be read, and is stored again");
+                let found = Some((Instant::now(), error.clone()));
+                *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = found;
+            }
+        })
     }
 
     /// Merges it no more until the next mount, which tries once again.

@@ -9,6 +9,7 @@ pub(crate) use state::StagedChunk;
 use state::{Job, State};
 pub(crate) use worker::encode_frame;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use axiomfs_host::{ChainName, Host};
 
 use crate::bytes::Bytes;
 use crate::error::RepositoryError;
-use crate::frame::FrameKind;
+use crate::frame::{FrameKind, FrameRecord};
 use crate::ids::ChunkId;
 use crate::keyring::Keyring;
 use crate::labels::{Label, Labels};
@@ -240,6 +241,26 @@ impl Packer {
             let staged = Staged::adopted(slot, pack.seal, pack.info, pack.uploaded, &table);
             state.packs.insert(slot, Arc::new(staged));
         }
+    }
+
+    /// The table of a staged pack as it is known here, for one whose file has lost it. A frame of which not every chunk is known is not
+    /// in it.
+    pub(crate) fn table_of(&self, staged: &Staged) -> crate::pack::Table {
+        let mut chunks: HashMap<u32, Vec<(u32, ChunkId, u32)>> = HashMap::new();
+        for (id, chunk) in &self.shared.lock().staged {
+            if chunk.slot == staged.slot {
+                chunks.entry(chunk.frame).or_default().push((chunk.offset, *id, chunk.len));
+            }
+        }
+        let whole = |record: FrameRecord| {
+            let mut chunks = chunks.remove(&record.number)?;
+            chunks.sort_unstable();
+            let ends = chunks.iter().scan(0, |end, (offset, _, len)| (*end == *offset).then(|| (*end += len, *end).1));
+            let is_whole = ends.clone().count() == chunks.len() && ends.last() == Some(record.raw);
+            is_whole.then(|| (record, chunks.into_iter().map(|(_, id, len)| (id, len)).collect()))
+        };
+        let frames = staged.frames().into_iter().filter_map(whole).collect();
+        crate::pack::Table { chains: staged.chains(), frames }
     }
 
     /// All finished packs, oldest first.

@@ -267,3 +267,129 @@ fn a_damaged_staged_pack_keeps_no_other_from_the_store() {
     assert_eq!(bed.staged_files(), 0);
     commit(&repository, None);
 }
+
+/// Flips a bit of a file at `at`, counted from its end where that is negative.
+fn flip(path: &std::path::Path, at: i64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = if at < 0 { bytes.len() - at.unsigned_abs() as usize } else { at as usize };
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Three packs with a chunk each: ids, contents and files.
+fn three_packs(repository: &Repository, seed: u64) -> Vec<(ChunkId, Vec<u8>, StagedPack)> {
+    let mut random = Random(seed);
+    let mut staged = |_| {
+        let data: Vec<u8> = (0..5000).map(|_| random.next() as u8).collect();
+        (add(repository, &data).0, data, repository.flush().unwrap().pop().unwrap())
+    };
+    (0..3).map(&mut staged).collect()
+}
+
+#[test]
+fn a_staged_pack_that_lost_header_table_or_trailer_is_stored_from_what_is_known_of_it() {
+    for at in [0, 4, 7, -100, -5, -1] {
+        let bed = Bed::new();
+        let repository = bed.open();
+        let staged = three_packs(&repository, 102);
+        flip(&staged[1].2.path, at);
+        commit(&repository, None);
+        let cold = bed.open_cold();
+        for (id, data, _) in &staged {
+            assert_eq!(*cold.read_chunk(id).unwrap(), **data, "byte {at}");
+        }
+        assert_eq!(bed.staged_files(), 0, "byte {at}");
+        let notes = repository.take_damage_notes();
+        assert!(notes.len() == 1 && notes[0].contains("1 of its 1 frames are sound"), "{notes:?}");
+    }
+}
+
+#[test]
+fn what_an_earlier_mount_left_is_adopted_without_packs_that_are_damaged_and_frames_are_checked() {
+    for (at, adopted) in [(1000, true), (-100, false), (-5, false)] {
+        let bed = Bed::new();
+        let staged = three_packs(&bed.open(), 103);
+        flip(&staged[1].2.path, at);
+        let repository = bed.open();
+        let ids: Vec<_> = staged.iter().map(|(_, _, pack)| pack.id).collect();
+        let found = repository.adopt_staged(&ids).unwrap();
+        let damaged: Vec<_> = found.damaged.iter().map(|(id, _)| *id).collect();
+        assert_eq!((found.missing, damaged), (vec![], if adopted { vec![] } else { vec![ids[1]] }), "byte {at}");
+        commit(&repository, None);
+        let cold = bed.open_cold();
+        for (place, (id, data, _)) in staged.iter().enumerate() {
+            match cold.read_chunk(id) {
+                Ok(read) => assert!(*read == **data && place != 1, "byte {at}"),
+                Err(error) => assert!(error.is_damage() && place == 1, "byte {at}: {error}"),
+            }
+        }
+        assert_eq!(repository.take_damage_notes().is_empty(), !adopted, "byte {at}");
+        assert_eq!(add(&repository, &staged[1].1).1, Added::New, "byte {at}: what comes again heals it");
+        assert_eq!(staged[1].2.path.with_extension("pack.damaged").exists(), !adopted, "byte {at}");
+    }
+}
+
+#[test]
+fn a_full_pack_that_rotted_here_is_sent_without_what_is_damaged() {
+    let bed = Bed::new();
+    let mut random = Random(104);
+    let chunks: Vec<Vec<u8>> = (0..8).map(|_| random.data(200_000)).collect();
+    let packs = {
+        let repository = bed.open();
+        for data in &chunks {
+            add(&repository, data);
+        }
+        repository.flush().unwrap()
+    };
+    let ids: Vec<_> = packs.iter().map(|pack| pack.id).collect();
+    let largest = packs.iter().max_by_key(|pack| pack.len).unwrap();
+    flip(&largest.path, (largest.len / 2) as i64);
+    let repository = bed.open();
+    repository.adopt_staged(&ids).unwrap();
+    commit(&repository, None);
+    let notes = repository.take_damage_notes();
+    assert!(notes.iter().any(|note| note.contains("frames are sound")), "{notes:?}");
+    let cold = bed.open_cold();
+    let lost = chunks.iter().filter(|data| cold.read_chunk(&repository.data_id(data)).is_err()).count();
+    assert!((1..4).contains(&lost), "{lost} chunks were lost by one bit");
+    for name in bed.store.objects().into_keys().filter(|name| name.starts_with("packs/")) {
+        let bytes = axiomfs_api::Store::get(&bed.store.inner, &axiomfs_api::ObjectKey::new(&name).unwrap(), u64::MAX);
+        assert!(
+            name.ends_with(&blake3::hash(&bytes.unwrap()).to_hex().to_string()),
+            "{name} is not what it is named by"
+        );
+    }
+}
+
+#[test]
+fn a_lost_index_segment_is_not_asked_for_by_every_lookup() {
+    let bed = Bed::new();
+    let repository = bed.open();
+    let mut random = Random(105);
+    let mut lost = None;
+    for _ in 0..8 {
+        let before = bed.store.objects();
+        add(&repository, &random.data(3000));
+        commit(&repository, None);
+        lost = lost.or_else(|| {
+            bed.store.objects().into_keys().find(|name| name.starts_with("index/") && !before.contains_key(name))
+        });
+    }
+    drop(repository);
+    let lost = axiomfs_api::ObjectKey::new(lost.unwrap()).unwrap();
+    axiomfs_api::Store::delete(&bed.store.inner, &lost).unwrap();
+    let repository = bed.open();
+    let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+    assert!(head.segments.len() > 1, "the segment was merged");
+    repository.load_segments(&head.segments).unwrap();
+    let mut asked_by = |chunks: u32| {
+        let before = bed.store.gets.load(std::sync::atomic::Ordering::SeqCst);
+        for _ in 0..chunks {
+            assert_eq!(add(&repository, &random.data(3000)).1, Added::New);
+        }
+        bed.store.gets.load(std::sync::atomic::Ordering::SeqCst) - before
+    };
+    assert!(asked_by(20) > 0, "nothing was cold");
+    let asked = asked_by(200);
+    assert!(asked < 10, "200 new chunks asked the store {asked} times");
+}

@@ -239,8 +239,14 @@ fn descent_is_told_by_the_chain_of_parents() {
     assert_eq!(repository.put_head(v, &foreign).unwrap(), PutHead::Created);
     assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Unrelated);
     delete(&bed, v, &heads[5]);
-    assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Unknown, "trimmed");
+    assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Broken(heads[5].sequence), "nobody trims that");
     assert_eq!(descent(&heads[11], known(&heads[7])), Descent::Later);
+    let later = history(&repository, v, Some(&heads[11]), 80);
+    repository.trim_heads(v, HEADS_KEPT).unwrap();
+    assert_eq!(descent(&later[79], known(&heads[7])), Descent::Unknown, "trimmed");
+    assert_eq!(descent(&later[79], known(&later[16])), Descent::Later);
+    delete(&bed, v, &later[16]);
+    assert_eq!(descent(&later[79], known(&later[15])), Descent::Broken(later[16].sequence), "the oldest that is kept");
 }
 
 #[test]

@@ -104,6 +104,29 @@ fn two_who_remove_each_other_at_once_leave_one() {
 }
 
 #[test]
+fn a_slot_is_made_or_its_passphrase_opens_nothing_whatever_the_store_answers() {
+    let bed = Bed::new();
+    let keys = unlock(&bed, PASSPHRASE).unwrap();
+    bed.store.lose_reply.store(true, std::sync::atomic::Ordering::SeqCst);
+    let id = keys.add(SECOND, cheap()).expect("it is there, though nobody said so");
+    assert_eq!(unlock(&bed, SECOND).unwrap().opened(), id);
+}
+
+#[test]
+fn the_slot_that_was_opened_goes_also_where_the_new_one_has_the_same_passphrase() {
+    for _ in 0..8 {
+        let bed = Bed::new();
+        let keys = unlock(&bed, PASSPHRASE).unwrap();
+        let id = keys.add(PASSPHRASE, cheap()).unwrap();
+        keys.hand_over(&id).unwrap();
+        let left: Vec<String> = key_slots(&*bed.store).unwrap().into_iter().map(|slot| slot.id).collect();
+        assert_eq!(left, [id]);
+        assert!(keys.hand_over(&left[0]).is_err(), "it is gone already");
+        bed.open();
+    }
+}
+
+#[test]
 fn no_more_slots_are_made_than_a_reader_tries() {
     let bed = Bed::new();
     let keys = unlock(&bed, PASSPHRASE).unwrap();
