@@ -61,7 +61,8 @@ impl LeftOut {
     pub fn note(&self, name: &str) {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if names.len() < Self::MOST {
-            names.insert(name.chars().take(Self::LONGEST).collect());
+            // It goes to terminals, and may be anything.
+            names.insert(name.chars().take(Self::LONGEST).flat_map(char::escape_debug).collect());
         }
     }
 

@@ -132,6 +132,7 @@ impl S3Store {
             bytes.extend_from_slice(&piece);
             let pause = self.down.pass(piece.len());
             if !pause.is_zero() {
+                progress.paused_for(pause);
                 tokio::time::sleep(pause).await;
                 progress.made();
             }

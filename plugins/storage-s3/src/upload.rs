@@ -111,6 +111,7 @@ impl http_body::Body for Upload {
         let pause = this.limiter.pass(piece.len());
         this.progress.sent(piece.len());
         if !pause.is_zero() {
+            this.progress.paused_for(pause);
             this.pause = Some(Box::pin(tokio::time::sleep(pause)));
         }
         Poll::Ready(Some(Ok(Frame::data(piece.into()))))

@@ -21,8 +21,13 @@ impl Progress {
     }
 
     pub fn made(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
+        self.paused_for(Duration::ZERO);
+    }
+
+    /// Bytes flowed, and none do for so long, by our own wish: that is no silence of the server.
+    pub fn paused_for(&self, pause: Duration) {
+        let until = u64::try_from(self.begun.elapsed().saturating_add(pause).as_millis()).unwrap_or(u64::MAX);
+        self.last.store(until, Ordering::Relaxed);
     }
 
     /// Bytes of the body were sent.
@@ -86,6 +91,16 @@ mod tests {
         };
         assert_eq!(run(steps(10)), Some(()));
         assert_eq!(run(steps(u32::MAX)), None, "the whole has an end");
+        let progress = Progress::new();
+        let pausing = async {
+            for _ in 0..2 {
+                let pause = Duration::from_millis(300);
+                progress.paused_for(pause);
+                tokio::time::sleep(pause).await;
+                progress.made();
+            }
+        };
+        assert_eq!(run(within(patience, &progress, pausing)), Some(()), "a pause of our own is no silence");
         let progress = Progress::new();
         let begun = std::time::Instant::now();
         assert_eq!(run(within(patience, &progress, std::future::pending::<()>())), None);
