@@ -59,6 +59,11 @@ impl Prepared {
         for place in places {
             let aside = VolumeOptions { state_dir: place.clone(), ..options.clone() };
             let found = self.recover_one(store, host, passphrase, quiet, aside).and_then(|found| {
+                if !found.damaged.is_empty() {
+                    let what = format!("Recovered into {} what is sound of {}", found.snapshot, place.display());
+                    return Err(Failure::new(format!("{what}, which stays: {}", found.damaged.join("; ")))
+                        .hint("compare the snapshot with what you have elsewhere; then remove the directory by hand"));
+                }
                 // All of it is in the store now.
                 let moved = axiomfs_live::remove_recovered(&options.state_dir, &place, || faults("recover.moved"));
                 let stays = || format!("Recovered into {}, but {} stays", found.snapshot, place.display());

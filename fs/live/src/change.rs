@@ -54,7 +54,7 @@ pub(crate) enum Need {
     Room,
     /// It makes room, so it may use the reserve.
     Reserve,
-    /// It is a snapshot: it never waits for a checkpoint.
+    /// It is a snapshot: it waits for a checkpoint only where a great many of them are not done, or layers take more than writers may fill.
     Snapshot,
 }
 
@@ -130,7 +130,7 @@ impl Shared {
 
     pub(crate) fn has_room(&self, state: &State, need: Need) -> bool {
         // Removals make room, and so may go on where others wait; but not without a bound.
-        let more = if need == Need::Reserve { 2 } else { 1 };
+        let more = if need == Need::Room { 1 } else { 2 };
         let heap: usize = state.frozen.iter().map(|layer| layer.heap()).sum::<usize>() + state.active.heap();
         let layers = heap < (FROZEN_MAX + more) * self.layer_max();
         let frozen = need != Need::Snapshot || state.frozen.len() < FROZEN_SNAPSHOT_MAX;

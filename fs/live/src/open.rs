@@ -9,7 +9,7 @@ use axiomfs_host::Host;
 use axiomfs_repository::ids::CommitId;
 use axiomfs_repository::record::{self, FileKind, Inode};
 use axiomfs_repository::tree::{self, Root};
-use axiomfs_repository::{Adopted, Head, Repository, SnapshotRecord};
+use axiomfs_repository::{Head, Repository, SnapshotRecord};
 
 use crate::audit::AuditTail;
 use crate::background::{self, describe};
@@ -71,7 +71,6 @@ impl Volume {
         if let Some(pack) = adopted.missing.first() {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
         }
-        note_damaged(&adopted, &events);
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
         borrow_again(&repository, &manifest, &table, &events)?;
         state.audit = AuditTail::load(&repository, options.volume, manifest.root)?;
@@ -95,7 +94,12 @@ impl Volume {
         release_unneeded(&log, &state, &mut manifest, &local)?;
         note_foreign(&repository, &events);
         let committed: HashSet<u32> = table_of(&repository, snapshots_root)?.values().map(|r| r.ordinal.0).collect();
-        let shared = Arc::new(Shared::new(repository, host, chunker, options, Some(log), state, seen, events));
+        let mut shared = Shared::new(repository, host, chunker, options, Some(log), state, seen, events);
+        // What a head has already may be staged still: nodes of trees that were replaced.
+        if manifest.dirty {
+            shared.count_staged();
+        }
+        let shared = Arc::new(shared);
         let id = manifest.state;
         let set_aside = set_aside::list(&shared.options.state_dir)
             .map_err(|source| OpenError::State { dir: shared.options.state_dir.clone(), source })?;
@@ -337,16 +341,6 @@ pub(crate) fn replay(
     }
     state.next_op = last_op + 1;
     Ok(replayed.next_segment)
-}
-
-/// One bad pack keeps nothing else back, but nobody is to learn of it by reading.
-pub(crate) fn note_damaged(adopted: &Adopted, events: &Events) {
-    for (pack, error) in &adopted.damaged {
-        let text =
-            format!("Staged pack {pack} is damaged: {error}. What it holds was never sent and can't be read any more");
-        tracing::error!("{text}");
-        events.add("error", format!("{text}; its file stays in the state directory as {pack}.pack.damaged"));
-    }
 }
 
 /// Gives up the segments of earlier mounts whose operations are all in the manifest's trees. The bound of the log may be lower than what

@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::ledger::{Ledger, Made};
 use crate::log::{Log, LogIdentity};
 use crate::manifest::Manifest;
-use crate::open::{borrow_again, load, log_options, note_damaged, replay, sealer, table_of};
+use crate::open::{borrow_again, load, log_options, replay, sealer, table_of};
 use crate::open_error::OpenError;
 use crate::types::Committed;
 use crate::volume::{Shared, VolumeOptions, lock};
@@ -36,6 +36,8 @@ pub struct Recovered {
     pub others: Vec<String>,
     /// The head that has them.
     pub head: Committed,
+    /// What was damaged on this machine's disk and is not in it.
+    pub damaged: Vec<String>,
 }
 
 /// Sets the state in `options.state_dir` aside if others have gone past what it stands on, and tells what is set aside then, the
@@ -72,7 +74,6 @@ pub fn recover(
     if let Some(pack) = adopted.missing.first() {
         return Err(OpenError::MissingPack { pack: *pack, dir });
     }
-    note_damaged(&adopted, &Events::default());
     let known = base.as_ref().or(newest.as_ref()).and_then(|head| head.snapshots_root);
     // By the time, too: two machines that went on from one head give the same numbers to what they take. Where the head that this state
     // stands on is gone, one that was forgotten since comes back.
@@ -205,7 +206,8 @@ impl Found<'_> {
         shared.fault("recover.committed");
         let committed = Committed { sequence: head.sequence.0, commit: head.commit.0 };
         let snapshot = names.remove(0);
-        Ok(Some(Recovered { snapshot, others: names, head: committed }))
+        let damaged = repository.take_damage_notes();
+        Ok(Some(Recovered { snapshot, others: names, head: committed, damaged }))
     }
 }
 

@@ -11,6 +11,8 @@ pub use axiomfs_repository::record::{FileKind, Time};
 pub enum Access {
     /// Answers from memory or not at all ([`FsError::WouldBlock`]). For threads that decode requests.
     Cached,
+    /// Answers from this machine, its disk too, or not at all. For worker threads of requests that the store keeps no longer.
+    Here,
     /// May fetch from the store and wait for room, within the volume's `timeout`. For worker threads.
     Wait,
     /// The same for a request that came then: what it waited for a worker counts as waiting for room.

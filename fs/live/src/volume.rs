@@ -181,9 +181,8 @@ impl Shared {
         head: HeadSeen,
         events: Events,
     ) -> Self {
-        let left_staged = if log.is_some() { repository.stats().staged_bytes } else { 0 };
         let layers = state.frozen.iter().map(Arc::as_ref).chain([&state.active]);
-        let left = left_staged + layers.map(Layer::data_bytes).sum::<u64>();
+        let left = layers.map(Layer::data_bytes).sum();
         Self {
             repository,
             host,
@@ -200,10 +199,10 @@ impl Shared {
             space: SpaceSeen::default(),
             patient: AtomicUsize::new(0),
             written: AtomicU64::new(0),
-            left_staged,
+            left_staged: 0,
             left,
             staged_bytes: AtomicU64::new(0),
-            ingested: AtomicU64::new(left_staged),
+            ingested: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             worker_dead: AtomicBool::new(false),
@@ -225,6 +224,13 @@ impl Shared {
 
     pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Packs that an earlier mount has staged are not in the store yet.
+    pub fn count_staged(&mut self) {
+        self.left_staged = self.repository.stats().staged_bytes;
+        self.left += self.left_staged;
+        *self.ingested.get_mut() = self.left_staged;
     }
 
     /// Bytes of file data that earlier mounts left for the store and that this one accepted.
@@ -273,10 +279,12 @@ impl Shared {
         pinned: &mut Vec<(ChunkId, Arc<Node>)>,
         failed: &mut Option<ChunkId>,
     ) -> FsResult<()> {
-        if access == Access::Cached {
-            return Err(FsError::WouldBlock);
-        }
-        match self.repository.node(&id) {
+        let fetched = match access {
+            Access::Cached => return Err(FsError::WouldBlock),
+            Access::Here => self.repository.node_here(&id).transpose().ok_or(FsError::WouldBlock)?,
+            Access::Wait | Access::Since(_) => self.repository.node(&id),
+        };
+        match fetched {
             Ok(node) => pinned.push((id, node)),
             Err(e) if *failed == Some(id) || !e.is_damage() => return Err(self.report(&e)),
             Err(_) => *failed = Some(id),

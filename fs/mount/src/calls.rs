@@ -185,7 +185,7 @@ pub(crate) fn list<L: Listing>(
                 match access {
                     _ if added => return Ok(()),
                     Access::Cached => return Err(FsError::WouldBlock),
-                    Access::Wait | Access::Since(_) => std::thread::sleep(wait),
+                    Access::Here | Access::Wait | Access::Since(_) => std::thread::sleep(wait),
                 }
                 entry.attr = Some(volume.getattr(access, entry.node)?);
             }

@@ -166,7 +166,7 @@ impl Service {
     }
 
     /// Makes a call that may wait for the store, of a request that came at `came` and was queued since. Where others have waited as long
-    /// in vain it ends with them: else each worker would wait once more for each that is queued.
+    /// in vain it ends with them, unless what it needs is on this machine: else each worker would wait once more for each that is queued.
     pub(crate) fn patiently<T>(
         &self,
         lane: Lane,
@@ -176,7 +176,7 @@ impl Service {
         let waits = matches!(lane, Lane::Data | Lane::Metadata).then(|| &self.pool(lane).waits);
         if waits.is_some_and(|waits| waits.are_in_vain(came)) {
             let in_vain = || FsError::TimedOut("The store has answered nobody who waited for it".into());
-            return call(Access::Cached).map_err(|e| if e == FsError::WouldBlock { in_vain() } else { e });
+            return call(Access::Here).map_err(|e| if e == FsError::WouldBlock { in_vain() } else { e });
         }
         let begun = Instant::now();
         let result = call(Access::Since(came));

@@ -108,6 +108,36 @@ impl Repository {
         }
     }
 
+    /// A chunk, if it is on this machine: pending, in memory or in a pack that is staged.
+    ///
+    /// # Errors
+    /// What reading the pack met.
+    pub fn read_chunk_here(&self, id: &ChunkId) -> Result<Option<Bytes>, RepositoryError> {
+        match self.staged_here(id) {
+            Some(place) => self.reader.chunk(id, &place).map(Some),
+            None => Ok(self.chunk_cached(id)),
+        }
+    }
+
+    /// The same of a tree node.
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn node_here(&self, id: &ChunkId) -> Result<Option<Arc<Node>>, RepositoryError> {
+        match (self.node_cached(id), self.staged_here(id)) {
+            (Some(node), _) => Ok(Some(node)),
+            (None, Some(place)) => self.reader.node(id, &place).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn staged_here(&self, id: &ChunkId) -> Option<ChunkPlace> {
+        match self.packer.as_ref()?.find(id)? {
+            Found::Staged(pack, chunk) if pack.is_here() => ChunkPlace::staged(pack, &chunk),
+            _ => None,
+        }
+    }
+
     fn parse_pending(&self, id: &ChunkId, bytes: &Bytes) -> Result<Arc<Node>, RepositoryError> {
         let node = Arc::new(Node::parse(Arc::from(&**bytes))?);
         self.reader.put_node(*id, node.clone());

@@ -264,10 +264,12 @@ impl Repository {
         while sequence > number.0 + 1 {
             sequence -= 1;
             let head = match self.head(v, SequenceNo(sequence)) {
-                Err(RepositoryError::MissingObject { .. }) if newest.sequence.0 - sequence < HEADS_KEPT => {
-                    return Ok(Descent::Broken(SequenceNo(sequence)));
+                Err(RepositoryError::MissingObject { .. }) => {
+                    // A writer may go on and trim meanwhile.
+                    let last = self.latest_head(v)?.map_or(newest.sequence.0, |head| head.sequence.0);
+                    let is_kept = last.saturating_sub(sequence) < HEADS_KEPT;
+                    return Ok(if is_kept { Descent::Broken(SequenceNo(sequence)) } else { Descent::Unknown });
                 }
-                Err(RepositoryError::MissingObject { .. }) => return Ok(Descent::Unknown),
                 head => head?,
             };
             if Some(head.commit) != parent {

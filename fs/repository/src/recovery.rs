@@ -21,9 +21,6 @@ pub struct Adopted {
     /// Packs that are neither in the staging directory nor in the store. If the head that was last attempted is there they were merged
     /// into others by its commit and are not needed; else they are lost.
     pub missing: Vec<PackId>,
-    /// Packs that are damaged on this machine's disk so that nothing is known of what they hold, with what is wrong. Their files stay,
-    /// under another name.
-    pub damaged: Vec<(PackId, String)>,
 }
 
 impl Repository {
@@ -43,28 +40,16 @@ impl Repository {
     /// Damage of a pack, or what the staging directory or the store met.
     pub fn adopt_staged_beside(&self, packs: &[PackId], others: &[PackId]) -> Result<Adopted, RepositoryError> {
         let packer = self.packer()?;
-        let (mut adopted, mut missing, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut adopted, mut missing) = (Vec::new(), Vec::new());
         for id in packs {
-            match self.adopt(packer, id) {
-                Ok(Some(pack)) => adopted.push(pack),
-                Ok(None) => missing.push(*id),
-                // Another version or an epoch that isn't known may be those of a later program: that is no damage.
-                Err(error @ RepositoryError::Corrupt { .. }) => {
-                    let path = staged_path(packer.dir(), id);
-                    let aside = path.with_extension("pack.damaged");
-                    match std::fs::rename(&path, &aside) {
-                        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                            return Err(RepositoryError::staging("rename", &path, e));
-                        }
-                        _ => damaged.push((*id, error.to_string())),
-                    }
-                }
-                Err(error) => return Err(error),
+            match self.adopt(packer, id)? {
+                Some(pack) => adopted.push(pack),
+                None => missing.push(*id),
             }
         }
         self.remove_unadopted(&[packs, others].concat())?;
         packer.adopt(adopted);
-        Ok(Adopted { missing, damaged })
+        Ok(Adopted { missing })
     }
 
     /// Removes what lies in the staging directory beside `packs`. To be called before anything is added.

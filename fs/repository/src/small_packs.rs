@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::commit::{Made, Task, is_rotten, open_pack, remove_if_there};
+use crate::commit::{Made, Task, is_rotten, open_pack};
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, FrameRecord, Member};
 use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackSource, PackWriter, read_table};
@@ -79,7 +79,11 @@ impl Repository {
         let seal = Arc::new(PackSeal::fresh(&self.keyring, self.seal.as_ref(), staged.seal.kind)?);
         let writer = PackWriter::create(packer.dir(), seal.clone())?;
         let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, false)?;
-        let table = packer.table_of(staged);
+        // As it was written, or where that can't be read as it is known.
+        let table = match read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name) {
+            Ok((_, table)) => table,
+            Err(_) => packer.table_of(staged),
+        };
         let (all, mut sound) = (staged.frame_count(), 0);
         for (record, members) in table.frames {
             match self.copy_frame(staged, source.as_ref(), &name, &table.chains, (record, members), &writer) {
@@ -95,8 +99,9 @@ impl Repository {
         tracing::error!("{text}");
         self.note_damage(text);
         if sound == 0 {
+            // Its file goes once no manifest names it.
             self.done_with(staged);
-            return remove_if_there(&info.path);
+            return Ok(());
         }
         let finished = writer.finish()?;
         writer.sync()?;

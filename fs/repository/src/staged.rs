@@ -124,6 +124,11 @@ impl Staged {
         }
     }
 
+    /// Whether its file is on this machine.
+    pub(crate) fn is_here(&self) -> bool {
+        !matches!(self.lock().place, Place::Finished { uploaded: true, .. })
+    }
+
     /// Bytes it takes in the staging directory; 0 once the store has it.
     pub(crate) fn bytes(&self) -> u64 {
         let state = self.lock();

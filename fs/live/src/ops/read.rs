@@ -96,6 +96,10 @@ impl Volume {
         let repository = &self.shared.repository;
         match access {
             Access::Cached => repository.chunk_cached(id).ok_or(FsError::WouldBlock),
+            Access::Here => match repository.read_chunk_here(id) {
+                Ok(found) => found.ok_or(FsError::WouldBlock),
+                Err(error) => Err(self.shared.report(&error)),
+            },
             Access::Wait | Access::Since(_) => {
                 let _waiting = repository.foreground();
                 repository.read_chunk(id).map_err(|e| self.shared.report(&e))

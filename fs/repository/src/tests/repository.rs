@@ -133,6 +133,27 @@ fn a_later_mount_adopts_what_was_staged() {
 }
 
 #[test]
+fn what_is_on_this_machine_is_told_from_what_only_the_store_has() {
+    let bed = Bed::new();
+    let (stored, staged) = (Random(31).data(5000), Random(32).data(5000));
+    let (ids, packs) = {
+        let repository = bed.open();
+        let stored = add(&repository, &stored).0;
+        commit(&repository, None);
+        ((stored, add(&repository, &staged).0), repository.flush().unwrap())
+    };
+    let repository = bed.open();
+    repository.adopt_staged(&packs.iter().map(|pack| pack.id).collect::<Vec<_>>()).unwrap();
+    let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+    repository.load_segments(&head.segments).unwrap();
+    assert!(repository.chunk_cached(&ids.1).is_none(), "it is not decoded yet");
+    assert_eq!(repository.read_chunk_here(&ids.1).unwrap().as_deref(), Some(&*staged));
+    assert!(repository.read_chunk_here(&ids.0).unwrap().is_none());
+    assert_eq!(*repository.read_chunk(&ids.0).unwrap(), *stored);
+    assert!(repository.read_chunk_here(&ids.0).unwrap().is_some(), "it is in memory now");
+}
+
+#[test]
 fn a_pack_that_was_moved_into_the_store_before_a_crash_is_adopted_from_there() {
     let bed = Bed::new();
     bed.store.takes_files.store(true, Ordering::SeqCst);
