@@ -75,7 +75,9 @@ fn carry_on(dir: &Path) -> io::Result<()> {
             match fs::rename(dir.join(part), target.join(part)) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 // It was moved already, and a mount that came no further than this has made an empty one.
-                Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir(dir.join(part))?,
+                Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+                    fs::remove_dir(dir.join(part))?;
+                }
                 moved => moved?,
             }
         }

@@ -95,21 +95,19 @@ fn what_is_removed_in_many_pieces_is_gone_from_the_tree_and_nothing_else_is() {
     }
     volume.release(file.0, file.1);
     sync(&volume);
-    let of_file = |expected: &str| {
+    let records_of_file = || {
         let repository = bench.repository();
         let head = repository.latest_head(repository.volume("main").expect("a volume")).expect("a head").expect("one");
         repository.load_segments(&head.segments).expect("an index");
         let nodes = Nodes(repository);
         let (from, to) = (record::inode_key(file.0.ino), record::inode_key(file.0.ino + 1));
         let found = tree::range(&nodes, head.live_root, Bound::Included(&from), Bound::Excluded(&to));
-        let found = found.collect::<Result<Vec<_>, _>>().expect("entries").len();
-        assert_eq!(if found > 80_000 { "all" } else { "none" }, expected, "{found} records");
-        assert!(found > 80_000 || found == 0, "{found} records are left");
+        found.collect::<Result<Vec<_>, _>>().expect("entries").len()
     };
-    of_file("all");
+    assert!(records_of_file() > 80_000, "{} records", records_of_file());
     volume.unlink(WAIT, WHO, NodeId::live(ROOT_INO), b"file").expect("removed");
     sync(&volume);
-    of_file("none");
+    assert_eq!(records_of_file(), 0);
     for other in [before, after] {
         let mut bytes = Vec::new();
         volume.read(WAIT, other.0, other.1, 0, &mut bytes, 4000).expect("read");

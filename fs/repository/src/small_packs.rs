@@ -49,23 +49,21 @@ pub(crate) fn plan(
 enum Merged {
     Into(FinishedPack, Arc<PackSeal>),
     /// Nothing, since the pack at this place is damaged.
-    NotWith(usize),
+    NotWith(usize, RepositoryError),
 }
 
 impl Repository {
-    /// Uploads small packs as one. What is damaged on this machine's disk keeps nothing else back: such a pack is sent as it is, for what
-    /// is sound in it.
+    /// Uploads small packs as one. What is damaged on this machine's disk keeps nothing else back: of such a pack goes what is sound in it.
     pub(crate) fn upload_merged(&self, packer: &Packer, mut packs: Vec<Arc<Staged>>) -> Result<(), RepositoryError> {
-        let mut alone = Vec::new();
         while packs.len() > 1 {
             match self.merge(packer, &packs)? {
                 Merged::Into(finished, seal) => {
                     self.upload_made(Made { finished, seal, sources: std::mem::take(&mut packs), sent: false })?;
                 }
-                Merged::NotWith(place) => alone.push(packs.remove(place)),
+                Merged::NotWith(place, error) => self.upload_sound(packer, &packs.remove(place), &error)?,
             }
         }
-        packs.into_iter().chain(alone).try_for_each(|staged| self.upload_as_is(packer, &staged))
+        packs.into_iter().try_for_each(|staged| self.upload_as_is(packer, &staged))
     }
 
     /// Uploads what is sound in a staged pack that is damaged. What isn't is lost here and comes again as new.
@@ -81,14 +79,15 @@ impl Repository {
         let (source, name) = open_pack(self.store().as_ref(), &info.id, &info.path, info.len, false)?;
         // As it was written, or where that can't be read as it is known.
         let table = match read_table(source.as_ref(), &self.keyring, self.seal.as_ref(), &name) {
-            Ok((_, table)) => table,
-            Err(_) => packer.table_of(staged),
+            Err(error) if is_rotten(&error) => packer.table_of(staged),
+            read => read?.1,
         };
         let (all, mut sound) = (staged.frame_count(), 0);
         for (record, members) in table.frames {
             match self.copy_frame(staged, source.as_ref(), &name, &table.chains, (record, members), &writer) {
                 Ok(()) => sound += 1,
-                Err(error) if error.is_damage() => {}
+                // One that is not there at all may come back: that is no damage.
+                Err(error) if is_rotten(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -115,10 +114,7 @@ impl Repository {
         let writer = PackWriter::create(packer.dir(), seal.clone())?;
         for (place, staged) in packs.iter().enumerate() {
             match self.copy_frames(staged, &writer) {
-                Err(error) if error.is_damage() || is_rotten(&error) => {
-                    tracing::error!(%error, "a staged pack is damaged; it is sent as it is, for what is sound in it");
-                    return Ok(Merged::NotWith(place));
-                }
+                Err(error) if is_rotten(&error) => return Ok(Merged::NotWith(place, error)),
                 copied => copied?,
             }
         }

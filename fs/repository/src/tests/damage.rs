@@ -261,10 +261,12 @@ fn a_damaged_staged_pack_keeps_no_other_from_the_store() {
     for (id, data, _) in &staged {
         match cold.read_chunk(id) {
             Ok(read) => assert!(*read == **data && id != bad),
-            Err(error) => assert!(matches!(&error, RepositoryError::Corrupt { .. }) && id == bad, "{error}"),
+            // Nothing damaged is stored, so that other mounts don't take it for a copy either.
+            Err(error) => assert!(matches!(&error, RepositoryError::Missing { .. }) && id == bad, "{error}"),
         }
     }
     assert_eq!(bed.staged_files(), 0);
+    assert_eq!(repository.take_damage_notes().len(), 1);
     commit(&repository, None);
 }
 
