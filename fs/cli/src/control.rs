@@ -426,9 +426,14 @@ fn errno(name: &str) -> i32 {
     }
 }
 
+/// What to do where something was damaged before it reached the store.
+pub(crate) const DAMAGED_HINT: &str =
+    "Files that had it give EIO there, see `axiomfs status`: write them again; everything else is in the store";
+
 fn fs_error(error: &FsError) -> ControlError {
     let (code, errno_name, hint) = match error {
         FsError::TimedOut(_) => ("TIMEOUT", "ETIMEDOUT", "Ask again; nothing is lost"),
+        FsError::Damaged(_) => ("DAMAGED", "EIO", DAMAGED_HINT),
         FsError::Fenced => ("FENCED", "EROFS", "Another machine writes this volume now; the state directory is kept"),
         FsError::ReadOnly => ("READ_ONLY", "EROFS", ""),
         FsError::QuotaExceeded => ("QUOTA", "EDQUOT", "Raise the quota of the disk with the state directory"),

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::args::StoreArgs;
 use crate::audit;
 use crate::commands::{config, snapshot};
+use crate::control::DAMAGED_HINT;
 use crate::failure::Failure;
 use crate::lease::Lease;
 use crate::locks::Locks;
@@ -541,6 +542,7 @@ fn not_drained(reason: &FsError) -> Failure {
         FsError::Fenced => {
             failure.hint("the state directory has what is missing: `axiomfs recover` puts it into a snapshot")
         }
+        FsError::Damaged(_) => failure.hint(DAMAGED_HINT),
         _ => failure.hint("what is missing is safe in the state directory; mount again to send it"),
     }
 }

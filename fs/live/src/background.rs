@@ -89,7 +89,12 @@ fn commits(shared: &Shared, mut committer: Committer) {
         pace.begun = Some(Instant::now());
         let done = committer.commit(shared);
         shared.note_staged();
-        shared.repository.take_damage_notes().into_iter().for_each(|text| shared.events.add("error", text));
+        for note in shared.repository.take_damage_notes() {
+            shared.events.add("error", note.text.clone());
+            if note.lost {
+                shared.work.lost(note.text);
+            }
+        }
         match done {
             Ok(()) => {
                 retry = RETRY_MIN;

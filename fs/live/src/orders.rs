@@ -1,5 +1,6 @@
 //! What is asked of the threads that make checkpoints and commits, and how far they are.
 
+use std::ops::RangeInclusive;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use crate::volume::lock;
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// Longest that somebody sleeps who has nothing to do until there is a checkpoint.
 const IDLE: Duration = Duration::from_secs(60);
+/// Losses that one who waits is told of.
+const MOST_TOLD: usize = 8;
 
 /// Commits that are asked for are numbered; each is first in a checkpoint, then in a head.
 #[derive(Debug, Default)]
@@ -30,6 +33,10 @@ struct Orders {
     no_checkpoint: Option<(u64, FsError)>,
     /// The newest commit that failed.
     no_commit: Option<(u64, FsError)>,
+    /// What was lost and nobody was told of yet who waited for a commit.
+    lost: Vec<String>,
+    /// The newest commits, from which to which number, whose waiters are told of a loss.
+    lossy: Option<(RangeInclusive<u64>, FsError)>,
     /// Counts checkpoints.
     checkpoints: u64,
     /// Nobody waits any more.
@@ -144,9 +151,21 @@ impl Work {
     /// A head has everything of the commits up to `number`.
     pub fn committed(&self, number: u64, newest: Option<Committed>) {
         let mut orders = lock(&self.orders);
+        if number > orders.committed && !orders.lost.is_empty() {
+            let told = FsError::Damaged(std::mem::take(&mut orders.lost).join("; "));
+            orders.lossy = Some((orders.committed + 1..=number, told));
+        }
         orders.committed = number;
         orders.newest = newest;
         self.changed.notify_all();
+    }
+
+    /// Something that was written can't come into the store any more. Who waits for the next commit that is done is told, once.
+    pub fn lost(&self, text: String) {
+        let mut orders = lock(&self.orders);
+        if orders.lost.len() < MOST_TOLD {
+            orders.lost.push(text);
+        }
     }
 
     /// A checkpoint failed that would have had everything of the commits up to `number`. Those who wait for them are told; it is tried again.
@@ -168,6 +187,11 @@ impl Work {
             if orders.committed >= number
                 && let Some(newest) = orders.newest
             {
+                if let Some((numbers, loss)) = &orders.lossy
+                    && numbers.contains(&number)
+                {
+                    return Waiting::Failed(loss.clone());
+                }
                 return Waiting::Done(newest);
             }
             // What else failed is nothing to who waits for this one.
@@ -264,6 +288,25 @@ mod tests {
         let third = work.ask_commit();
         assert_eq!(work.commit_waits(), Some(third));
         assert!(matches!(work.wait_for(third, Duration::ZERO), Waiting::NotYet), "that was before it");
+    }
+
+    #[test]
+    fn a_loss_is_told_once_to_who_waits_for_the_next_commit() {
+        let work = Work::default();
+        let goes = |number| work.wait_for(number, Duration::ZERO);
+        work.lost("pack 1".into());
+        // Nobody asked for this one.
+        work.committed(0, Some(HEAD));
+        let (first, second) = (work.ask_commit(), work.ask_commit());
+        work.checkpointed(second);
+        work.committed(second, Some(HEAD));
+        for number in [first, second] {
+            assert!(matches!(goes(number), Waiting::Failed(FsError::Damaged(text)) if text == "pack 1"));
+        }
+        let third = work.ask_commit();
+        work.checkpointed(third);
+        work.committed(third, Some(HEAD));
+        assert!(matches!(goes(third), Waiting::Done(HEAD)) && matches!(goes(second), Waiting::Failed(_)));
     }
 
     #[test]

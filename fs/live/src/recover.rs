@@ -206,7 +206,8 @@ impl Found<'_> {
         shared.fault("recover.committed");
         let committed = Committed { sequence: head.sequence.0, commit: head.commit.0 };
         let snapshot = names.remove(0);
-        let damaged = repository.take_damage_notes();
+        let damaged =
+            repository.take_damage_notes().into_iter().filter(|note| note.lost).map(|note| note.text).collect();
         Ok(Some(Recovered { snapshot, others: names, head: committed, damaged }))
     }
 }

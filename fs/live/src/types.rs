@@ -134,6 +134,9 @@ pub enum FsError {
     /// The store did not answer within the timeout.
     #[error("Timed out: {0}")]
     TimedOut(String),
+    /// Some of what was written has been damaged on this machine's disk: everything else is in the store.
+    #[error("Not all that was written is in the store, it was damaged on this machine's disk: {0}")]
+    Damaged(String),
     /// [`Access::Cached`] can't answer; call again with [`Access::Wait`].
     #[error("Would block")]
     WouldBlock,

@@ -29,7 +29,7 @@ pub(crate) fn errno(error: &FsError) -> Errno {
         FsError::Stale => Errno::ESTALE,
         FsError::Busy => Errno::EBUSY,
         FsError::WouldBlock => Errno::EAGAIN,
-        FsError::TimedOut(_) | FsError::Io(_) => Errno::EIO,
+        FsError::TimedOut(_) | FsError::Damaged(_) | FsError::Io(_) => Errno::EIO,
         FsError::Fenced => Errno::EROFS,
     }
 }

@@ -31,6 +31,15 @@ const PIECE: u64 = 1 << 20;
 /// Texts that are kept for who asks what was damaged.
 const DAMAGE_NOTES: usize = 100;
 
+/// What was found damaged on this machine's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamageNote {
+    /// The object and the damage, for people.
+    pub text: String,
+    /// Whether some of it is lost: it is not in the store, though what names it is.
+    pub lost: bool,
+}
+
 /// What a commit uploaded; the head that names `segments` makes it count.
 #[derive(Debug)]
 pub struct CommitSet {
@@ -283,15 +292,15 @@ impl Repository {
     }
 
     /// Notes damage that nobody gets an error for.
-    pub(crate) fn note_damage(&self, text: String) {
+    pub(crate) fn note_damage(&self, note: DamageNote) {
         let mut notes = self.damage_notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() < DAMAGE_NOTES {
-            notes.push(text);
+            notes.push(note);
         }
     }
 
-    /// What was found damaged on this machine's disk since the last call, for people.
-    pub fn take_damage_notes(&self) -> Vec<String> {
+    /// What was found damaged on this machine's disk since the last call, a hundred notes at most.
+    pub fn take_damage_notes(&self) -> Vec<DamageNote> {
         std::mem::take(&mut *self.damage_notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

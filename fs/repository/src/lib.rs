@@ -57,7 +57,7 @@ mod yielding;
 
 pub use audit::{AUDIT_KEPT, AuditCheck, AuditHash, AuditRecord, AuditReport, audit_hash};
 pub use bytes::Bytes;
-pub use commit::{CommitSet, Superseded};
+pub use commit::{CommitSet, DamageNote, Superseded};
 pub use error::RepositoryError;
 pub use frame::FrameKind;
 pub use frame_info::FrameInfo;

@@ -10,7 +10,7 @@ use axiomfs_api::{Seal, Sealer, Store};
 use axiomfs_host::{ChainName, Host};
 
 use crate::codec::Put;
-use crate::commit::Progress;
+use crate::commit::{DamageNote, Progress};
 use crate::crypto::{Envelope, derive, random, random_secret};
 use crate::error::RepositoryError;
 use crate::foreign::Foreign;
@@ -110,7 +110,7 @@ pub struct Repository {
     pub(crate) reads: Arc<Reads>,
     pub(crate) committing: AtomicBool,
     pub(crate) progress: Mutex<Progress>,
-    pub(crate) damage_notes: Mutex<Vec<String>>,
+    pub(crate) damage_notes: Mutex<Vec<DamageNote>>,
     pub(crate) known_heads: Mutex<HashMap<VolumeId, SequenceNo>>,
     pub(crate) foreign: Foreign,
     pub(crate) reader: Reader,

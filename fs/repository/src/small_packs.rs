@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::commit::{Made, Task, is_rotten, open_pack};
+use crate::commit::{DamageNote, Made, Task, is_rotten, open_pack};
 use crate::error::RepositoryError;
 use crate::frame::{FrameKind, FrameRecord, Member};
 use crate::pack::{Chain, FinishedPack, NewFrame, PackSeal, PackSource, PackWriter, read_table};
@@ -96,7 +96,7 @@ impl Repository {
             info.id
         );
         tracing::error!("{text}");
-        self.note_damage(text);
+        self.note_damage(DamageNote { text, lost: sound < all });
         if sound == 0 {
             // Its file goes once no manifest names it.
             self.done_with(staged);

@@ -302,7 +302,10 @@ fn a_staged_pack_that_lost_header_table_or_trailer_is_stored_from_what_is_known_
         }
         assert_eq!(bed.staged_files(), 0, "byte {at}");
         let notes = repository.take_damage_notes();
-        assert!(notes.len() == 1 && notes[0].contains("1 of its 1 frames are sound"), "{notes:?}");
+        assert!(
+            notes.len() == 1 && notes[0].text.contains("1 of its 1 frames are sound") && !notes[0].lost,
+            "{notes:?}"
+        );
     }
 }
 
@@ -323,7 +326,7 @@ fn what_an_earlier_mount_left_is_compared_with_its_name_before_it_is_sent() {
         }
     }
     let notes = repository.take_damage_notes();
-    assert!(notes.len() == 1 && notes[0].contains("0 of its 1 frames"), "{notes:?}");
+    assert!(notes.len() == 1 && notes[0].text.contains("0 of its 1 frames") && notes[0].lost, "{notes:?}");
     assert_eq!(add(&repository, &staged[1].1).1, Added::New, "what comes again heals it");
 }
 
@@ -346,7 +349,7 @@ fn a_full_pack_that_rotted_here_is_sent_without_what_is_damaged() {
     repository.adopt_staged(&ids).unwrap();
     commit(&repository, None);
     let notes = repository.take_damage_notes();
-    assert!(notes.iter().any(|note| note.contains("frames are sound")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.text.contains("frames are sound") && note.lost), "{notes:?}");
     let cold = bed.open_cold();
     let lost = chunks.iter().filter(|data| cold.read_chunk(&repository.data_id(data)).is_err()).count();
     assert!((1..4).contains(&lost), "{lost} chunks were lost by one bit");
