@@ -1,8 +1,9 @@
 //! The same test on a directory and on a bucket: where its repository is, and what lies there, behind everybody's back.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use crate::repo::{TestRepo, text};
 use crate::s3::S3Server;
@@ -135,4 +136,15 @@ impl Objects {
             self.write(name, bytes);
         }
     }
+}
+
+/// Flips a bit of a file.
+///
+/// # Panics
+/// When the file can't be changed there.
+pub fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the object can be opened");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("read");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("flipped");
 }

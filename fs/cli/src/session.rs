@@ -10,8 +10,8 @@ use axiomfs_chunker_fastcdc::{DEFAULT_SIZES, DESCRIPTOR, FastCdc};
 use axiomfs_config::{Durability, Settings};
 use axiomfs_host::{Counted, Counts, Host};
 use axiomfs_live::{
-    Access, Caller, Deed, FsError, Manifest, NodeId, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time, Volume,
-    VolumeOptions,
+    Access, Caller, Deed, FsError, Manifest, NodeId, OpenError, ROOT_INO, RenameMode, SetAttr, SnapshotInfo, Time,
+    Volume, VolumeOptions,
 };
 use axiomfs_repository::ids::{CommitId, VolumeId};
 use axiomfs_repository::{OpenOptions, Repository, RepositoryError, SnapshotRecord, tree};
@@ -237,13 +237,25 @@ impl Prepared {
         let chunker = chunker(host, &repository);
         let options = self.volume_options(id, faults);
         let volume = Volume::start(Arc::clone(&repository), Arc::clone(host), chunker, options)
-            .map_err(|error| Failure::caused(format!("Could not open volume {}", self.args.volume), &error))?;
+            .map_err(|error| self.could_not_start(&error))?;
         if let Some(lease) = &mut lease {
             give_to_user(&volume)?;
             lease.put(&repository, volume.status().state_id, state);
             self.record_mount(&volume, &repository);
         }
         Ok((repository, volume, lease))
+    }
+
+    fn could_not_start(&self, error: &OpenError) -> Failure {
+        let failure = Failure::caused(format!("Could not open volume {}", self.args.volume), error);
+        if !error.is_local_damage() {
+            return failure;
+        }
+        failure.hint(format!(
+            "nothing was changed, and --read-only shows what the store has; to go on from that, without what was not yet in it, move {} \
+             away, keep it, and mount with --takeover",
+            self.places.state.display()
+        ))
     }
 
     /// With all keys there are, the one that opened it first: so it is seen when some came or went.

@@ -66,7 +66,11 @@ impl Volume {
         // What the manifest on the disk names stays until another one is there: this mount may fail before.
         let on_disk = Manifest::read(&options.state_dir, &repository)?;
         let named = on_disk.as_ref().map_or(&[][..], |on_disk| &on_disk.staged);
-        let adopted = repository.adopt_staged_beside(&manifest.staged, named)?;
+        let adopted =
+            repository.adopt_staged_beside(&manifest.staged, named).map_err(|error| match error.is_damage() {
+                true => OpenError::DamagedPack { dir: options.state_dir.clone(), source: error },
+                false => error.into(),
+            })?;
         (options.faults)("open.adopted");
         if let Some(pack) = adopted.missing.first() {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });

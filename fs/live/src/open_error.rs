@@ -119,7 +119,7 @@ pub enum OpenError {
     /// The manifest names log segments and there are none.
     #[error(
         "The log is gone from the state directory (segment {segment} and all later ones), and what was not yet in the store \
-         with it; move the state directory away to mount what the store has"
+         with it"
     )]
     LogLost {
         /// The first segment that is needed.
@@ -133,7 +133,29 @@ pub enum OpenError {
         /// The state directory.
         dir: std::path::PathBuf,
     },
+    /// A staged pack can't be read.
+    #[error("What {} holds that is not in the store can't be read", dir.display())]
+    DamagedPack {
+        /// The state directory.
+        dir: std::path::PathBuf,
+        /// The pack and its damage.
+        source: RepositoryError,
+    },
     /// A thread can't be started.
     #[error("A thread can't be started")]
     Thread(#[source] std::io::Error),
+}
+
+impl OpenError {
+    /// Whether something is damaged or gone that only the state directory had.
+    pub fn is_local_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Log(LogError::Damaged { .. })
+                | Self::LogLost { .. }
+                | Self::Manifest(ManifestError::Damaged { .. })
+                | Self::MissingPack { .. }
+                | Self::DamagedPack { .. }
+        )
+    }
 }
