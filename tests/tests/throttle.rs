@@ -381,6 +381,37 @@ fn a_full_store_disk_loses_nothing_and_goes_on() {
     drop(disk);
 }
 
+/// Its room is given back by sending what lies there, which must need none: nobody is there to make some.
+#[test]
+fn a_state_disk_that_staged_data_filled_empties_itself_once_the_store_is_back() {
+    let _slot = alone();
+    let mut repo = TestRepo::new("staged-full");
+    let disk_dir = repo.dir.join("disk");
+    let disk = SmallDisk::new(&repo.dir.join("disk.img"), &disk_dir, 260 * MIB);
+    repo.state = disk_dir.join("state");
+    repo.settings(
+        "log: {max: 64MiB, segment: 4MiB}\ncheckpoint: {interval: 1s}\ncommit: {interval: 1s}\ntimeout: 5s\n",
+    );
+    repo.mount();
+    let away = repo.dir.join("away");
+    fs::rename(&repo.store, &away).expect("the store's disk is unmounted");
+    let name = |i: u64| repo.live().join(format!("f{i}"));
+    let written = (0..400).take_while(|i| fs::write(name(*i), noise(*i, MIB as usize)).is_ok()).count() as u64;
+    assert!((150..300).contains(&written), "{written} MiB were written");
+    wait_for("nothing fits any more", LIMIT, || repo.events().contains("No space left"));
+    fs::rename(&away, &repo.store).expect("it is back");
+    fs::remove_file(name(written)).unwrap_or_default();
+    wait_for("all is in the store", LIMIT, || repo.control("sync")["ok"] == true);
+    repo.umount();
+    repo.forget_local_state();
+    repo.mount();
+    for i in 0..written {
+        assert!(fs::read(repo.live().join(format!("f{i}"))).expect("read") == noise(i, MIB as usize), "f{i}");
+    }
+    repo.umount();
+    drop(disk);
+}
+
 #[test]
 fn checkpoints_that_fail_pile_up_no_layers() {
     let _slot = beside_others();

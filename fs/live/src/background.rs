@@ -127,11 +127,12 @@ impl Pace {
     fn left(&self, shared: &Shared) -> Duration {
         let options = &shared.options;
         let staged = shared.staged_bytes.load(Ordering::Relaxed);
-        if staged >= options.staging_max {
+        let many = shared.staged_chunks.load(Ordering::Relaxed) >= shared.staged_chunks_max() / 2;
+        if shared.is_staging_full() {
             return Duration::ZERO;
         }
         let by_time = options.commit_interval.saturating_sub(self.last.elapsed());
-        if staged < options.commit_bytes {
+        if staged < options.commit_bytes && !many {
             return by_time;
         }
         // Each has a head and an index segment of its own: where much comes in, as often as checkpoints would be made where little does.
@@ -237,20 +238,28 @@ fn checkpoint(shared: &Shared, checkpointer: &mut Checkpointer, mut asked: Optio
 /// are reclaimed.
 pub(crate) fn tick(shared: &Shared) {
     shared.ticker.get_or_init(std::thread::current);
+    let Some(log) = &shared.log else { return };
     let mut last = Instant::now();
-    while !shared.stopped.load(Ordering::Relaxed) {
-        std::thread::park_timeout(TICK);
-        let Some(log) = &shared.log else { return };
-        if last.elapsed() >= TICK {
-            shared.log_access_times();
-            log.tick();
-            last = Instant::now();
-        } else if let Err(e) = log.sync() {
-            shared.events.add("error", describe(&e));
+    std::thread::scope(|scope| {
+        while !shared.stopped.load(Ordering::Relaxed) {
+            std::thread::park_timeout(TICK);
+            if last.elapsed() >= TICK {
+                shared.log_access_times();
+                log.tick();
+                last = Instant::now();
+            } else if let Err(e) = log.sync() {
+                shared.events.add("error", describe(&e));
+            }
+            // Beside this thread: where a file is allocated by writing it that takes longer than a write may stay without a sync.
+            if log.is_stock_due()
+                && let Err(error) =
+                    std::thread::Builder::new().name("log-stock".into()).spawn_scoped(scope, || log.stock())
+            {
+                tracing::debug!(%error, "could not start a thread");
+            }
+            reap(shared);
         }
-        log.stock();
-        reap(shared);
-    }
+    });
 }
 
 /// Reclaims unlinked files that could not be at their last close, where that has to wait for nothing: what was written is not durable
@@ -286,9 +295,11 @@ impl Shared {
         self.stopped.load(Ordering::Relaxed) || self.worker_dead.load(Ordering::SeqCst)
     }
 
-    /// Notes how many bytes of packs are not in the store.
+    /// Notes how many bytes of packs are not in the store, and how many chunks.
     pub fn note_staged(&self) {
-        self.staged_bytes.store(self.repository.stats().staged_bytes, Ordering::Relaxed);
+        let stats = self.repository.stats();
+        self.staged_bytes.store(stats.staged_bytes, Ordering::Relaxed);
+        self.staged_chunks.store(stats.staged_chunks, Ordering::Relaxed);
     }
 
     /// Removes a file that has neither a name nor a handle.

@@ -20,6 +20,8 @@ pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
 pub(crate) const FROZEN_SNAPSHOT_MAX: usize = 64;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
+/// Of the memory, one chunk may be staged for so many bytes.
+const MEMORY_PER_STAGED: u64 = 400;
 pub(crate) const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
 const EARLY_SYNC: u64 = 8 << 20;
@@ -134,8 +136,18 @@ impl Shared {
         let heap: usize = state.frozen.iter().map(|layer| layer.heap()).sum::<usize>() + state.active.heap();
         let layers = heap < (FROZEN_MAX + more) * self.layer_max();
         let frozen = need != Need::Snapshot || state.frozen.len() < FROZEN_SNAPSHOT_MAX;
-        let staged = need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max;
-        layers && frozen && staged
+        layers && frozen && (need != Need::Room || !self.is_staging_full())
+    }
+
+    /// Whether so much is staged that only the store can make room: bytes on the disk, or chunks whose places stand in memory.
+    pub(crate) fn is_staging_full(&self) -> bool {
+        self.staged_bytes.load(Ordering::Relaxed) >= self.options.staging_max
+            || self.staged_chunks.load(Ordering::Relaxed) >= self.staged_chunks_max()
+    }
+
+    /// The most chunks that may be staged. Each takes about 100 bytes, and as many for a while when they are committed or found again.
+    pub(crate) fn staged_chunks_max(&self) -> u64 {
+        self.options.memory / MEMORY_PER_STAGED
     }
 
     /// Works out a change under the lock, logs it, folds it in. `data` goes into the same record.

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::audit;
 use crate::change::{FROZEN_MAX, FROZEN_SNAPSHOT_MAX};
 use crate::edit::Edit;
+use crate::extent_edits::extent_edits;
 use crate::extent_map::{Run, RunSource};
 use crate::growing::Growing;
 use crate::ingest::{Ingest, Paths};
@@ -296,7 +297,7 @@ fn apply_layer(
         let delta = layer.node(ino).unwrap_or(&untouched);
         match delta.stand {
             Stand::Gone => tree.remove_all(ino)?,
-            _ => node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, tree.edits())?,
+            _ => node_edits(&mut ingest, base, nodes, ino, delta, &mut pass, &mut tree)?,
         }
         tree.apply_if_many()?;
     }
@@ -307,7 +308,7 @@ fn apply_layer(
     Ok(Applied { root, changed: listed || changed })
 }
 
-/// What one inode's delta changes in the tree, in the order of keys.
+/// Changes in the tree what one inode's delta does, in the order of keys.
 fn node_edits(
     ingest: &mut Ingest<'_>,
     base: Option<Root>,
@@ -315,8 +316,9 @@ fn node_edits(
     ino: u64,
     delta: &NodeDelta,
     pass: &mut Pass,
-    edits: &mut Edits,
+    tree: &mut Growing<'_>,
 ) -> Result<(), CheckpointError> {
+    let edits = tree.edits();
     if let Stand::Put(inode) = &delta.stand {
         let mut value = Vec::with_capacity(64);
         inode.encode(&mut value);
@@ -347,7 +349,7 @@ fn node_edits(
     if delta.extents.is_some() || pass.leaves(ino) {
         let Some(inode) = ingest.view.inode(ino)? else { return Ok(()) };
         let runs = pass.file(ingest, ino, &inode, delta.extents.as_deref())?;
-        extent_edits(if delta.fresh { None } else { base }, nodes, ino, &inode, &runs, edits)?;
+        put_extents(if delta.fresh { None } else { base }, nodes, ino, inode.size, &runs, tree)?;
     }
     Ok(())
 }
@@ -367,54 +369,32 @@ fn xattr_value(ingest: &mut Ingest<'_>, ino: u64, value: &Arc<[u8]>) -> Result<V
 }
 
 /// Extent records for `runs`, and the end or the trimming of those they cover.
-fn extent_edits(
+fn put_extents(
     base: Option<Root>,
     nodes: Nodes<'_>,
     ino: u64,
-    inode: &Inode,
+    size: u64,
     runs: &[Run],
-    edits: &mut Edits,
+    tree: &mut Growing<'_>,
 ) -> Result<(), CheckpointError> {
-    let mut changed: BTreeMap<u64, Option<Run>> = BTreeMap::new();
-    for run in runs {
-        let from = record::extent_key(ino, run.offset);
-        let to = record::extent_key(ino, u64::MAX);
-        for item in tree::range(&nodes, base, Bound::Excluded(&from), Bound::Included(&to)) {
+    let old = |offset: u64| {
+        let (from, to) = (record::extent_key(ino, offset), record::extent_key(ino, u64::MAX));
+        let found = tree::range(&nodes, base, Bound::Excluded(&from), Bound::Included(&to));
+        found.map(|item| {
             let (key, value) = item?;
-            let old = extent_run(&key, &value)?;
-            if old.offset >= run.end() {
-                break;
-            }
-            // A run before this one may have trimmed it already.
-            let old = match changed.remove(&old.end()) {
-                Some(Some(trimmed)) => trimmed,
-                Some(None) => {
-                    changed.insert(old.end(), None);
-                    continue;
-                }
-                None => old,
-            };
-            changed.insert(old.end(), None);
-            if old.offset < run.offset {
-                changed.insert(run.offset, Some(old.clipped(old.offset, run.offset)));
-            }
-            if old.end() > run.end() {
-                changed.insert(old.end(), Some(old.clipped(run.end(), old.end())));
-            }
-        }
-        if run.source != RunSource::Hole && run.offset < inode.size {
-            changed.insert(run.end(), Some(run.clone()));
-        }
-    }
-    for (end, run) in changed {
+            Ok::<_, CheckpointError>(extent_run(&key, &value)?)
+        })
+    };
+    extent_edits(runs, size, old, |end, run| {
         let value = run.map(|run| {
             let mut value = Vec::with_capacity(48);
             record_of(&run).encode(&mut value);
             value
         });
-        edits.push((record::extent_key(ino, end), value));
-    }
-    Ok(())
+        tree.apply_if_many()?;
+        tree.edits().push((record::extent_key(ino, end), value));
+        Ok(())
+    })
 }
 
 fn record_of(run: &Run) -> record::Extent {

@@ -69,7 +69,7 @@ impl Committer {
         self.finished(shared, &head, &made, &set)?;
         shared.fault("commit.finished");
         if head.sequence.0.is_multiple_of(16)
-            && let Err(error) = shared.repository.trim_heads(volume, HEADS_KEPT)
+            && let Err(error) = shared.repository.trim_heads(volume, head.sequence, HEADS_KEPT)
         {
             // The commit stands; who may not delete keeps more heads.
             tracing::debug!("could not trim old heads: {error}");

@@ -19,6 +19,7 @@ mod commit;
 mod drain;
 mod edit;
 mod events;
+mod extent_edits;
 mod extent_map;
 mod follow;
 mod growing;

@@ -76,7 +76,9 @@ impl Volume {
             return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
         }
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
-        borrow_again(&repository, &manifest, &table, &events)?;
+        if let Some(lost) = borrow_again(&repository, &manifest, &table)? {
+            events.add("warning", lost);
+        }
         state.audit = AuditTail::load(&repository, options.volume, manifest.root)?;
         state.audit.settle(head.as_ref(), manifest.root, &events);
         let audit = state.audit.hash;
@@ -171,21 +173,16 @@ pub(crate) fn borrow_again(
     repository: &Repository,
     manifest: &Manifest,
     table: &BTreeMap<String, SnapshotRecord>,
-    events: &Events,
-) -> Result<(), OpenError> {
+) -> Result<Option<String>, OpenError> {
     if !manifest.dirty {
-        return Ok(());
+        return Ok(None);
     }
     let of_snapshots = table.values().map(|record| record.root);
     let roots: Vec<Option<Root>> = [manifest.root].into_iter().chain(of_snapshots).collect();
     let missing = repository.borrow_again(&roots)?;
-    if missing > 0 {
-        events.add(
-            "warning",
-            format!("{missing} chunks of files are neither here nor in the index of any volume; reading them fails"),
-        );
-    }
-    Ok(())
+    Ok((missing > 0).then(|| {
+        format!("{missing} chunks of files are neither here nor in the index of any volume that can be read; reading them fails")
+    }))
 }
 
 /// A read-only mount needs nothing of the state directory, but what it remembers of the store.

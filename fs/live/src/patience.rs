@@ -55,7 +55,7 @@ impl Shared {
         patience: &mut Option<Patience<'a>>,
     ) -> FsResult<()> {
         // Where only the store can make room, checkpoints would make it less.
-        if need != Need::Room || self.staged_bytes.load(Ordering::Relaxed) < self.options.staging_max {
+        if need != Need::Room || !self.is_staging_full() {
             self.work.checkpoint_soon();
         }
         if access == Access::Cached {

@@ -36,7 +36,7 @@ pub struct Recovered {
     pub others: Vec<String>,
     /// The head that has them.
     pub head: Committed,
-    /// What was damaged on this machine's disk and is not in it.
+    /// What is not in it: it was damaged on this machine's disk, or nothing locates it.
     pub damaged: Vec<String>,
 }
 
@@ -79,7 +79,7 @@ pub fn recover(
     // stands on is gone, one that was forgotten since comes back.
     let known: HashSet<(Ordinal, i64)> = table_of(repository, known)?.values().map(number_and_time).collect();
     let takeover = options.takeover;
-    let (shared, made) = rebuild(repository, host, chunker, options, manifest)?;
+    let (shared, made, lost) = rebuild(repository, host, chunker, options, manifest)?;
     let mine = made.table.iter().filter(|(_, record)| !known.contains(&number_and_time(record)));
     let found = Found {
         name,
@@ -88,6 +88,7 @@ pub fn recover(
         next_ino: made.next_ino,
         base,
         takeover,
+        lost,
     };
     for _ in 0..TRIES {
         let newest = repository.latest_head(volume)?;
@@ -123,17 +124,17 @@ fn union(newest: Option<&Head>, base: Option<&Head>) -> Vec<SegmentRef> {
     segments
 }
 
-/// Makes one tree of base and log, and makes it durable where it is set aside.
+/// Makes one tree of base and log, and makes it durable where it is set aside. Also gives what nothing locates that it names.
 fn rebuild(
     repository: &Arc<Repository>,
     host: Arc<Host>,
     chunker: Arc<dyn Chunker>,
     options: VolumeOptions,
     manifest: Manifest,
-) -> Result<(Shared, Arc<Made>), OpenError> {
+) -> Result<(Shared, Arc<Made>, Option<String>), OpenError> {
     let events = Events::default();
     let (mut state, table) = load(repository, &manifest, manifest.snapshots_root)?;
-    borrow_again(repository, &manifest, &table, &events)?;
+    let lost = borrow_again(repository, &manifest, &table)?;
     let log_options = log_options(&options);
     let identity = LogIdentity { repository: repository.id().0, volume: options.volume.0, epoch: manifest.epoch };
     let sealer = sealer(repository);
@@ -150,7 +151,7 @@ fn rebuild(
     let mut checkpointer = Checkpointer::new(ledger.clone());
     while checkpointer.checkpoint(&shared)? {}
     let made = lock(&ledger).newest.clone();
-    Ok((shared, made))
+    Ok((shared, made, lost))
 }
 
 /// What is to be brought into the table of snapshots.
@@ -161,6 +162,8 @@ struct Found<'a> {
     next_ino: u64,
     base: Option<Head>,
     takeover: bool,
+    /// What nothing locates that the trees name.
+    lost: Option<String>,
 }
 
 impl Found<'_> {
@@ -206,8 +209,8 @@ impl Found<'_> {
         shared.fault("recover.committed");
         let committed = Committed { sequence: head.sequence.0, commit: head.commit.0 };
         let snapshot = names.remove(0);
-        let damaged =
-            repository.take_damage_notes().into_iter().filter(|note| note.lost).map(|note| note.text).collect();
+        let notes = repository.take_damage_notes().into_iter().filter(|note| note.lost).map(|note| note.text);
+        let damaged = notes.chain(self.lost.clone()).collect();
         Ok(Some(Recovered { snapshot, others: names, head: committed, damaged }))
     }
 }

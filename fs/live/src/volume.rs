@@ -109,6 +109,8 @@ pub(crate) struct Shared {
     pub left: u64,
     /// Bytes of packs that wait for a commit, as of the last checkpoint or commit.
     pub staged_bytes: AtomicU64,
+    /// Chunks in them, and nodes of trees.
+    pub staged_chunks: AtomicU64,
     /// File data that ingest has read from the log, and what was staged before.
     pub ingested: AtomicU64,
     /// Of what was left and written, under a committed head.
@@ -202,6 +204,7 @@ impl Shared {
             left_staged: 0,
             left,
             staged_bytes: AtomicU64::new(0),
+            staged_chunks: AtomicU64::new(0),
             ingested: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use axiomfs_live::{Access, Caller, FsError, Handle, NodeId, ROOT_INO, Seek, SetAttr, Volume, Who};
+use axiomfs_live::{Access, Caller, FallocMode, FsError, Handle, NodeId, ROOT_INO, Seek, SetAttr, Volume, Who};
 use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::tree::{self, Node, NodeSource};
 use axiomfs_repository::{Repository, RepositoryError, record};
@@ -82,7 +82,7 @@ impl NodeSource for Nodes {
 }
 
 #[test]
-fn what_is_removed_in_many_pieces_is_gone_from_the_tree_and_nothing_else_is() {
+fn what_is_cut_off_or_removed_in_many_pieces_is_gone_from_the_tree_and_nothing_else_is() {
     let bench = Bench::new();
     let volume = bench.open();
     let (before, file, after) = (create(&volume, "before"), create(&volume, "file"), create(&volume, "after"));
@@ -93,7 +93,6 @@ fn what_is_removed_in_many_pieces_is_gone_from_the_tree_and_nothing_else_is() {
     for other in [before, after] {
         write(&volume, other, 0, &[7; 3000]);
     }
-    volume.release(file.0, file.1);
     sync(&volume);
     let records_of_file = || {
         let repository = bench.repository();
@@ -105,6 +104,37 @@ fn what_is_removed_in_many_pieces_is_gone_from_the_tree_and_nothing_else_is() {
         found.collect::<Result<Vec<_>, _>>().expect("entries").len()
     };
     assert!(records_of_file() > 80_000, "{} records", records_of_file());
+    let cut = |size: u64, access: Access| {
+        let set = SetAttr { size: Some(size), ..SetAttr::default() };
+        volume.setattr(access, WHO, file.0, &set)
+    };
+    assert_eq!(
+        cut(20_000_002, Access::Cached).map(drop),
+        Err(FsError::WouldBlock),
+        "many runs are not looked at there"
+    );
+    assert_eq!(cut(20_000_002, WAIT).expect("cut").allocated, 20_000 * 4 + 2);
+    sync(&volume);
+    let left = records_of_file();
+    assert!((20_000..20_100).contains(&left), "{left} records");
+    volume.fallocate(WAIT, WHO, file.0, FallocMode::PunchHole, 1_000_000, 9_000_001).expect("punched");
+    assert_eq!(volume.getattr(WAIT, file.0).expect("attributes").allocated, 11_000 * 4 + 2 - 1);
+    sync(&volume);
+    let left = records_of_file();
+    assert!((11_000..11_100).contains(&left), "{left} records");
+    let mut bytes = Vec::new();
+    volume.read(WAIT, file.0, file.1, 20_000_000, &mut bytes, 10).expect("read");
+    assert_eq!(bytes, &20_000u64.to_le_bytes()[..2]);
+    bytes.clear();
+    volume.read(WAIT, file.0, file.1, 10_000_000, &mut bytes, 4).expect("read");
+    assert_eq!(bytes, [&[0][..], &10_000u64.to_le_bytes()[1..4]].concat());
+    assert_eq!(cut(5, WAIT).expect("cut").allocated, 4);
+    sync(&volume);
+    assert!(records_of_file() < 5, "{} records", records_of_file());
+    for piece in 0..10_000u64 {
+        write(&volume, file, piece * 1000, &piece.to_le_bytes()[..4]);
+    }
+    volume.release(file.0, file.1);
     volume.unlink(WAIT, WHO, NodeId::live(ROOT_INO), b"file").expect("removed");
     sync(&volume);
     assert_eq!(records_of_file(), 0);
@@ -161,4 +191,37 @@ fn what_an_earlier_mount_left_is_pending_until_it_is_in_the_store() {
     assert_eq!(volume.status().pending_bytes, 0);
     write(&volume, create(&volume, "other"), 0, &data[..5000]);
     assert_eq!(volume.status().pending_bytes, 5000, "what is new is not hidden by what was left");
+}
+
+#[test]
+fn places_of_staged_chunks_have_their_share_of_the_memory() {
+    const MEMORY: u64 = 4 << 20;
+    let bench = Bench::new();
+    let held = Arc::new(AtomicBool::new(true));
+    let hold = held.clone();
+    let volume = bench.open_with(move |options| {
+        options.memory = MEMORY;
+        options.timeout = Duration::from_secs(2);
+        options.checkpoint_interval = Duration::from_millis(20);
+        options.faults = Arc::new(move |point| {
+            while point == "commit.packs-uploaded" && hold.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+    });
+    let root = NodeId::live(ROOT_INO);
+    let one = |number: u32| -> Result<(), FsError> {
+        let (attr, handle) = volume.create(WAIT, WHO, root, format!("f{number}").as_bytes(), (0o644, 0))?;
+        let bytes: Vec<u8> = (0..250).flat_map(|word: u32| (word ^ number).to_le_bytes()).collect();
+        let done = volume.write(WAIT, WHO, attr.node(), handle, 0, &bytes, false, false).map(drop);
+        volume.release(attr.node(), handle);
+        done
+    };
+    let refused = (0..100_000).map(one).zip(0u64..).find(|(done, _)| done.is_err());
+    let (done, taken) = refused.expect("100,000 chunks were staged in 4 MiB of memory");
+    assert_eq!(done, Err(FsError::NoSpace));
+    assert!((MEMORY / 800..MEMORY / 100).contains(&taken), "{taken} files of a chunk each");
+    held.store(false, Ordering::Relaxed);
+    sync(&volume);
+    one(200_000).expect("there is room again");
 }

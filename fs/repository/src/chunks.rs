@@ -294,9 +294,20 @@ impl Repository {
                 None => {}
             }
             if places.is_empty() || self.reader.is_quarantined(&places[0].key()) {
-                let located = self.index.locate(id, Io::Allowed)?.unwrap_or_default();
-                let located = located.into_iter().chain(self.others.borrowed(id));
+                let located = match self.index.locate(id, Io::Allowed) {
+                    // What is damaged there may be in another segment, or borrowed.
+                    Err(error) if error.is_damage() => {
+                        failed = error;
+                        None
+                    }
+                    located => located?,
+                };
+                let located = located.into_iter().flatten().chain(self.others.borrowed(id));
                 places.extend(located.map(ChunkPlace::stored));
+                // It was borrowed before a crash, and after that the other volume could not be asked.
+                if places.is_empty() && self.borrow_chunk(id, Io::Allowed)? {
+                    places.extend(self.others.borrowed(id).map(ChunkPlace::stored));
+                }
             }
             places.sort_by_key(|place| self.reader.is_quarantined(&place.key()));
             for place in &places {

@@ -175,7 +175,14 @@ impl Repository {
         self.follow_keys();
         let packs = packer.finished().into_iter().filter(|pack| pack.slot < upto.slots);
         let (data, metadata): (Vec<_>, Vec<_>) = packs.partition(|p| p.seal.kind != FrameKind::Metadata);
-        let nodes = self.pack_nodes(packer, roots)?;
+        let nodes = match self.pack_nodes(packer, roots) {
+            // Packs of nodes need room on this machine, which packs of data give once they are in the store.
+            Err(error) if error.is_no_space() => {
+                self.upload_all(packer, data.iter().cloned().map(Task::AsIs).collect())?;
+                self.pack_nodes(packer, roots)?
+            }
+            nodes => nodes?,
+        };
         let covered = self.progress().covered();
         let again = std::mem::take(&mut self.progress().unanswered);
         let made = nodes.into_iter().map(|(finished, seal)| Made { finished, seal, sources: Vec::new(), sent: false });

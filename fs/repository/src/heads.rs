@@ -209,14 +209,14 @@ impl Repository {
         Ok(self.store.make_durable(&names::key(&names::head(v, seq))?)?)
     }
 
-    /// Deletes all but the last `keep` heads (at least one stays).
+    /// Deletes all but the last `keep` heads up to `newest` (which stays). Names beyond it prove nothing: whoever may create objects could
+    /// have made them.
     ///
     /// # Errors
     /// What the store met; some may be deleted then.
-    pub fn trim_heads(&self, v: VolumeId, keep: u64) -> Result<(), RepositoryError> {
-        let heads = self.heads_after(v, None)?;
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX).max(1);
-        for (_, head) in &heads[..heads.len().saturating_sub(keep)] {
+    pub fn trim_heads(&self, v: VolumeId, newest: SequenceNo, keep: u64) -> Result<(), RepositoryError> {
+        let last = newest.0.saturating_sub(keep.max(1));
+        for (_, head) in self.heads_after(v, None)?.iter().take_while(|(sequence, _)| sequence.0 <= last) {
             self.store.delete(&head.key)?;
         }
         Ok(())

@@ -159,7 +159,8 @@ impl<'a> Keys<'a> {
                 _ => {}
             }
         }
-        Ok(())
+        // What lies beside it is durable then, and so is that it is gone: a passphrase must not come back after a power cut.
+        Ok(self.store.make_durable(&own)?)
     }
 
     /// The sealing epochs, oldest first.

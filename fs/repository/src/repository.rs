@@ -215,7 +215,7 @@ impl Repository {
             if opts.ahead_bytes > 0 { index.far() } else { index }
         };
         let index = index_of(volume);
-        let others = keyring.volumes().map(|(id, _)| id).filter(|id| packer.is_some() && *id != volume);
+        let others = keyring.volumes().map(|(id, _)| id).filter(|id| *id != volume);
         let others = Others::new(others.map(|id| (id, index_of(id))));
         let reader = Reader::new(
             store.clone(),

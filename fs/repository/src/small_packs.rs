@@ -56,7 +56,12 @@ impl Repository {
     /// Uploads small packs as one. What is damaged on this machine's disk keeps nothing else back: of such a pack goes what is sound in it.
     pub(crate) fn upload_merged(&self, packer: &Packer, mut packs: Vec<Arc<Staged>>) -> Result<(), RepositoryError> {
         while packs.len() > 1 {
-            match self.merge(packer, &packs)? {
+            let merged = match self.merge(packer, &packs) {
+                // Each as it lies here needs no room.
+                Err(error) if error.is_no_space() => break,
+                merged => merged?,
+            };
+            match merged {
                 Merged::Into(finished, seal) => {
                     self.upload_made(Made { finished, seal, sources: std::mem::take(&mut packs), sent: false })?;
                 }

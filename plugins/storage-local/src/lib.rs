@@ -14,9 +14,11 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use axiomfs_api::{Body, Descriptor, Kind, LeftOut, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
+
+use rustix::fs::{Mode, OFlags};
 
 use directories::Directories;
 use errors::failed;
@@ -51,6 +53,8 @@ pub struct LocalStore {
     directories: Directories,
     opened: Opened,
     left_out: LeftOut,
+    /// Whether what dead processes left in `tmp/` was looked for.
+    cleaned: Once,
 }
 
 impl LocalStore {
@@ -83,12 +87,12 @@ impl LocalStore {
         if !metadata.is_dir() {
             return Err(StoreError::new(StoreErrorKind::Invalid, "open", name).with_source("It is not a directory"));
         }
-        staged::clean(&root.join(TMP));
         let identity = Identity::of(&metadata);
         Ok(Self {
             directories: Directories::new(root.clone()),
             opened: Opened::default(),
             left_out: LeftOut::default(),
+            cleaned: Once::new(),
             identity,
             root,
         })
@@ -132,7 +136,10 @@ impl LocalStore {
     /// The object's file, opened, and its attributes.
     fn file(&self, operation: &'static str, key: &ObjectKey) -> Result<(File, Metadata), StoreError> {
         let path = self.path(operation, key)?;
-        let file = File::open(path).map_err(|error| self.explain(errors::reading(operation, key, error)))?;
+        // What is no file must not be waited for: opening a pipe would.
+        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+            .map(File::from)
+            .map_err(|error| self.explain(errors::reading(operation, key, error.into())))?;
         let metadata = file.metadata().map_err(|error| failed(operation, key.as_str(), error))?;
         if !metadata.is_file() {
             return Err(StoreError::new(StoreErrorKind::NotFound, operation, key.as_str()));
@@ -162,6 +169,8 @@ impl LocalStore {
 
     fn staged(&self, body: Body<'_>) -> io::Result<Staged> {
         let tmp = self.directories.ensure(Path::new(TMP))?;
+        // Only now: who is asked for an object may be no store at all, and somebody's directory.
+        self.cleaned.call_once(|| staged::clean(&tmp));
         match body {
             Body::Bytes(bytes) => Staged::write(&tmp, bytes),
             Body::File(path) => Staged::link_or_copy(&tmp, path),

@@ -89,10 +89,14 @@ pub fn make_private(file: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what puts of dead processes left in `tmp`. Best effort: it only costs space.
+/// Removes what puts of dead processes left in `tmp`. Best effort: it only costs space. Files of others stay, and so does all that a
+/// link leads to.
 pub fn clean(tmp: &Path) {
+    if !fs::symlink_metadata(tmp).is_ok_and(|found| found.is_dir()) {
+        return;
+    }
     let Ok(entries) = fs::read_dir(tmp) else { return };
-    for entry in entries.flatten() {
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_unused_name)) {
         let age =
             entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| SystemTime::now().duration_since(t).ok());
         if age.is_some_and(|age| age > ABANDONED) {
@@ -106,4 +110,10 @@ fn unused_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     format!("{:x}-{now:x}-{:x}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whether it is the form of [`unused_name`].
+fn is_unused_name(name: &str) -> bool {
+    let is_number = |part: &str| (1..=32).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_hexdigit());
+    name.split('-').count() == 3 && name.split('-').all(is_number)
 }

@@ -208,18 +208,45 @@ fn opening_and_creating_say_what_is_wrong() {
 }
 
 #[test]
-fn old_temporary_files_go_new_ones_stay() {
+fn old_temporary_files_go_with_the_first_put_new_ones_and_those_of_others_stay() {
     let dir = temp();
     LocalStore::create(dir.path()).expect("creates");
-    fs::create_dir(dir.path().join("tmp")).expect("makes");
-    for (name, age) in [("old", 48), ("new", 1)] {
-        let file = fs::File::create(dir.path().join("tmp").join(name)).expect("creates");
-        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age * 3600);
-        file.set_modified(then).expect("sets the time");
+    let tmp = dir.path().join("tmp");
+    fs::create_dir(&tmp).expect("makes");
+    let old = |path: &Path, hours: u64| {
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+        fs::File::create(path).and_then(|file| file.set_modified(then)).expect("creates");
+    };
+    for (name, hours) in [("4d2-18a-0", 48), ("4d2-18a-1", 1), ("thesis.tex", 48), ("a-b", 48), ("4d2-18a-0-bak", 48)] {
+        old(&tmp.join(name), hours);
     }
-    LocalStore::open(dir.path()).expect("opens");
-    assert!(!dir.path().join("tmp/old").exists());
-    assert!(dir.path().join("tmp/new").exists(), "another machine may be writing it");
+    let store = LocalStore::open(dir.path()).expect("opens");
+    store.get(&key("a"), 10).expect_err("nothing is there");
+    assert!(tmp.join("4d2-18a-0").exists(), "who only reads may be in a directory that is no store");
+    store.put(&key("a"), Body::Bytes(b"1")).expect("puts");
+    assert!(!tmp.join("4d2-18a-0").exists());
+    assert!(tmp.join("4d2-18a-1").exists(), "another machine may be writing it");
+    for name in ["thesis.tex", "a-b", "4d2-18a-0-bak"] {
+        assert!(tmp.join(name).exists(), "{name} is somebody's");
+    }
+
+    let linked = temp();
+    old(&dir.path().join("5d2-18a-0"), 48);
+    LocalStore::create(linked.path()).expect("creates");
+    std::os::unix::fs::symlink(dir.path(), linked.path().join("tmp")).expect("links");
+    let store = LocalStore::open(linked.path()).expect("opens");
+    store.put(&key("b"), Body::Bytes(b"1")).unwrap_or_default();
+    assert!(dir.path().join("5d2-18a-0").exists(), "it was followed");
+}
+
+#[test]
+fn a_pipe_under_an_object_s_name_is_not_waited_for() {
+    let dir = temp();
+    let store = LocalStore::create(dir.path()).expect("creates");
+    let pipe = dir.path().join("a");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("makes");
+    assert_eq!(store.get(&key("a"), 10).expect_err("a pipe").kind, StoreErrorKind::NotFound);
+    assert_eq!(store.get_range(&key("a"), 0, 1).expect_err("a pipe").kind, StoreErrorKind::NotFound);
 }
 
 #[test]

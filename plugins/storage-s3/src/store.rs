@@ -21,6 +21,8 @@ const SLOWEST: u64 = 8 << 10;
 const SIGNED: u64 = 64 << 10;
 /// Most names in one answer to a listing, by S3's rules.
 const PAGE: usize = 1000;
+/// Most answers to one listing: a hundred million names, at 32 MiB a pack more than any server has.
+const MOST_PAGES: u32 = 100_000;
 /// How long the threads may take to end.
 const END: Duration = Duration::from_secs(1);
 
@@ -301,7 +303,11 @@ impl Store for S3Store {
         if limit == 0 {
             return Ok(found);
         }
-        loop {
+        for page in 0.. {
+            if page == MOST_PAGES {
+                let reason = format!("The server's listing has no end after {MOST_PAGES} pages");
+                return Err(StoreError::new(StoreErrorKind::Corrupt, "list", prefix).with_source(reason));
+            }
             let wanted = if is_sorted { (limit - found.len()).min(PAGE) } else { PAGE };
             let request = self.client.list_objects_v2().bucket(self.bucket()).prefix(&full);
             let request = request.max_keys(i32::try_from(wanted).unwrap_or(i32::MAX));
@@ -312,6 +318,10 @@ impl Store for S3Store {
             let names = answer.contents.unwrap_or_default();
             let ours = names.iter().filter_map(|object| self.meta(object));
             found.extend(ours.filter(|meta| after.is_none_or(|after| meta.key.as_str() > after)));
+            // However many names there are, no more are kept than were asked for, and a page.
+            if found.len() > limit {
+                keep_first(&mut found, limit);
+            }
             let next = answer.next_continuation_token;
             if next.is_some() && next == asked {
                 let reason = "The server goes on from the same name again and again";
@@ -322,8 +332,7 @@ impl Store for S3Store {
                 break;
             }
         }
-        found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        found.truncate(limit);
+        keep_first(&mut found, limit);
         Ok(found)
     }
 
@@ -334,6 +343,11 @@ impl Store for S3Store {
     fn bytes_sent(&self) -> Option<u64> {
         Some(self.up.passed())
     }
+}
+
+fn keep_first(found: &mut Vec<ObjectMeta>, limit: usize) {
+    found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    found.truncate(limit);
 }
 
 impl S3Store {

@@ -291,7 +291,12 @@ pub(crate) fn drop_cached(file: &File) -> io::Result<()> {
 impl LogError {
     /// `operation` on `segment` failed before anything depended on it.
     pub(super) fn from_write(operation: &'static str, segment: u64, disk: &Disk, source: io::Error) -> Self {
-        if is_no_space(&source) {
+        let no_descriptor =
+            [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        if no_descriptor.contains(&source.raw_os_error()) {
+            // Each segment has a file open: with fewer of them there is room.
+            Self::Full { needed: 0, room: 0 }
+        } else if is_no_space(&source) {
             Self::NoSpace { operation, segment, source }
         } else {
             Self::Io { operation, path: disk.path(Name::Segment, segment), source }

@@ -174,23 +174,35 @@ impl Log {
         failed.map_or(Ok(bytes), Err)
     }
 
-    /// Allocates the file of the next segment once the active one is three quarters full, so that whose record begins it doesn't wait for
-    /// that too. To be called now and then by a thread that may wait.
-    pub fn stock(&self) {
+    /// Whether the file of the next segment is to be allocated: the active one is three quarters full. Never waits.
+    pub fn is_stock_due(&self) -> bool {
         if self.left.load(Ordering::Relaxed) > self.options.segment_bytes / 4 {
+            return false;
+        }
+        let Ok(failed) = self.stocking.try_lock() else { return false };
+        self.stock_wanted(*failed).1
+    }
+
+    /// Allocates that file, so that whose record begins it doesn't wait for that too. It may take seconds where the disk has to be
+    /// written for it.
+    pub fn stock(&self) {
+        if !self.is_stock_due() {
             return;
         }
         let mut failed = self.stocking.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, wanted) = {
-            let table = self.table();
-            let (spares, last) = (table.spares.len(), table.segments.last_key_value().map(|(number, _)| *number));
-            let few = spares <= kept(&self.options, &table) && (spares as u64) < spare_quota(&self.options, &table);
-            (last, few && *failed != last)
-        };
+        let (last, wanted) = self.stock_wanted(*failed);
         if wanted && let Err(error) = add_spare(&self.disk, &self.options, &self.table) {
             *failed = last;
             tracing::debug!(%error, "could not allocate the next segment of the log ahead");
         }
+    }
+
+    /// The newest segment, and whether another file is wanted; not where that failed for this one.
+    fn stock_wanted(&self, failed: Option<u64>) -> (Option<u64>, bool) {
+        let table = self.table();
+        let (spares, last) = (table.spares.len(), table.segments.last_key_value().map(|(number, _)| *number));
+        let few = spares <= kept(&self.options, &table) && (spares as u64) < spare_quota(&self.options, &table);
+        (last, few && failed != last)
     }
 
     /// How much the log takes and how far it is synced. Never waits for a disk: while a segment is begun, the one before counts as full.

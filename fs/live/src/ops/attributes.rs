@@ -2,6 +2,7 @@
 
 use axiomfs_repository::record::Inode;
 
+use super::cut::{Cut, allocated};
 use super::xattrs::{chmod_acl, drop_capabilities};
 use super::{attr_of, live_only};
 use crate::change::{Change, Need, OpResult};
@@ -34,10 +35,11 @@ impl Volume {
     /// `IsDirectory`, `Invalid`, `FileTooLarge`, `ReadOnly`, `NoSpace`, `Stale`, or the tree can't be read.
     pub fn setattr(&self, access: Access, caller: Caller, node: NodeId, set: &SetAttr) -> FsResult<Attr> {
         let ino = live_only(node)?;
+        let cut = set.size.map(|size| self.count_cut(access, node, size..u64::MAX)).transpose()?.flatten();
         self.shared.change(access, Need::Room, None, |change, _| {
             let now = change.now;
             if let Some(size) = set.size {
-                resize(change, ino, size)?;
+                resize(change, ino, size, cut.as_ref())?;
             }
             if let Some(mode) = set.mode {
                 chmod_acl(change, ino, mode as u16)?;
@@ -108,8 +110,8 @@ pub(crate) fn kill_set_ids(inode: &mut Inode, in_group: bool) {
     inode.perm &= if keep_group { !0o4000 } else { !SETID };
 }
 
-/// Sets a file's length.
-pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<()> {
+/// Sets a file's length; `counted` is what was counted from there on.
+pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64, counted: Option<&Cut>) -> OpResult<()> {
     if size > FILE_MAX {
         return Err(FsError::FileTooLarge.into());
     }
@@ -121,9 +123,9 @@ pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<(
         _ => return Err(FsError::Invalid.into()),
     }
     let old = inode.size;
-    drop_capabilities(change, ino)?;
     // Looks at each extent also where all go: one that can't be read is an error here, not one of each checkpoint from now on.
-    let cut = if size < old { allocated(change, ino, size, old)? } else { 0 };
+    let cut = if size < old { allocated(change, ino, size..old, counted)? } else { 0 };
+    drop_capabilities(change, ino)?;
     if size < old {
         let run = Run { offset: size, len: u64::MAX - size, source: RunSource::Hole };
         change.edit(Edit::Map { ino, run });
@@ -133,10 +135,4 @@ pub(crate) fn resize(change: &mut Change<'_>, ino: u64, size: u64) -> OpResult<(
     inode.allocated = inode.allocated.saturating_sub(cut);
     inode.mtime = now;
     Ok(())
-}
-
-/// Bytes within `from..to` that are no hole.
-pub(crate) fn allocated(change: &mut Change<'_>, ino: u64, from: u64, to: u64) -> OpResult<u64> {
-    let runs = change.view.runs(ino, from, to)?;
-    Ok(runs.iter().filter(|r| r.source != RunSource::Hole).map(|r| r.len).sum())
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::attributes::{FILE_MAX, allocated, kill_set_ids, resize};
+use super::attributes::{FILE_MAX, kill_set_ids, resize};
+use super::cut::allocated;
 use super::live_only;
 use super::xattrs::drop_capabilities;
 use crate::change::{Change, Need, OpResult};
@@ -37,12 +38,13 @@ impl Volume {
         if kind == FileKind::Directory && write {
             return Err(FsError::IsDirectory);
         }
+        let counted = if truncate { self.count_cut(access, node, 0..u64::MAX)? } else { None };
         self.note_open(node)?;
         let handle = self.shared.handles.open(node);
         if truncate {
             let cut = self.shared.change(access, Need::Room, None, |change, _| {
                 let now = change.now;
-                resize(change, node.ino, 0)?;
+                resize(change, node.ino, 0, counted.as_ref())?;
                 let inode = change.inode_mut(node.ino)?;
                 inode.ctime = now;
                 Ok(())
@@ -147,8 +149,7 @@ impl Volume {
             drop_capabilities(change, ino)?;
             let offset = if append { size } else { offset };
             let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(FsError::FileTooLarge)?;
-            let known = offset.min(size)..end.min(size);
-            let there = if known.start < known.end { allocated(change, ino, known.start, known.end)? } else { 0 };
+            let there = allocated(change, ino, offset.min(size)..end.min(size), None)?;
             let now = change.now;
             let inode = change.inode_mut(ino)?;
             inode.size = inode.size.max(end);
@@ -200,6 +201,8 @@ impl Volume {
         if len == 0 {
             return Err(FsError::Invalid);
         }
+        let cuts = matches!(mode, FallocMode::PunchHole | FallocMode::ZeroRange | FallocMode::ZeroRangeKeepSize);
+        let counted = if cuts { self.count_cut(access, node, offset..end)? } else { None };
         self.shared.change(access, Need::Room, None, |change, _| {
             let now = change.now;
             let inode = change.inode(ino)?;
@@ -207,11 +210,13 @@ impl Volume {
                 return Err(FsError::Invalid.into());
             }
             let size = inode.size;
+            let cut = if cuts && offset < size {
+                allocated(change, ino, offset..end.min(size), counted.as_ref())?
+            } else {
+                0
+            };
             drop_capabilities(change, ino)?;
-            if matches!(mode, FallocMode::PunchHole | FallocMode::ZeroRange | FallocMode::ZeroRangeKeepSize)
-                && offset < size
-            {
-                let cut = allocated(change, ino, offset, end.min(size))?;
+            if cuts && offset < size {
                 change.edit(Edit::Map { ino, run: Run { offset, len, source: RunSource::Hole } });
                 change.inode_mut(ino)?.allocated -= cut.min(change.inode(ino)?.allocated);
             }
@@ -290,7 +295,7 @@ impl Volume {
             // As long as it is now: who cuts it meanwhile leaves nothing to copy, and no zeros.
             let size = view.inode(source.ino)?.map_or(0, |inode| inode.size);
             let end = from.end.min(size).min(from.start.saturating_add(COPY_WINDOW));
-            Ok(view.runs(source.ino, from.start, end)?)
+            Ok(view.first_runs(source.ino, from.start, end, SHARED_RUNS)?)
         })?;
         let mut inline = 0;
         let mut fits = |run: &&Run| {
@@ -300,7 +305,6 @@ impl Volume {
         let shared: Vec<Run> = runs
             .iter()
             .take_while(|run| is_shared(run) && fits(run))
-            .take(SHARED_RUNS)
             .map(|run| Run { offset: to + (run.offset - from.start), ..run.clone() })
             .collect();
         if !shared.is_empty() {
@@ -345,7 +349,7 @@ fn share_runs(change: &mut Change<'_>, ino: u64, from: u64, to: u64, runs: &[Run
     let now = change.now;
     let size = change.inode(ino)?.size;
     drop_capabilities(change, ino)?;
-    let there = if from < size { allocated(change, ino, from, to.min(size))? } else { 0 };
+    let there = if from < size { allocated(change, ino, from..to.min(size), None)? } else { 0 };
     let come: u64 = runs.iter().filter(|run| run.source != RunSource::Hole).map(|run| run.len).sum();
     let inode = change.inode_mut(ino)?;
     inode.size = inode.size.max(to);

@@ -2,6 +2,7 @@
 
 mod access_time;
 mod attributes;
+pub(crate) mod cut;
 mod data;
 pub(crate) mod layout;
 mod names;

@@ -102,6 +102,13 @@ impl Volume {
     fn change_table(&self, access: Access, edit: &Edit, deed: Deed) -> FsResult<bool> {
         let shared = &self.shared;
         shared.change_if(access, Need::Snapshot, |state| {
+            let is_there = |ordinal: &u32| state.snapshots.values().any(|snapshot| snapshot.ordinal == *ordinal);
+            // Somebody else may have forgotten it meanwhile.
+            if let Edit::SnapshotRename { ordinal, .. } | Edit::SnapshotDelete(ordinal) = edit
+                && !is_there(ordinal)
+            {
+                return Err(FsError::NotFound);
+            }
             Ok(match edit {
                 Edit::Snapshot { ordinal, name, .. } => {
                     *ordinal >= state.next_ordinal && !state.snapshots.contains_key(name)

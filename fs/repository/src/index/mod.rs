@@ -23,7 +23,7 @@ pub(crate) use packs::PackEntry;
 use packs::{PackBlock, ROW_WITHOUT_FRAME};
 use root::{Place, Root};
 pub use segment::SegmentRef;
-use segment::{BlockKind, Segment, block_number};
+use segment::{BlockKind, Segment, WHOLE_SEGMENT, block_number};
 
 use crate::error::{InObject, RepositoryError};
 use crate::frame::FrameRecord;
@@ -168,7 +168,7 @@ impl Index {
     ) -> Result<bool, RepositoryError> {
         let root = match (segment.root_cached(), io) {
             (Some(root), _) => root,
-            (None, Io::Allowed) => segment.unless_damaged(|| {
+            (None, Io::Allowed) => segment.unless_damaged(WHOLE_SEGMENT, || {
                 let whole = segment.reference.len <= self.whole;
                 if whole { self.load_whole(segment) } else { segment.root(&self.source) }
             })?,
@@ -306,8 +306,10 @@ impl Index {
         if io == Io::Never {
             return Ok(None);
         }
-        let bytes = segment.read(&self.source, kind, number, place)?;
-        let (block, size) = parse(bytes).in_object(segment.block_name(kind, number))?;
+        let (block, size) = segment.unless_damaged((kind, number), || {
+            let bytes = segment.read(&self.source, kind, number, place)?;
+            parse(bytes).in_object(segment.block_name(kind, number))
+        })?;
         self.cache.put(key, block.clone(), size);
         Ok(Some(block))
     }

@@ -1,8 +1,9 @@
 //! One index segment: its root in memory, its blocks read by range (format.md §6).
 
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axiomfs_api::{ObjectKey, Sealer};
@@ -24,7 +25,11 @@ pub(crate) const HEADER: usize = 48;
 const AAD: usize = 66;
 /// Bytes of chunk blocks that are read by one request where all are wanted.
 const RUN: u64 = 256 << 10;
-/// For how long a root that was found damaged is not read again.
+/// What stands for the whole segment: without its root nothing of it is found.
+pub(crate) const WHOLE_SEGMENT: (BlockKind, u32) = (BlockKind::Root, 0);
+/// So many damaged blocks of a segment are known; more are asked for again.
+const DAMAGED_MOST: usize = 1024;
+/// For how long a block that was found damaged is not read again.
 const DAMAGED_FOR: Duration = Duration::from_secs(30);
 const WRONG_SEAL: Malformed = Malformed("its seal does not fit");
 
@@ -140,8 +145,8 @@ pub(crate) struct Segment {
     root: OnceLock<Arc<Root>>,
     /// Whether it was found damaged when it was to be merged.
     left_alone: AtomicBool,
-    /// When its root was found damaged, and how.
-    damage: Mutex<Option<(Instant, RepositoryError)>>,
+    /// When which blocks were found damaged, and how.
+    damage: Mutex<HashMap<(BlockKind, u32), (Instant, RepositoryError)>>,
 }
 
 impl Segment {
@@ -162,24 +167,35 @@ impl Segment {
         Ok(Self { reference, key, name, seal, root: OnceLock::new(), left_alone, damage: Mutex::default() })
     }
 
-    /// What `read` gives of it. Where it is damaged the store isn't asked again for a while: every look-up comes by here.
+    /// What `read` gives of a block. Where that is damaged, or the whole segment gone, the store isn't asked again for a while: every
+    /// look-up comes by here.
     pub(crate) fn unless_damaged<T>(
         &self,
+        block: (BlockKind, u32),
         read: impl FnOnce() -> Result<T, RepositoryError>,
     ) -> Result<T, RepositoryError> {
-        let found = self.damage.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((since, error)) = found
-            && since.elapsed() < DAMAGED_FOR
-        {
-            return Err(error);
+        for either in [block, WHOLE_SEGMENT] {
+            if let Some((since, error)) = self.damage().get(&either)
+                && since.elapsed() < DAMAGED_FOR
+            {
+                return Err(error.clone());
+            }
         }
         read().inspect_err(|error| {
             if error.is_damage() {
                 tracing::warn!(%error, "an index segment is damaged: what only that locates can't be read, and is stored again");
-                let found = Some((Instant::now(), error.clone()));
-                *self.damage.lock().unwrap_or_else(PoisonError::into_inner) = found;
+                let is_gone = matches!(error, RepositoryError::MissingObject { .. });
+                let mut damage = self.damage();
+                if damage.len() >= DAMAGED_MOST {
+                    damage.clear();
+                }
+                damage.insert(if is_gone { WHOLE_SEGMENT } else { block }, (Instant::now(), error.clone()));
             }
         })
+    }
+
+    fn damage(&self) -> MutexGuard<'_, HashMap<(BlockKind, u32), (Instant, RepositoryError)>> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Merges it no more until the next mount, which tries once again.

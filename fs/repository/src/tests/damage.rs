@@ -394,3 +394,35 @@ fn a_lost_index_segment_is_not_asked_for_by_every_lookup() {
     let asked = asked_by(200);
     assert!(asked < 10, "200 new chunks asked the store {asked} times");
 }
+
+#[test]
+fn a_segment_that_is_lost_or_damaged_once_its_root_is_known_is_not_asked_for_by_every_lookup_either() {
+    for lost in [true, false] {
+        let bed = Bed::new();
+        let repository = bed.open();
+        let mut random = Random(106);
+        add(&repository, &random.data(3000));
+        commit(&repository, None);
+        drop(repository);
+        let repository = bed.open();
+        let head = repository.latest_head(repository.volume("main").unwrap()).unwrap().unwrap();
+        repository.load_segments(&head.segments).unwrap();
+        repository.index.chains(crate::index::Io::Allowed).unwrap();
+        let name = bed.store.objects().into_keys().find(|name| name.starts_with("index/")).unwrap();
+        let key = axiomfs_api::ObjectKey::new(name).unwrap();
+        let mut bytes = axiomfs_api::Store::get(&bed.store.inner, &key, u64::MAX).unwrap();
+        axiomfs_api::Store::delete(&bed.store.inner, &key).unwrap();
+        if !lost {
+            // All blocks, not the root at the end.
+            let root = head.segments[0].root_offset as usize;
+            bytes[48..root].iter_mut().for_each(|byte| *byte ^= 1);
+            axiomfs_api::Store::put_new(&bed.store.inner, &key, axiomfs_api::Body::Bytes(&bytes)).unwrap();
+        }
+        let before = bed.store.gets.load(std::sync::atomic::Ordering::SeqCst);
+        for _ in 0..200 {
+            assert_eq!(add(&repository, &random.data(3000)).1, Added::New);
+        }
+        let asked = bed.store.gets.load(std::sync::atomic::Ordering::SeqCst) - before;
+        assert!((1..10).contains(&asked), "200 new chunks asked the store {asked} times, lost: {lost}");
+    }
+}

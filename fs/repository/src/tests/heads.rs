@@ -5,6 +5,7 @@ use std::sync::{Arc, Barrier};
 
 use super::support::*;
 use crate::ids::{CommitId, SequenceNo, VolumeId};
+use crate::names;
 use crate::*;
 
 #[test]
@@ -51,11 +52,21 @@ fn the_latest_of_many_is_found_and_old_ones_are_trimmed() {
     }
     let cold = bed.open_cold();
     assert_eq!(cold.latest_head(v).unwrap(), last);
-    cold.trim_heads(v, 64).unwrap();
+    let newest = last.as_ref().unwrap().sequence;
+    // Names beyond the newest that was read: anyone who may create objects can make them.
+    for number in 0..64u64 {
+        let key = names::key(&names::head(v, SequenceNo(u64::MAX - number))).unwrap();
+        axiomfs_api::Store::put_new(&bed.store.inner, &key, axiomfs_api::Body::Bytes(b"junk")).unwrap();
+    }
+    cold.trim_heads(v, newest, 64).unwrap();
+    for number in 0..64u64 {
+        let key = names::key(&names::head(v, SequenceNo(u64::MAX - number))).unwrap();
+        axiomfs_api::Store::delete(&bed.store.inner, &key).unwrap();
+    }
     let heads = bed.store.objects().into_keys().filter(|n| n.starts_with("heads/")).count();
     assert_eq!(heads, 64);
     assert_eq!(bed.open_cold().latest_head(v).unwrap(), last);
-    cold.trim_heads(v, 0).unwrap();
+    cold.trim_heads(v, newest, 0).unwrap();
     assert_eq!(bed.open_cold().latest_head(v).unwrap(), last, "the last is never deleted");
 }
 
@@ -75,11 +86,12 @@ fn where_nothing_is_listed_the_lease_says_from_where_to_look() {
         }
     }
     assert_eq!(bed.open_cold().read_lease(v).unwrap().unwrap().head, 150);
-    writer.trim_heads(v, 64).unwrap();
+    let newest = last.as_ref().unwrap().sequence;
+    writer.trim_heads(v, newest, 64).unwrap();
     bed.store.lists_no_heads.store(true, Ordering::SeqCst);
     assert_eq!(bed.open_cold().latest_head(v).unwrap(), last, "from 150 on by number");
     bed.store.lists_no_heads.store(false, Ordering::SeqCst);
-    writer.trim_heads(v, 10).unwrap();
+    writer.trim_heads(v, newest, 10).unwrap();
     bed.store.lists_no_heads.store(true, Ordering::SeqCst);
     let error = bed.try_open(OpenOptions::default()).unwrap().latest_head(v).unwrap_err();
     assert!(matches!(error, RepositoryError::MissingObject { .. }), "a volume with heads never looks empty: {error}");
@@ -242,7 +254,7 @@ fn descent_is_told_by_the_chain_of_parents() {
     assert_eq!(descent(&heads[11], known(&heads[1])), Descent::Broken(heads[5].sequence), "nobody trims that");
     assert_eq!(descent(&heads[11], known(&heads[7])), Descent::Later);
     let later = history(&repository, v, Some(&heads[11]), 80);
-    repository.trim_heads(v, HEADS_KEPT).unwrap();
+    repository.trim_heads(v, later[79].sequence, HEADS_KEPT).unwrap();
     assert_eq!(descent(&later[79], known(&heads[7])), Descent::Unknown, "trimmed");
     assert_eq!(descent(&later[79], known(&later[16])), Descent::Later);
     delete(&bed, v, &later[16]);
@@ -257,7 +269,7 @@ fn a_head_created_where_others_were_trimmed_is_no_commit() {
     let first = history(&a, v, None, 3);
     assert_eq!(a.newer_than(v, &first[2]).unwrap(), None);
     let theirs = history(&b, v, Some(&first[2]), 80);
-    b.trim_heads(v, 64).unwrap();
+    b.trim_heads(v, theirs.last().unwrap().sequence, 64).unwrap();
     let late = next_head(Some(&first[2]), None, Vec::new());
     assert_eq!(a.put_head(v, &late).unwrap(), PutHead::Created, "the number is free again");
     assert_eq!(a.newer_than(v, &late).unwrap().as_ref(), theirs.last());
@@ -295,7 +307,7 @@ fn foreign_objects_are_passed_over_and_named() {
     named.sort();
     want.sort();
     assert_eq!(named, want);
-    cold.trim_heads(v, 1).unwrap();
+    cold.trim_heads(v, last.as_ref().unwrap().sequence, 1).unwrap();
     assert_eq!(bed.open_cold().latest_head(v).unwrap(), last);
     assert_eq!(key_slots(bed.store.as_ref()).unwrap().len(), 1);
     let objects = bed.store.objects();
