@@ -14,8 +14,8 @@ mod units;
 
 pub use error::ConfigError;
 pub use pipeline::{
-    ChainSettings, LimitSettings, OnError, OnStoreError, Pipeline, Policies, Retry, Rotate, RouteSettings, Selector,
-    StepSettings, StoreSettings, Uploads, Verify,
+    ChainSettings, LimitSettings, MAX_ENTRIES, MAX_STEPS, OnError, OnStoreError, Pipeline, Policies, Retry, Rotate,
+    RouteSettings, Selector, StepSettings, StoreSettings, Uploads, Verify,
 };
 pub use s3::{S3Encryption, S3Settings};
 pub use settings::{

@@ -7,9 +7,10 @@ use crate::settings::versioned;
 /// The keys of this part, at the top of a settings file.
 pub(crate) const KEYS: [&str; 6] = ["require", "limits", "chains", "routes", "policies", "store"];
 
-/// Chains, routes or steps in one file: far more than anybody wrote, and small enough to hold.
-const MAX_ENTRIES: usize = 256;
-const MAX_STEPS: usize = 16;
+/// Most chains in one file, and most routes: far more than anybody wrote, and small enough to hold.
+pub const MAX_ENTRIES: usize = 256;
+/// Most steps of one chain.
+pub const MAX_STEPS: usize = 16;
 const MAX_NAME: usize = 32;
 
 /// What files go through on their way to the store. `.axiomfs/chain.yaml` holds exactly this.
@@ -45,7 +46,7 @@ pub struct LimitSettings {
 pub struct ChainSettings {
     /// Its name.
     pub name: String,
-    /// Its steps; never empty.
+    /// Its steps; a chain without any leaves what goes through it as it is.
     pub steps: Vec<StepSettings>,
 }
 
@@ -85,7 +86,7 @@ pub struct RouteSettings {
 /// Which files a route takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
-    /// All below a directory of `live`, as `/logs`.
+    /// All below a directory of `live`, as `/logs`; `/` is everything.
     Under(String),
     /// All whose name matches a glob, as `*.{jpg,mp4}`.
     Match(String),
@@ -277,9 +278,6 @@ fn chains(group: &Cursor<'_>) -> Result<Vec<ChainSettings>, ConfigError> {
     for (name, value) in &entries {
         check_name(value, name)?;
         let items = value.sequence(MAX_STEPS)?;
-        if items.is_empty() {
-            return Err(value.bad("has no step", "write at least the seal, as \"[{plugin: aes-256-gcm}]\""));
-        }
         let steps = items.iter().map(|item| step(item, name, &known)).collect::<Result<_, _>>()?;
         chains.push(ChainSettings { name: name.clone(), steps });
     }
@@ -360,15 +358,7 @@ fn known_chain(value: &Cursor<'_>, chains: &[&str]) -> Result<String, ConfigErro
 fn route(item: &Cursor<'_>, chains: &[&str]) -> Result<RouteSettings, ConfigError> {
     let map = item.mapping(&["under", "match", "chain", "allow_unencrypted"])?;
     let selector = match (map.get("under"), map.get("match")) {
-        (Some(value), None) => {
-            let path = value.text()?;
-            let clean =
-                path.starts_with('/') && !path.contains("//") && !path.split('/').any(|s| s == "." || s == "..");
-            if !clean || path == "/" {
-                return Err(value.bad(format!("is {path:?}"), "write a directory of live, as \"/logs\""));
-            }
-            Selector::Under(path.trim_end_matches('/').to_owned())
-        }
+        (Some(value), None) => under(&value)?,
         (None, Some(value)) => match value.text()? {
             "" => return Err(value.bad("is empty", "write a glob, as \"*.jpg\"")),
             glob => Selector::Match(glob.to_owned()),
@@ -385,7 +375,22 @@ fn route(item: &Cursor<'_>, chains: &[&str]) -> Result<RouteSettings, ConfigErro
             "only a whole directory can be exempted: use \"under\", or leave allow_unencrypted out",
         ));
     }
+    if allow_unencrypted && selector == Selector::Under("/".to_owned()) {
+        return Err(item.bad("leaves out encryption for everything", "name a directory, as \"/public\""));
+    }
     Ok(RouteSettings { selector, chain, allow_unencrypted })
+}
+
+fn under(value: &Cursor<'_>) -> Result<Selector, ConfigError> {
+    let path = value.text()?;
+    let clean = path.starts_with('/') && !path.contains("//") && !path.split('/').any(|s| s == "." || s == "..");
+    if !clean {
+        return Err(
+            value.bad(format!("is {path:?}"), "write a directory of live, as \"/logs\", or \"/\" for everything")
+        );
+    }
+    let inner = path.strip_suffix('/').filter(|inner| !inner.is_empty());
+    Ok(Selector::Under(inner.unwrap_or(path).to_owned()))
 }
 
 fn policies(group: &Cursor<'_>, mut policies: Policies) -> Result<Policies, ConfigError> {

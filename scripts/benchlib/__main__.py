@@ -48,7 +48,7 @@ def contenders_of(args, binaries, cleanup):
     contenders = [Ext4(args.work), Null(args.work, null, cleanup), Null(args.work, null, cleanup, "null-acl", ["--acl"]),
                   ours(args.work, binaries["axiomfs"], cleanup, args.config)]
     if args.without_poll:
-        contenders.append(Axiomfs(args.work, binaries["axiomfs"], cleanup, args.config, "axiomfs-waits", {"AXIOMFS_POLL": "off"}))
+        contenders.append(ours(args.work, binaries["axiomfs"], cleanup, args.config, "axiomfs-waits", {"AXIOMFS_POLL": "off"}))
     contenders += [variant for name in args.peer for variant in PEERS[name](args.work, cleanup)]
     if args.only:
         contenders = [one for one in contenders if one.name in args.only or one.name.split("-")[0] in args.only]

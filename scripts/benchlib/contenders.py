@@ -229,8 +229,9 @@ class Axiomfs(Mounted):
 class AxiomfsS3(Axiomfs):
     """The product on an S3 server of its own, fresh for every session."""
 
-    def __init__(self, work, binary, cleanup, config):
-        super().__init__(work, binary, cleanup, config)
+    def __init__(self, work, binary, cleanup, config, name="axiomfs", env=None):
+        super().__init__(work, binary, cleanup, config, name, env)
+        self.given = self.env
         self.weed, self.server = None, None
 
     def install(self):
@@ -244,7 +245,7 @@ class AxiomfsS3(Axiomfs):
 
     def create(self):
         self.server = s3server.S3Server(self.weed, self.base / "server", self.cleanup)
-        self.env = self.server.environment()
+        self.env = self.given | self.server.environment()
         super().create()
 
     def close(self):

@@ -1,6 +1,7 @@
 //! Settings that follow: the level moves with the queue, and an edited settings file is taken over.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -192,15 +193,43 @@ fn events_say_when_and_why_levels_uploads_and_background_work_give_way() {
     repo.umount();
 }
 
+fn chains(level: u32) -> String {
+    format!("chains: {{default: [{{plugin: zstd, level: {level}}}, {{plugin: aes-256-gcm}}]}}\n")
+}
+
+/// The default chain.
+fn shown(repo: &TestRepo) -> String {
+    repo.control_ok("chain show")["chains"][0]["chain"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn settings_behind_a_link_are_those_that_it_leads_to_now() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("reload-link");
+    let (dir, link) = (repo.dir.clone(), repo.dir.join("link.yaml"));
+    // As tools do that put whole versions in place: the link is replaced, no file is changed.
+    let lead_to = |level: u32| {
+        let (file, new) = (dir.join(format!("{level}.yaml")), dir.join("new.yaml"));
+        fs::write(&file, format!("version: 1\n{}", chains(level))).expect("written");
+        symlink(&file, &new).expect("linked");
+        fs::rename(&new, &link).expect("replaced");
+    };
+    lead_to(3);
+    repo.try_mount(&["--config", text(&link)]).unwrap_or_else(|e| panic!("{e}"));
+    assert!(shown(&repo).contains("level=3"));
+    lead_to(7);
+    wait_for("the new target counts", Duration::from_secs(20), || shown(&repo).contains("level=7"));
+    lead_to(8);
+    repo.control_ok("reload");
+    assert!(shown(&repo).contains("level=8"), "{}", shown(&repo));
+    repo.umount();
+}
+
 #[test]
 fn an_edited_settings_file_is_taken_over_whole_or_not_at_all() {
     let _slot = beside_others();
     let mut repo = TestRepo::new("reload");
-    let chains =
-        |level: u32| format!("chains: {{default: [{{plugin: zstd, level: {level}}}, {{plugin: aes-256-gcm}}]}}\n");
     repo.settings(&chains(3)).mount();
-    let shown =
-        |repo: &TestRepo| repo.control_ok("chain show")["chains"][0]["chain"].as_str().unwrap_or_default().to_owned();
     assert!(shown(&repo).contains("level=3"));
     // By itself, some seconds after it was written.
     repo.settings(&chains(7));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, binary, scratch, text};
 use axiomfs_tests::rng::{noise, prose};
 use axiomfs_tests::run::{must, run, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The advice of that kind, if there is any.
 fn advice(repo: &TestRepo, kind: &str) -> Option<Value> {
@@ -110,6 +110,33 @@ fn a_read_set_that_does_not_fit_asks_for_memory() {
     assert!(repo.status()["memory"]["limit"].as_u64() > Some(64 << 20), "{}", repo.status());
     read(&repo);
     assert!(advice(&repo, "memory").is_none(), "{}", shown(&repo));
+    let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
+    assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
+}
+
+#[test]
+fn a_reader_is_advised_to_read_with_more_memory() {
+    let _slot = beside_others();
+    let mut writer = TestRepo::new("advice-writer");
+    writer.settings("memory: 64MiB\n").mount();
+    fs::write(writer.live().join("set"), noise(9, 40 << 20)).expect("written");
+    writer.umount();
+    let mut repo = writer.elsewhere(&writer.store, "advice-reader");
+    repo.settings("memory: 64MiB\n");
+    repo.try_mount(&["--read-only", "-o", "allow_other"]).unwrap_or_else(|e| panic!("{e}"));
+    for _ in 0..3 {
+        let from = format!("if={}", text(&repo.live().join("set")));
+        must("dd", &[&from, "of=/dev/null", "bs=1M", "iflag=direct"], LIMIT);
+    }
+    // A reader takes no commands: its advice is read.
+    let advised = shown(&repo);
+    let commands: Vec<&str> = advised.lines().filter_map(|line| line.trim().strip_prefix("$ ")).collect();
+    assert_eq!(commands.len(), 3, "{advised}");
+    assert!(commands[2].contains(" --read-only -o allow_other ") && commands[2].contains("--config"), "{advised}");
+    follow(&repo, &json!({ "commands": commands }));
+    assert!(repo.wait_daemon().success(), "the first daemon was unmounted");
+    let status = repo.status();
+    assert!(status["state"] == "read-only" && status["memory"]["limit"].as_u64() > Some(64 << 20), "{status}");
     let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
     assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use axiomfs_tests::observe::{Bytes, Observed, observe};
@@ -151,6 +151,29 @@ fn directories_that_lie_in_one_another_are_refused() {
 }
 
 #[test]
+fn a_store_named_by_a_detour_is_known_for_where_it_is() {
+    let _slot = beside_others();
+    let repo = TestRepo::new("nested-link");
+    let at = |name: &str| repo.dir.join(name);
+    fs::create_dir(at("store/mnt")).expect("made");
+    symlink(&repo.store, at("link")).expect("linked");
+    fs::create_dir(at("real")).expect("made");
+    symlink(at("real"), at("deep")).expect("linked");
+    let (mnt, state, cache) = (at("store/mnt"), at("store/state"), at("store/cache"));
+    for store in [at("link"), at("mnt/../store"), at("deep/../store")] {
+        for (mnt, state, cache, word) in [
+            (&mnt, &repo.state, &repo.cache, "contains the mount point"),
+            (&repo.mnt, &state, &repo.cache, "lies inside the store"),
+            (&repo.mnt, &repo.state, &cache, "lies inside the store"),
+        ] {
+            let args = ["mount", text(&store), text(mnt), "--state", text(state), "--cache", text(cache)];
+            refused(&with_file(&repo, &args, RIGHT), &[word]);
+        }
+    }
+    assert!(!state.exists() && !cache.exists());
+}
+
+#[test]
 fn a_second_writer_is_refused_and_told_who_holds_the_volume() {
     let _slot = beside_others();
     let mut repo = TestRepo::new("second");
@@ -276,6 +299,7 @@ fn a_wrong_settings_file_is_refused_with_its_line() {
         ("version: 1\n\nmemory: lots\n", "3", "memory"),
         ("version: 1\nmemory: 1MiB\n", "2", "memory"),
         ("version: 1\nlog:\n  max: 4GiB\n  sgment: 1MiB\n", "4", "sgment"),
+        ("version: 1\nlog:\n  max: 1TiB\n  segment: 4MiB\n", "4", "16384 at most"),
         ("version: 9\n", "1", "version"),
         ("version: 1\nlog: [1, 2]\n", "2", "log"),
         ("version: 1\nlog: {max: 4GiB\n", "", ""),

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 axiomfs_tests::on_directory_and_bucket! {
     a_passphrase_from_standard_input_leaves_the_daemon_its_descriptors,
+    a_mount_in_the_background_holds_no_lock_or_pipe_of_who_started_it,
 }
 
 const USER: u32 = 65_534;
@@ -29,10 +30,15 @@ fn user_reads(path: &PathBuf) -> bool {
     done.success()
 }
 
-fn core_limit(pid: u32) -> String {
+/// Soft and hard limit of the process for `what`.
+fn limits(pid: u32, what: &str) -> String {
     let limits = fs::read_to_string(proc_file(pid, "limits")).expect("read");
-    let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line");
-    line["Max core file size".len()..].split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    let line = limits.lines().find(|line| line.starts_with(what)).expect("a line");
+    line[what.len()..].split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn core_limit(pid: u32) -> String {
+    limits(pid, "Max core file size")
 }
 
 fn end(mut child: Child) {
@@ -132,6 +138,34 @@ fn a_passphrase_from_standard_input_leaves_the_daemon_its_descriptors(place: Pla
     let third = mount(&elsewhere);
     let said = format!("{said}{}", String::from_utf8_lossy(&third.stderr));
     assert!(!third.status.success() && said.contains("in use"), "{said}");
+    let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
+    assert!(done.status.success(), "{}", done.stderr);
+}
+
+/// A job that cron starts holds a lock while it runs; its output is read to the end.
+fn a_mount_in_the_background_holds_no_lock_or_pipe_of_who_started_it(place: Place) {
+    let _slot = beside_others();
+    let repo = place.repo("process-inherited");
+    let lock = repo.dir.join("job.lock");
+    let script = "exec 8>&1 9>\"$0\"; flock -n 9 || exit 3; ulimit -Sn 256; \"$@\"";
+    let mut job = Command::new("sh");
+    job.args(["-c", script, text(&lock), text(&binary()), "mount"]).args(repo.mount_args()).arg("--json");
+    job.envs(repo.command(&[]).get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(&repo.dir);
+    let done = run(&mut job, LIMIT);
+    assert!(done.status.success(), "{}{}", done.stdout, done.stderr);
+    assert!(!done.stdout.contains("still held open"), "{}", done.stdout);
+    let pid = serde_json::from_str::<Value>(&done.stdout).expect("JSON")["pid"].as_u64().expect("a number") as u32;
+    must("flock", &["-n", text(&lock), "true"], LIMIT);
+    for open in fs::read_dir(proc_file(pid, "fd")).expect("listed") {
+        let file = fs::read_link(open.expect("an entry").path()).unwrap_or_default();
+        assert_ne!(file, lock);
+    }
+    // What it needs itself is there, and it may have as many files open as it is let.
+    fs::write(repo.live().join("file"), b"in the store").expect("written");
+    repo.sync();
+    let limits = limits(pid, "Max open files");
+    let (soft, hard) = limits.split_once(' ').expect("two");
+    assert_eq!(soft, hard);
     let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
     assert!(done.status.success(), "{}", done.stderr);
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use axiomfs_tests::repo::{TestRepo, beside_others, scratch, text};
+use axiomfs_tests::repo::{LIMIT, TestRepo, beside_others, scratch, text};
 use axiomfs_tests::rng::prose;
 use axiomfs_tests::run::must;
 use serde_json::Value;
@@ -82,6 +82,25 @@ fn files_take_the_chain_of_their_route_also_under_the_temporary_names_of_rsync()
     assert_eq!((tiny["inline"].as_u64(), tiny["frames_total"].as_u64()), (Some(37), Some(0)), "{tiny}");
     let shown = repo.axiomfs(&["stat", text(&live.join("logs/today"))]).stdout;
     assert!(shown.contains("zstd/1|padme/1|aes-256-gcm/1") && shown.contains("chain archive"), "{shown}");
+}
+
+#[test]
+fn a_route_for_everything_can_be_written_back() {
+    let _slot = beside_others();
+    let mut repo = TestRepo::new("routes-root");
+    repo.settings(SETTINGS).mount();
+    repo.control_ok("route add under / media first");
+    for refused in ["route add under // media", "route add under /a// media", "route add under logs media"] {
+        assert_eq!(repo.control(refused)["errno"], "EINVAL", "{refused}");
+    }
+    let (file, shown) = (repo.mnt.join(".axiomfs/chain.yaml"), repo.dir.join("shown.yaml"));
+    must("cp", &["--no-preserve=all", text(&file), text(&shown)], LIMIT);
+    must("cp", &[text(&shown), text(&file)], LIMIT);
+    assert_eq!(fs::read_to_string(&file).expect("read"), fs::read_to_string(&shown).expect("read"));
+    for path in ["/a", "/deep/er/b", "/logs/c"] {
+        assert_eq!(repo.control_ok(&format!("route explain {path}"))["chain"], "media", "{path}");
+    }
+    repo.umount();
 }
 
 #[test]

@@ -209,6 +209,39 @@ fn a_machine_that_comes_back_after_ten_commits_replays_nothing_over_them(place: 
     b.umount();
 }
 
+#[test]
+fn a_command_on_the_store_says_what_it_set_aside() {
+    let _slot = beside_others();
+    for (verb, json) in [("create", true), ("create", false), ("delete", false)] {
+        let mut a = TestRepo::new("command-aside");
+        a.settings(ASKED).mount();
+        write(&a, "kept", b"first");
+        a.sync();
+        write(&a, "not committed", b"x");
+        a.kill9();
+        a.clear_dead_mount();
+        let mut b = a.elsewhere(&a.store, "command-aside-b");
+        b.try_mount(&["--takeover"]).unwrap_or_else(|e| panic!("{e}"));
+        write(&b, "kept", b"second");
+        b.umount();
+        let mut args =
+            vec!["snapshot", verb, text(&a.store), "monday", "--state", text(&a.state), "--cache", text(&a.cache)];
+        args.extend(json.then_some("--json"));
+        let done = a.axiomfs(&args);
+        // There is no such snapshot to delete; what is set aside is told all the same.
+        assert_eq!(done.code(), i32::from(verb == "delete"), "{}{}", done.stdout, done.stderr);
+        assert_eq!(set_aside(&a), 1);
+        if json {
+            let answer: Value = serde_json::from_str(&done.stdout).expect("JSON");
+            let places = answer["set_aside"].as_array().expect("a list");
+            assert!(places.len() == 1 && places[0].as_str().is_some_and(|p| p.starts_with(text(&a.state))), "{answer}");
+        } else {
+            let said = format!("{}{}", done.stdout, done.stderr);
+            assert!(said.contains("Set aside in ") && said.contains("axiomfs recover"), "{said}");
+        }
+    }
+}
+
 fn a_change_before_the_first_checkpoint_is_not_replayed_over_another_writers_commits(place: Place) {
     let _slot = beside_others();
     let mut a = place.repo("no-checkpoint");

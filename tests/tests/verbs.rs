@@ -1,7 +1,7 @@
 //! The verbs at their edges: paths through links, signals at the wrong moment, streams nobody reads.
 
 use std::fs;
-use std::io::pipe;
+use std::io::{Read, pipe};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use axiomfs_tests::proxy::{Proxy, Trick};
 use axiomfs_tests::repo::{LIMIT, TestRepo, alone, beside_others, text};
-use axiomfs_tests::run::{Finished, run, wait_for};
+use axiomfs_tests::run::{Finished, must, run, wait_for};
 use axiomfs_tests::s3::{S3Server, url_at};
 use axiomfs_tests::source::write_noise;
 use rustix::process::{Pid, Signal, kill_process};
@@ -83,6 +83,47 @@ fn what_was_mounted_through_a_link_is_unmounted_through_it() {
         if !stale {
             assert!(repo.wait_daemon().success());
         }
+    }
+}
+
+#[test]
+fn a_mount_that_is_mounted_elsewhere_too_is_not_called_drained() {
+    let _slot = alone();
+    for in_a_namespace in [false, true] {
+        let mut repo = TestRepo::new("mounted-twice");
+        repo.mount();
+        fs::write(repo.live().join("file"), b"kept").expect("written");
+        let other = repo.dir.join("other");
+        fs::create_dir(&other).expect("made");
+        let mut holder = in_a_namespace.then(|| {
+            let mut unshare = std::process::Command::new("unshare");
+            // Ends with its input.
+            let child =
+                unshare.args(["-m", "sh", "-c", "echo; cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let mut child = child.expect("started");
+            child.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("it is there");
+            child
+        });
+        if !in_a_namespace {
+            must("mount", &["--bind", text(&repo.mnt), text(&other)], LIMIT);
+        }
+        let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
+        assert!(done.code() == 1 && done.took < Duration::from_secs(60), "{:?}: {}", done.took, done.stdout);
+        let (place, word) = if in_a_namespace { (&repo.mnt, "as process ") } else { (&other, "unmount it there") };
+        let said = format!("still mounted on {}", place.display());
+        assert!(done.stderr.contains(&said) && done.stderr.contains(word), "{}", done.stderr);
+        assert!(repo.is_running());
+        match &mut holder {
+            Some(holder) => {
+                drop(holder.stdin.take());
+                holder.wait().expect("waited for");
+            }
+            None => drop(must("umount", &[text(&other)], LIMIT)),
+        }
+        assert!(repo.wait_daemon().success());
+        repo.mount();
+        assert_eq!(fs::read(repo.live().join("file")).expect("read"), b"kept");
+        repo.umount();
     }
 }
 

@@ -12,7 +12,8 @@ use axiomfs_live::Volume;
 use axiomfs_repository::{Label, LabelCount, Repository, Reread};
 use serde_json::{Value, json};
 
-use crate::output::bytes;
+use crate::output::{bytes, quoted};
+use crate::remount::Remount;
 use crate::status::Facts;
 
 /// Less than so many bytes of one ending are not worth a word.
@@ -68,35 +69,30 @@ pub struct Advisor {
     host: Arc<Host>,
     repository: Arc<Repository>,
     mountpoint: String,
-    store: String,
-    state_dir: String,
-    cache_dir: String,
     memory: u64,
-    volume_name: String,
     settings_file: Option<PathBuf>,
+    remount: Remount,
     trials: Mutex<HashMap<Label, Trial>>,
 }
 
 impl Advisor {
-    /// For the mount that `facts` tells of.
+    /// For the mount that `facts` tells of, and `remount` makes again.
     pub fn new(
         volume: Arc<Volume>,
         host: Arc<Host>,
         repository: Arc<Repository>,
         facts: &Facts,
         settings_file: Option<PathBuf>,
+        remount: Remount,
     ) -> Self {
         Self {
             volume,
             host,
             repository,
             mountpoint: quoted(&facts.mountpoint),
-            store: quoted(&facts.store),
-            state_dir: quoted(&facts.state_dir),
-            cache_dir: quoted(&facts.cache_dir),
             memory: facts.memory,
-            volume_name: facts.volume.clone(),
             settings_file,
+            remount,
             trials: Mutex::default(),
         }
     }
@@ -255,19 +251,18 @@ impl Advisor {
         let setting = axiomfs_config::format_bytes(memory);
         let (file, write) = match &self.settings_file {
             Some(file) => {
-                let file = quoted(&file.to_string_lossy());
-                let set = format!("sed -i -e '/^memory:/d' -e '$a memory: {setting}' {file}");
-                (file, set)
+                // Behind its links, which `sed -i` would replace.
+                let real = file.canonicalize().unwrap_or_else(|_| file.clone());
+                let real = quoted(&real.to_string_lossy());
+                let set = format!("sed -i -e '/^memory:/d' -e '$a memory: {setting}' {real}");
+                (file.to_string_lossy().into_owned(), set)
             }
             None => {
                 let set = format!("printf 'version: 1\\nmemory: {setting}\\n' > axiomfs.yaml");
                 ("axiomfs.yaml".to_owned(), set)
             }
         };
-        let mount = format!(
-            "axiomfs mount {} {} --config {file} --state {} --cache {} --volume {}",
-            self.store, self.mountpoint, self.state_dir, self.cache_dir, self.volume_name
-        );
+        let mount = self.remount.with_settings(&file);
         Some(Advice {
             kind: "memory",
             title: format!("Give the mount more memory: {setting}"),
@@ -372,15 +367,6 @@ fn physical() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// For a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
 /// The advice as the command answers it.
 pub fn to_json(advice: &[Advice]) -> Value {
     let list: Vec<Value> = advice
@@ -435,13 +421,6 @@ mod tests {
         assert_eq!(steps.to_string(), "zstd(level=19,on_error=fallback:default)|padme|aes-256-gcm");
         assert_eq!((level_of(&chain), level_of(&steps)), (Some(3), Some(19)));
         assert_eq!(free_name(&[steps], "archive"), "archive2");
-    }
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        assert_eq!(quoted("/mnt/vault"), "/mnt/vault");
-        assert_eq!(quoted("/mnt/my vault's"), r"'/mnt/my vault'\''s'");
-        assert_eq!(quoted("s3://b/p?x=1&y"), "'s3://b/p?x=1&y'");
     }
 
     #[test]

@@ -50,7 +50,8 @@ The directory must be empty or not exist. Without the passphrase nobody can read
 
 A mount shows three names: live/ to read and write, snapshots/ with a read-only directory per snapshot, and (unlisted)
 .axiomfs/ with status and control. The state directory may hold the only copy of what was written last: keep it until
-`axiomfs umount` or `axiomfs sync` has returned. The cache directory can be deleted whenever nothing is mounted.
+`axiomfs umount` or `axiomfs sync` has returned. The cache directory can be deleted whenever nothing is mounted. With
+--cache DIR and without --state, DIR/state is the state directory: delete only what else is in DIR.
 Defaults: ~/.local/state/axiomfs/REPOSITORY-VOLUME and ~/.cache/axiomfs/REPOSITORY-VOLUME (or below XDG_STATE_HOME and
 XDG_CACHE_HOME).")]
     Mount(Box<MountArgs>),
@@ -192,7 +193,7 @@ pub struct StoreArgs {
     /// Directory for the log, staged packs and the manifest: may hold the only copy of what was written last
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// Directory for what can be fetched again; alone, the state goes into DIR/state
+    /// Directory for what can be fetched again. Without --state, DIR/state is the state directory: don't delete that with the rest
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
     /// Settings file (`axiomfs config check` tells whether it is right)

@@ -6,19 +6,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axiomfs_api::Kind;
 use axiomfs_config::{Pipeline, Settings};
-use axiomfs_host::{Command, ControlError, Counted, Host, PluginInfo, StoreTotals, SyncCommand, parse_command};
+use axiomfs_host::{
+    Command, ControlError, Counted, Host, HostError, PluginInfo, StoreTotals, SyncCommand, parse_command,
+};
 use axiomfs_live::{Deed, FsError, Volume, Who};
 use axiomfs_mount::{Control, ControlReply, PluginFiles};
 use axiomfs_repository::Repository;
 use serde_json::{Value, json};
 
 use crate::advice::{self, Advice, Advisor};
+use crate::args::MountArgs;
 use crate::audit;
 use crate::commands::config;
 use crate::file_report;
 use crate::metrics;
 use crate::pacing::UploadBounds;
 use crate::reload::Mark;
+use crate::remount::Remount;
 use crate::replies;
 use crate::rotation;
 use crate::session::Session;
@@ -50,13 +54,14 @@ pub struct Panel {
 }
 
 impl Panel {
-    /// For a session that is to be mounted on `mountpoint`.
-    pub fn new(session: &Session, mountpoint: &Path) -> Self {
+    /// For a session that is to be mounted on `mountpoint`, as `args` say.
+    pub fn new(session: &Session, mountpoint: &Path, args: &MountArgs) -> Self {
         let settings = session.settings().clone();
         let facts = session.facts(mountpoint);
         let file = session.settings_file().map(Path::to_owned);
         let (volume, host, repository) = (session.volume(), session.host(), session.repository());
-        let advisor = Advisor::new(volume.clone(), host.clone(), repository.clone(), &facts, file);
+        let remount = Remount::new(args, &facts.store, mountpoint, session.places());
+        let advisor = Advisor::new(volume.clone(), host.clone(), repository.clone(), &facts, file, remount);
         Self {
             advisor,
             uploads: Arc::new(UploadBounds::new(settings.pipeline.store.uploads)),
@@ -237,7 +242,7 @@ impl Panel {
 
     /// The state of that file when the mount read it.
     pub fn settings_mark(&self) -> Mark {
-        self.settings_mark
+        self.settings_mark.clone()
     }
 
     /// Whether there is a file to read again.
@@ -245,9 +250,11 @@ impl Panel {
         self.settings_file.is_some()
     }
 
-    /// Reads the settings file again because of `why`; the events tell how that ended.
-    pub fn reload_noted(&self, why: &str) {
+    /// Reads the settings file again because of `why`; the events tell how that ended. Whether it is done with: not where another change
+    /// was being made at that moment.
+    pub fn reload_noted(&self, why: &str) -> bool {
         let result = self.reload(None);
+        let done = !result.as_ref().is_err_and(|error| error.code == HostError::SwapRunning.code());
         self.record_settings(audit::us(), &format!("settings file, {why}"), &result);
         match result {
             Ok(reply) => {
@@ -257,6 +264,7 @@ impl Panel {
                 self.volume.note("refused", format!("Settings not taken over ({why}): {}; {}", error.msg, error.hint))
             }
         }
+        done
     }
 
     fn record_settings(&self, who: Who, subject: &str, result: &Result<Value, ControlError>) {

@@ -23,6 +23,7 @@ mod places;
 mod progress;
 mod recovery;
 mod reload;
+mod remount;
 mod replies;
 mod rotation;
 mod session;

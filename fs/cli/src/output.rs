@@ -49,6 +49,15 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// A word for a shell.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 /// A time as `2026-02-28 13:05:09Z` (UTC).
 pub fn utc(seconds: i64) -> String {
     let days = seconds.div_euclid(86_400);
@@ -148,6 +157,13 @@ mod tests {
         ] {
             assert_eq!(bytes(n), text);
         }
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(quoted("/mnt/vault"), "/mnt/vault");
+        assert_eq!(quoted("/mnt/my vault's"), r"'/mnt/my vault'\''s'");
+        assert_eq!(quoted("s3://b/p?x=1&y"), "'s3://b/p?x=1&y'");
     }
 
     /// Values from `date -u -d @N`.

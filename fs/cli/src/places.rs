@@ -114,20 +114,31 @@ impl Places {
     }
 }
 
+/// An absolute path, whose links stay as they are.
+///
+/// # Errors
+/// [`Failure`] if the working directory is gone.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| lost(path, &error))
+}
+
+fn lost(path: &Path, error: &io::Error) -> Failure {
+    Failure::caused(format!("Could not find out where {} is", path.display()), error)
+}
+
 /// An absolute path without links, also for what does not exist yet below its nearest existing parent.
 ///
 /// # Errors
 /// [`Failure`] if a parent can't be read.
 pub fn settle(path: &Path) -> Result<PathBuf, Failure> {
-    let failed = |error: io::Error| Failure::caused(format!("Could not find out where {} is", path.display()), &error);
-    let absolute = std::path::absolute(path).map_err(failed)?;
+    let absolute = absolute(path)?;
     let mut missing = Vec::new();
     let mut existing = absolute.as_path();
     loop {
         match existing.canonicalize() {
             Ok(real) => return Ok(missing.iter().rev().fold(real, |path, name| path.join(name))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(lost(path, &error)),
         }
         match (existing.parent(), existing.file_name()) {
             (Some(parent), Some(name)) => {
@@ -220,6 +231,11 @@ impl DirectoryLock {
         file.rewind()?;
         file.write_all(holder.render().as_bytes())
     }
+}
+
+/// Whether who holds the state directory has said that nothing is mounted any more.
+pub fn is_draining(state: &Path) -> bool {
+    fs::read_to_string(state.join("lock")).is_ok_and(|text| Holder::parse(&text).purpose.starts_with(DRAINING))
 }
 
 impl Holder {

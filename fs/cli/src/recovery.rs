@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axiomfs_host::Host;
 use axiomfs_live::{Recovered, VolumeOptions};
+use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::faults;
@@ -12,6 +13,7 @@ use crate::locks::Locks;
 use crate::passphrase::Secret;
 use crate::session::{Prepared, chunker, could_not_open};
 use crate::stores::{self, OpenStore};
+use crate::system;
 
 /// What became of all that was set aside.
 #[derive(Debug, Default)]
@@ -20,6 +22,16 @@ pub struct Recoveries {
     pub recovered: Vec<(PathBuf, Recovered)>,
     /// Why others were not, or stay where they were.
     pub failed: Vec<Failure>,
+}
+
+/// What to say of `set_aside`, a list of paths, unless it is empty.
+pub fn note(set_aside: &Value) -> Option<String> {
+    let places: Vec<&str> = set_aside.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let places = (!places.is_empty()).then(|| places.join(", "))?;
+    Some(format!(
+        "Set aside in {places}: what this machine had not committed when another one went on writing.\n\
+         `axiomfs recover` puts it into a snapshot"
+    ))
 }
 
 impl Prepared {
@@ -47,6 +59,7 @@ impl Prepared {
             stores::probe(store, &self.config)?;
         }
         let repository = self.unlock(store, host, None, passphrase, quiet)?;
+        system::raise_open_files();
         let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
         self.lease(&repository, id)?;
         let faults = faults::from_environment(&self.places.state)?;

@@ -130,7 +130,8 @@ impl Prepared {
     pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
         let settings_mark = args.config.as_deref().and_then(reload::mark);
         let settings = config::load_or_default(args.config.as_deref())?;
-        let settings_file = args.config.as_deref().map(places::settle).transpose()?;
+        // With its links as they are: whoever reads it again follows them anew.
+        let settings_file = args.config.as_deref().map(places::absolute).transpose()?;
         // Closed again: a store may have threads, and the daemon is forked off after this.
         let counts = Counts::default();
         let store = stores::open(location, options(&settings, args, &counts))?;
@@ -148,7 +149,8 @@ impl Prepared {
         } else {
             (choose(&local_name)?, None)
         };
-        places.check_apart(store.directory.as_deref(), purpose.mountpoint())?;
+        let directory = store.directory.as_deref().map(places::settle).transpose()?;
+        places.check_apart(directory.as_deref(), purpose.mountpoint())?;
         let (purpose, location) = (purpose.clone(), location.to_owned());
         let args = args.clone();
         Ok(Self { settings, settings_file, settings_mark, purpose, location, config, counts, places, beside, args })
@@ -229,6 +231,7 @@ impl Prepared {
             Logging::StateDirectory => daemon_log::to_directory(state)?,
             Logging::Nowhere => {}
         }
+        system::raise_open_files();
         let id = repository.volume(&self.args.volume).map_err(|error| could_not_open(store, &error))?;
         let mut lease = match self.purpose.read_only() {
             true => None,
@@ -470,7 +473,7 @@ impl Session {
 
     /// The state of that file when they were read.
     pub fn settings_mark(&self) -> Mark {
-        self.prepared.settings_mark
+        self.prepared.settings_mark.clone()
     }
 
     /// What its status says all the time.
@@ -487,6 +490,11 @@ impl Session {
             memory: self.settings().memory,
             staging_max: self.settings().staging.max,
         }
+    }
+
+    /// Where state lies that others have gone past, as answers have it.
+    pub fn set_aside(&self) -> Value {
+        status::paths(&self.volume.status().set_aside).into()
     }
 
     /// Takes a snapshot.
@@ -529,7 +537,7 @@ impl Session {
         // Whatever else keeps changes out, what was taken before can still go to the store.
         if self.volume.is_fenced() {
             self.volume.stop();
-            return Err(not_drained(&FsError::Fenced));
+            return Err(not_drained(&FsError::Fenced, &self.places().state));
         }
         if let Some(mountpoint) = self.prepared.purpose.mountpoint() {
             audit::record_put_out(&self.host, &self.volume);
@@ -540,7 +548,7 @@ impl Session {
         let drained = self.volume.shutdown(&|progress| {
             bar.borrow_mut().set(progress.bytes_done, Some(progress.bytes_total));
         });
-        let committed = drained.map_err(|error| not_drained(&error))?;
+        let committed = drained.map_err(|error| not_drained(&error, &self.places().state))?;
         if let Some(lease) = &self.lease {
             lease.release(&self.repository);
         }
@@ -548,14 +556,15 @@ impl Session {
     }
 }
 
-fn not_drained(reason: &FsError) -> Failure {
+fn not_drained(reason: &FsError, state: &Path) -> Failure {
     let failure = Failure::caused("Not all is in the store", reason);
+    let state = state.display();
     match reason {
-        FsError::Fenced => {
-            failure.hint("the state directory has what is missing: `axiomfs recover` puts it into a snapshot")
-        }
+        FsError::Fenced => failure.hint(format!(
+            "the state directory {state} has what is missing: `axiomfs recover` puts it into a snapshot"
+        )),
         FsError::Damaged(_) => failure.hint(DAMAGED_HINT),
-        _ => failure.hint("what is missing is safe in the state directory; mount again to send it"),
+        _ => failure.hint(format!("what is missing is safe in the state directory {state}; mount again to send it")),
     }
 }
 

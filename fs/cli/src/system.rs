@@ -132,7 +132,8 @@ pub enum Forked {
     Child,
 }
 
-/// Splits the process. Call it while there is only one thread.
+/// Splits the process. Call it while there is only one thread. The child keeps no descriptor from 3 on that this process was started
+/// with: a lock of whoever started it would be held, and a pipe stay open, as long as the child lives.
 ///
 /// # Errors
 /// What the kernel answers, or `EBUSY` if there is more than one thread.
@@ -140,15 +141,51 @@ pub fn fork() -> io::Result<Forked> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
+    let inherited = inherited()?;
     // SAFETY: with a single thread no lock can be held by a thread that the child lacks.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             // SAFETY: no arguments. It fails only for a group leader, which a fresh child is not.
             unsafe { libc::setsid() };
+            for fd in inherited {
+                // SAFETY: plain values only; nothing in this process has opened it, so nothing owns it.
+                unsafe { libc::close(fd) };
+            }
             Ok(Forked::Child)
         }
         pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// The descriptors from 3 on that this process was started with. Whatever is opened in it is closed on exec, so these are the ones that
+/// are not. Not simply all: libraries keep descriptors of their own for the whole process.
+fn inherited() -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // SAFETY: plain values only.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if fd > libc::STDERR_FILENO && flags != -1 && flags & libc::FD_CLOEXEC == 0 {
+            found.push(fd);
+        }
+    }
+    Ok(found)
+}
+
+/// Lets this process have as many files open as it may: each segment of the log that is not freed yet is one. Where that is refused the
+/// bound stays as it was.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct lives on this stack and is filled before it is read.
+    let raised = unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit)).and_then(|_| {
+            limit.rlim_cur = limit.rlim_max;
+            check(libc::setrlimit(libc::RLIMIT_NOFILE, &limit))
+        })
+    };
+    if let Err(error) = raised {
+        tracing::debug!(%error, "could not raise the bound of open files");
     }
 }
 
@@ -273,4 +310,18 @@ pub fn host_name() -> String {
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stays_open_on_exec_counts_as_inherited() {
+        let (own, given) = pipe().unwrap();
+        // SAFETY: plain values; the descriptor is open.
+        unsafe { check(libc::fcntl(given.as_raw_fd(), libc::F_SETFD, 0)).unwrap() };
+        let found = inherited().unwrap();
+        assert!(found.contains(&given.as_raw_fd()) && !found.contains(&own.as_raw_fd()), "{found:?}");
+    }
 }

@@ -143,6 +143,58 @@ mod tests {
         assert_eq!(shown, expected);
     }
 
+    /// What commands have made of the chains is shown so that it can be written back, up to the most there may be.
+    #[test]
+    fn what_commands_make_reads_back() {
+        use axiomfs_config::{MAX_ENTRIES, MAX_STEPS};
+        assert_eq!((MAX_ENTRIES, MAX_ENTRIES), (axiomfs_host::MAX_CHAINS, axiomfs_host::MAX_ROUTES));
+        assert_eq!(MAX_STEPS, axiomfs_host::MAX_CHAIN_STEPS);
+        let seal = "{plugin: aes-256-gcm}";
+        let many: String = (2..MAX_ENTRIES).map(|number| format!("  c{number}: [{seal}]\n")).collect();
+        let routes_text = "- {match: '*.y', chain: c4}\n".repeat(MAX_ENTRIES - 3);
+        let text = format!("version: 1\nrequire: []\nchains:\n  default: [{seal}]\n{many}routes:\n{routes_text}");
+        let pipeline = Pipeline::parse(&text).unwrap();
+        let host = host(&pipeline).unwrap();
+        let run = |line: &str| {
+            let command = axiomfs_host::parse_command(line)?;
+            host.execute(&command).expect("a command of the host").map(drop)
+        };
+        let unseal = format!("chain remove default aes-256-gcm confirm={}", host.confirm_token());
+        for line in [
+            unseal.as_str(),
+            "chain new c1 padme|aes-256-gcm",
+            "route add under / c1",
+            "route add under /a c2 first",
+            "route add match *.x c3",
+        ] {
+            run(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        let text = pipeline_of(&host, &pipeline).render();
+        let read = Pipeline::parse(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        host.replace(&chains(&read), routes(&read).unwrap(), limits(&read), read.require.clone(), None).unwrap();
+        assert_eq!(pipeline_of(&host, &read).render(), text);
+        // One more of each is refused, whichever way it comes.
+        let steps = vec!["padme"; MAX_STEPS + 1];
+        let longest = format!("chain set default {}", steps.join("|"));
+        for (line, word) in [
+            ("chain new more aes-256-gcm", "256 chains at most"),
+            ("route add match *.z c1", "256 routes at most"),
+            (longest.as_str(), "at most 16 steps"),
+        ] {
+            let error = run(line).unwrap_err();
+            assert!(error.msg.contains(word), "{error}");
+        }
+        let step = "{plugin: padme},".repeat(MAX_STEPS + 1);
+        for (text, word) in [
+            (text.replacen("chains:\n", "chains:\n  more: []\n", 1), "use 256 at most"),
+            (text.replacen("routes:\n", "routes:\n- {match: z, chain: default}\n", 1), "use 256 at most"),
+            (format!("version: 1\nchains: {{default: [{step}]}}\n"), "use 16 at most"),
+        ] {
+            let error = Pipeline::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
     /// Arbitrary damage to `chain.yaml`: nothing panics, and what is refused has changed nothing.
     #[test]
     fn a_damaged_chain_file_is_taken_whole_or_not_at_all() {

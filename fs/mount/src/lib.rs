@@ -47,7 +47,7 @@ use axiomfs_live::Volume;
 
 pub use control::{Control, ControlReply, PluginFiles};
 pub use error::MountError;
-pub use mountpoint::{is_dead, is_dead_mount_of};
+pub use mountpoint::{MountedAt, device_at, is_dead, is_dead_mount_of, where_mounted};
 
 use adapter::Adapter;
 use kernel_mount::KernelMount;

@@ -88,6 +88,51 @@ pub fn is_dead_mount_of(mountpoint: &Path, name: &str) -> io::Result<bool> {
     Ok(is_dead(mountpoint) && mounted_at(mountpoint)?.is_some_and(ours))
 }
 
+/// A place where a filesystem is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedAt {
+    /// The mount point.
+    pub path: PathBuf,
+    /// A process that has it there, where this one has not: it is in another mount namespace, as a container has.
+    pub seen_by: Option<u32>,
+}
+
+/// Number of the device mounted at `mountpoint`, by which [`where_mounted`] finds it elsewhere; none if nothing is mounted there.
+///
+/// # Errors
+/// What reading the table of mounts met.
+pub fn device_at(mountpoint: &Path) -> io::Result<Option<String>> {
+    Ok(mounted_at(mountpoint)?.map(|entry| entry.device))
+}
+
+/// Where the device of that number is mounted, the first place that is found in any mount namespace this process may look into.
+pub fn where_mounted(device: &str) -> Option<MountedAt> {
+    let place_in = |process: &str| {
+        let entries = parse_mounts(&std::fs::read(format!("/proc/{process}/mountinfo")).ok()?);
+        entries
+            .into_iter()
+            .find(|entry| entry.device == device && entry.kind == FILESYSTEM_TYPE)
+            .map(|entry| entry.target)
+    };
+    if let Some(path) = place_in("self") {
+        return Some(MountedAt { path, seen_by: None });
+    }
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let mut looked = vec![namespace("self")];
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let other = namespace(&pid.to_string());
+        if other.is_none() || looked.contains(&other) {
+            continue;
+        }
+        if let Some(path) = place_in(&pid.to_string()) {
+            return Some(MountedAt { path, seen_by: Some(pid) });
+        }
+        looked.push(other);
+    }
+    None
+}
+
 /// Unmounts what a killed daemon left.
 fn clear_dead_mount(path: &Path, name: &str) -> Result<(), MountError> {
     let examine = |source| MountError::Examine { path: path.to_owned(), source };
@@ -268,6 +313,14 @@ mod tests {
     #[test]
     fn the_root_of_this_machine_is_a_mount() {
         assert!(mounted_at(Path::new("/")).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_mounted_nowhere_is_found_nowhere() {
+        assert_eq!(where_mounted("0:4294967295"), None);
+        // Only mounts of ours count, whatever has the number.
+        let root = device_at(Path::new("/")).unwrap().expect("the root is mounted");
+        assert_eq!(where_mounted(&root), None);
     }
 
     #[test]

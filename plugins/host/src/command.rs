@@ -18,12 +18,10 @@ use thiserror::Error;
 
 use crate::build::is_name;
 use crate::wire::is_id;
-use crate::{HostError, Matcher, OnError, StepSpec};
+use crate::{HostError, MAX_CHAIN_STEPS, Matcher, OnError, StepSpec};
 
 /// Longest command in bytes.
 pub const MAX_COMMAND: usize = 4096;
-/// Most steps one command may name.
-const MAX_STEPS: usize = 32;
 
 /// A refused command, as the control file answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -457,8 +455,8 @@ impl Words {
     fn steps(&mut self) -> Result<Vec<StepSpec>, ControlError> {
         let mut steps = vec![self.step()?];
         while self.take("|") {
-            if steps.len() == MAX_STEPS {
-                return Err(syntax(format!("A chain has at most {MAX_STEPS} steps"), "Use fewer steps"));
+            if steps.len() == MAX_CHAIN_STEPS {
+                return Err(syntax(format!("A chain has at most {MAX_CHAIN_STEPS} steps"), "Use fewer steps"));
             }
             steps.push(self.step()?);
         }

@@ -11,6 +11,7 @@ use crate::chain::RunLimits;
 use crate::events::Events;
 use crate::pool::{Permits, lock};
 use crate::registry::StepEntry;
+use crate::spec::check_counts;
 use crate::stats::Histogram;
 use crate::tally::TallyChunker;
 use crate::{
@@ -422,6 +423,7 @@ impl Host {
     ) -> Result<Replaced, HostError> {
         let start = Instant::now();
         limits.check()?;
+        check_counts(specs)?;
         let old = self.state.load_full();
         let builder = self.builder(specs, &limits);
         let mut chains: BTreeMap<ChainName, Arc<Chain>> = BTreeMap::new();

@@ -7,10 +7,13 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::{ChainName, HostError};
 
+/// Most routes at the same time. Settings hold as many, so that what is shown of them can be written back.
+pub const MAX_ROUTES: usize = 256;
+
 /// Which files a route is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Matcher {
-    /// Everything below a directory of the live tree, `/logs`.
+    /// Everything below a directory of the live tree, `/logs`; `/` is everything.
     Under(String),
     /// A glob: on the file's name, or with a `/` in it on the path from the root.
     Match(String),
@@ -65,9 +68,13 @@ impl RouteTable {
     /// Compiles `routes`.
     ///
     /// # Errors
-    /// [`HostError::BadRoute`] for a pattern that is no glob, a directory that is no absolute path, or an exemption from
-    /// encryption that is not for a whole directory.
+    /// [`HostError::BadRoute`] for a pattern that is no glob, a directory that is no absolute path, an exemption from encryption that
+    /// is not for a whole directory or is for everything, and the first route beyond [`MAX_ROUTES`].
     pub fn new(routes: Vec<Route>) -> Result<Self, HostError> {
+        if let Some(beyond) = routes.get(MAX_ROUTES) {
+            let reason = format!("there may be {MAX_ROUTES} routes at most");
+            return Err(HostError::BadRoute { route: beyond.to_string(), reason });
+        }
         let compile = |route: Route| {
             let compiled =
                 compile(&route).map_err(|reason| HostError::BadRoute { route: route.to_string(), reason })?;
@@ -123,10 +130,13 @@ fn compile(route: &Route) -> Result<Compiled, String> {
     match &route.matcher {
         Matcher::Under(dir) => {
             let inner = dir.strip_prefix('/').ok_or("a directory is given from the live root, as /logs")?;
-            let inner = inner.trim_end_matches('/');
+            if inner.is_empty() && route.allow_unencrypted {
+                return Err("not everything can be exempted from encryption: name a directory, as /public".into());
+            }
             if inner.is_empty() {
                 return Ok(Compiled::Under(Vec::new()));
             }
+            let inner = inner.strip_suffix('/').unwrap_or(inner);
             if inner.split('/').any(|s| s.is_empty() || s == "." || s == "..") {
                 return Err("a directory has no empty segments, . or ..".into());
             }
@@ -182,6 +192,18 @@ mod tests {
     }
 
     #[test]
+    fn the_root_stands_for_everything_and_a_last_slash_for_nothing() {
+        let under =
+            |dir: &str| Route { matcher: Matcher::Under(dir.into()), chain: "c".into(), allow_unencrypted: false };
+        let table = |dir: &str| RouteTable::new(vec![under(dir)]).expect("a good route");
+        assert_eq!((&*table("/").route(b"a"), &*table("/").route(b"/deep/b")), ("c", "c"));
+        assert_eq!((&*table("/a/").route(b"a/b"), &*table("/a/").route(b"b")), ("c", "default"));
+        assert!(RouteTable::new(vec![under("/a"); MAX_ROUTES]).is_ok());
+        let error = RouteTable::new(vec![under("/a"); MAX_ROUTES + 1]).expect_err("one too many").to_string();
+        assert!(error.contains("256 routes at most"), "{error}");
+    }
+
+    #[test]
     fn temporary_names_settle() {
         for (name, want) in [
             (".name.Xy12zA", "name"),
@@ -203,6 +225,9 @@ mod tests {
         for (matcher, exempt, reason) in [
             (Matcher::Under("logs".into()), false, "from the live root"),
             (Matcher::Under("/a/../b".into()), false, ".."),
+            (Matcher::Under("//".into()), false, "no empty segments"),
+            (Matcher::Under("/a//".into()), false, "no empty segments"),
+            (Matcher::Under("/".into()), true, "name a directory"),
             (Matcher::Match("*.{a".into()), false, "unclosed"),
             (Matcher::Match("*.a".into()), true, "whole directory"),
         ] {

@@ -1,5 +1,13 @@
 use std::fmt;
 
+use crate::HostError;
+
+/// Most chains at the same time, and most steps of one, its fallbacks not counted. Settings hold as many, so that what is shown of them
+/// can be written back.
+pub const MAX_CHAINS: usize = 256;
+/// See [`MAX_CHAINS`].
+pub const MAX_CHAIN_STEPS: usize = 16;
+
 /// What happens to a frame when a step fails on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum OnError {
@@ -81,6 +89,21 @@ impl ChainSpec {
     /// A chain of `steps`.
     pub fn new(name: impl Into<String>, steps: Vec<StepSpec>) -> Self {
         Self { name: name.into(), steps }
+    }
+}
+
+/// Whether there are not too many chains, nor steps in one.
+///
+/// # Errors
+/// [`HostError::Order`].
+pub(crate) fn check_counts(chains: &[ChainSpec]) -> Result<(), HostError> {
+    let too_many = |reason, what| Err(HostError::Order { reason, hint: format!("Use fewer {what}") });
+    if chains.len() > MAX_CHAINS {
+        return too_many(format!("There may be {MAX_CHAINS} chains at most"), "chains");
+    }
+    match chains.iter().find(|chain| chain.steps.len() > MAX_CHAIN_STEPS) {
+        Some(chain) => too_many(format!("Chain {} has more than {MAX_CHAIN_STEPS} steps", chain.name), "steps"),
+        None => Ok(()),
     }
 }
 

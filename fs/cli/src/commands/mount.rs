@@ -17,7 +17,7 @@ use crate::metrics_http::{self, Listener};
 use crate::passphrase::{self, Ask, Environment, Secret};
 use crate::session::{Logging, Prepared, Purpose, Session};
 use crate::system::{self, Ended, Forked};
-use crate::{output, pacing, places, progress, reload, rotation, shutdown, status, stores};
+use crate::{output, pacing, places, progress, recovery, reload, rotation, shutdown, stores};
 
 /// How long a signal to end waits for programs to let go before the mount is taken out of the tree under them.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -161,7 +161,7 @@ impl Job<'_> {
         };
         let metrics = self.args.metrics.map(metrics_http::listen).transpose()?;
         let metrics_address = metrics.as_ref().and_then(Listener::address);
-        let panel = Arc::new(Panel::new(session, self.mountpoint));
+        let panel = Arc::new(Panel::new(session, self.mountpoint, self.args));
         let mounted = ending.mounting(&panel, || {
             axiomfs_mount::mount(Arc::clone(session.volume()), panel.clone(), options)
                 .map_err(|error| Failure::caused(format!("Could not mount {}", self.args.store), &error))
@@ -179,7 +179,7 @@ impl Job<'_> {
             "mountpoint": self.mountpoint.to_string_lossy(),
             "pid": std::process::id(),
             "state_dir": state.to_string_lossy(),
-            "set_aside": status::paths(&session.volume().status().set_aside),
+            "set_aside": session.set_aside(),
             "metrics": metrics_address.map(|address| format!("http://{address}/metrics")),
         }))?;
         let served = mounted.wait().map_err(|error| Failure::caused("The mount broke off", &error));
@@ -189,17 +189,9 @@ impl Job<'_> {
     }
 }
 
-/// A line about state that others have gone past, where there is some.
+/// Lines about state that others have gone past, where there is some.
 fn set_aside(mounted: &Value) -> String {
-    let places: Vec<&str> = mounted["set_aside"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if places.is_empty() {
-        return String::new();
-    }
-    let places = places.join(", ");
-    format!(
-        "\nSet aside in {places}: what this machine had not committed when another one went on writing.\n\
-         `axiomfs recover` puts it into a snapshot (unmount first)"
-    )
+    recovery::note(&mounted["set_aside"]).map_or_else(String::new, |note| format!("\n{note} (unmount first)"))
 }
 
 /// Who is mounted, once somebody is.

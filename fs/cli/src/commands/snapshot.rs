@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::passphrase::{self, Ask, Environment};
 use crate::session::{self, Logging, Prepared, Purpose};
-use crate::{output, places, replies};
+use crate::{output, places, recovery, replies};
 
 /// Runs the verb.
 ///
@@ -80,7 +80,7 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
         }
         SnapshotVerb::Create { name, .. } => {
             fs::create_dir(path(name)).map_err(|error| explain("take", name, &error))?;
-            done(json, "create", name)
+            done(json, "create", name, &Value::Null)
         }
         SnapshotVerb::Rename { from, to, .. } => {
             // rename(2) may replace a directory; a snapshot must never vanish that way.
@@ -88,11 +88,11 @@ fn on_mount(verb: &SnapshotVerb, client: &Client, json: bool) -> Result<(), Fail
                 return Err(taken(to));
             }
             fs::rename(path(from), path(to)).map_err(|error| explain("rename", from, &error))?;
-            done(json, "rename", to)
+            done(json, "rename", to, &Value::Null)
         }
         SnapshotVerb::Delete { name, .. } => {
             fs::remove_dir(path(name)).map_err(|error| explain("forget", name, &error))?;
-            done(json, "delete", name)
+            done(json, "delete", name, &Value::Null)
         }
     }
 }
@@ -107,6 +107,7 @@ fn on_store(verb: &SnapshotVerb, target: &TargetArgs, environment: Environment, 
     let prepared = Prepared::new(store, args, &Purpose::Change)?;
     let passphrase = passphrase::obtain(&args.passphrase, environment, Ask::Once)?;
     let session = prepared.open(passphrase, Logging::Nowhere, json)?;
+    let set_aside = session.set_aside();
     let work = match verb {
         SnapshotVerb::List { .. } => Ok(()),
         SnapshotVerb::Create { name, .. } => session.snapshot_create(name),
@@ -115,12 +116,18 @@ fn on_store(verb: &SnapshotVerb, target: &TargetArgs, environment: Environment, 
     };
     let end = session.close(json);
     // The work's own failure says more than that of the end.
-    work.and(end.map(drop))?;
+    if let Err(failure) = work.and(end.map(drop)) {
+        // Opening the volume has set it aside, whatever became of the work.
+        if let Some(note) = recovery::note(&set_aside).filter(|_| !json) {
+            output::complain(&format!("axiomfs: {note}"));
+        }
+        return Err(failure.answer(json!({ "set_aside": set_aside })));
+    }
     match verb {
         SnapshotVerb::List { .. } => Ok(()),
-        SnapshotVerb::Create { name, .. } => done(json, "create", name),
-        SnapshotVerb::Rename { to, .. } => done(json, "rename", to),
-        SnapshotVerb::Delete { name, .. } => done(json, "delete", name),
+        SnapshotVerb::Create { name, .. } => done(json, "create", name, &set_aside),
+        SnapshotVerb::Rename { to, .. } => done(json, "rename", to, &set_aside),
+        SnapshotVerb::Delete { name, .. } => done(json, "delete", name, &set_aside),
     }
 }
 
@@ -135,13 +142,21 @@ fn line(snapshot: &Value) -> String {
     format!("{created}  {}{pending}", snapshot["name"].as_str().unwrap_or("-"))
 }
 
-fn done(json: bool, verb: &str, name: &str) -> Result<(), Failure> {
-    let text = match verb {
+/// `set_aside` is null where a mount did it: its status tells.
+fn done(json: bool, verb: &str, name: &str, set_aside: &Value) -> Result<(), Failure> {
+    let mut text = match verb {
         "create" => format!("Took snapshot {name}"),
         "rename" => format!("Renamed to {name}"),
         _ => format!("Forgot snapshot {name}"),
     };
-    output::show(json, &json!({ "ok": true, "verb": verb, "name": name }), &text)
+    let mut answer = json!({ "ok": true, "verb": verb, "name": name });
+    if !set_aside.is_null() {
+        answer["set_aside"] = set_aside.clone();
+    }
+    if let Some(note) = recovery::note(set_aside) {
+        text = format!("{text}\n{note}");
+    }
+    output::show(json, &answer, &text)
 }
 
 /// A name that is in use.

@@ -1,5 +1,7 @@
 //! `axiomfs status`.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::args::OnMount;
@@ -36,7 +38,7 @@ fn render(status: &Value) -> String {
         format!("Staging    {} in {} packs", size(&status["staging"]["bytes"]), count(&status["staging"]["packs"])),
         format!("Memory     {} of {}", size(&status["memory"]["rss"]), size(&status["memory"]["limit"])),
         format!("Snapshots  {}{}", count(&status["snapshots"]), waiting(&status["snapshots_not_committed"])),
-        format!("State dir  {}", text(&status["state_dir"])),
+        format!("State dir  {}{}", text(&status["state_dir"]), in_cache(status)),
     ];
     if let Some(since) = status["store_problem"]["since"].as_str() {
         let error = text(&status["store_problem"]["error"]);
@@ -62,6 +64,17 @@ fn render(status: &Value) -> String {
         lines.push(format!("Problem    {problem}"));
     }
     lines.join("\n")
+}
+
+/// The cache directory may be deleted, the state directory may not.
+fn in_cache(status: &Value) -> &'static str {
+    let path = |name: &str| status[name].as_str().map(Path::new);
+    match (path("state_dir"), path("cache_dir")) {
+        (Some(state), Some(cache)) if state.starts_with(cache) => {
+            " (in the cache directory: keep it when you delete that)"
+        }
+        _ => "",
+    }
 }
 
 fn head(head: &Value) -> String {
@@ -90,5 +103,12 @@ mod tests {
                 && text.ends_with("Problem    log poisoned")
         );
         assert!(!render(&Value::Null).contains("Problem"));
+    }
+
+    #[test]
+    fn a_state_directory_in_the_cache_is_marked() {
+        let shown = |state: &str| render(&serde_json::json!({"state_dir": state, "cache_dir": "/c"}));
+        assert!(shown("/c/state").contains("State dir  /c/state (in the cache directory"));
+        assert!(shown("/c2/state").contains("State dir  /c2/state\n") || shown("/c2/state").ends_with("/c2/state"));
     }
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use axiomfs_mount::MountedAt;
 use serde_json::{Value, json};
 
 use crate::args::UmountArgs;
@@ -19,6 +20,8 @@ use crate::{output, places, shutdown, system};
 /// Longest wait for the daemon's end after its mount is gone. What was pending is in the store by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
+/// How long a daemon takes at most to notice that its mount is gone, before it is looked for elsewhere, time and again.
+const NOTICES: Duration = Duration::from_secs(3);
 
 /// Runs the verb.
 ///
@@ -33,7 +36,7 @@ pub fn run(args: &UmountArgs, json: bool) -> Result<(), Failure> {
         return output::show(json, &json!({ "ok": true, "stale": true }), note);
     }
     let client = Client::connect(mountpoint)?;
-    let daemon = Daemon::of(&client.status()?);
+    let daemon = Daemon::of(&client.status()?, mountpoint);
     if !args.now && daemon.writes {
         sync::drain(&client, json).map_err(|failure| {
             Failure::new(format!("{} stays mounted: {failure}", mountpoint.display()))
@@ -59,16 +62,19 @@ struct Daemon {
     /// Start time in clock ticks: tells the daemon from a later process with its number.
     started: Option<String>,
     state_dir: Option<String>,
+    /// Number of the device, if the table of mounts tells.
+    device: Option<String>,
     writes: bool,
 }
 
 impl Daemon {
-    fn of(status: &Value) -> Self {
+    fn of(status: &Value, mountpoint: &Path) -> Self {
         let pid = status["pid"].as_u64();
         Self {
             pid,
             started: pid.and_then(running),
             state_dir: status["state_dir"].as_str().map(str::to_owned),
+            device: axiomfs_mount::device_at(mountpoint).ok().flatten(),
             writes: status["state"] == "ok",
         }
     }
@@ -76,16 +82,42 @@ impl Daemon {
     fn wait(&self, quiet: bool) -> Result<(), Failure> {
         let (Some(pid), Some(started)) = (self.pid, &self.started) else { return Ok(()) };
         let mut bar = Bar::new("Waiting for the daemon to end", quiet);
-        let begun = Instant::now();
+        let (begun, mut look) = (Instant::now(), NOTICES);
         while running(pid).as_ref() == Some(started) {
-            if begun.elapsed() > LONGEST_WAIT {
-                return Err(Failure::new(format!("Unmounted, but the daemon (process {pid}) is still draining"))
-                    .hint("it goes on by itself; its log is axiomfs.log in the state directory"));
+            let waited = begun.elapsed();
+            if waited > look {
+                look = waited + NOTICES;
+                self.check_gone(pid)?;
+            }
+            if waited > LONGEST_WAIT {
+                return Err(self.goes_on(pid));
             }
             bar.set(0, None);
             thread::sleep(LOOK_AGAIN);
         }
         Ok(())
+    }
+
+    /// A daemon serves until its filesystem is mounted nowhere any more.
+    fn check_gone(&self, pid: u64) -> Result<(), Failure> {
+        let place = self.device.as_deref().filter(|_| !self.is_draining()).and_then(axiomfs_mount::where_mounted);
+        let Some(MountedAt { path, seen_by }) = place else { return Ok(()) };
+        let seen = seen_by.map_or_else(String::new, |other| format!(", as process {other} has it"));
+        Err(Failure::new(format!("Unmounted here, but still mounted on {}{seen}", path.display()))
+            .hint(format!("unmount it there, too: until then the daemon (process {pid}) serves it")))
+    }
+
+    fn goes_on(&self, pid: u64) -> Failure {
+        if self.is_draining() {
+            return Failure::new(format!("Unmounted, but the daemon (process {pid}) is still draining"))
+                .hint("it goes on by itself; its log is axiomfs.log in the state directory");
+        }
+        Failure::new(format!("Unmounted here, but the daemon (process {pid}) still serves the mount"))
+            .hint("somebody else has it mounted, as a container may: it ends when they unmount it")
+    }
+
+    fn is_draining(&self) -> bool {
+        self.state_dir.as_deref().is_some_and(|state| places::is_draining(Path::new(state)))
     }
 
     /// What the daemon left as its last word.
