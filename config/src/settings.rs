@@ -27,8 +27,6 @@ const COMMIT_INTERVAL: Bounds<Duration> = Bounds { min: Duration::from_millis(10
 const COMMIT_BYTES: Bounds<u64> = Bounds { min: 64 * KIB, max: TIB };
 /// A log holds at least this many segments, so that one can be freed while others are written.
 const MIN_SEGMENTS: u64 = 4;
-/// And at most so many: each that is not freed yet is an open file.
-const MAX_SEGMENTS: u64 = 16_384;
 
 const fn seconds(min: u64, max: u64) -> Bounds<Duration> {
     Bounds { min: Duration::from_secs(min), max: Duration::from_secs(max) }
@@ -255,15 +253,6 @@ fn log(group: &Cursor<'_>, mut log: LogSettings) -> Result<LogSettings, ConfigEr
         let problem = format!("is {}, but log.max is {}", format_bytes(log.segment), format_bytes(log.max));
         let hint =
             format!("a segment must be a quarter of log.max at most, here {}", format_bytes(log.max / MIN_SEGMENTS));
-        let at = map.get("segment").unwrap_or_else(|| group.clone());
-        return Err(at.bad(problem, hint));
-    }
-    let least = log.max.div_ceil(MAX_SEGMENTS);
-    if log.segment < least {
-        let problem = format!("is {}, but log.max is {}", format_bytes(log.segment), format_bytes(log.max));
-        let enough = format_bytes(least.next_multiple_of(MIB));
-        let hint =
-            format!("each segment is an open file, and a log has {MAX_SEGMENTS} at most: make them {enough} or more");
         let at = map.get("segment").unwrap_or_else(|| group.clone());
         return Err(at.bad(problem, hint));
     }

@@ -161,10 +161,6 @@ fn mistakes_are_named_with_line_key_and_remedy() {
             "Line 4: log.segment is 32MiB, but log.max is 64MiB; a segment must be a quarter of log.max at most, here 16MiB",
         ),
         (
-            "version: 1\nlog:\n  max: 1TiB\n  segment: 4MiB\n",
-            "Line 4: log.segment is 4MiB, but log.max is 1TiB; each segment is an open file, and a log has 16384 at most: make them 64MiB or more",
-        ),
-        (
             "version: 1\nchains: {fast: [{plugin: zstd}]}\n",
             "Line 2: chains has no chain default; name one default: it takes all that no route sends elsewhere",
         ),
@@ -245,13 +241,6 @@ fn what_would_take_the_parser_down_is_refused() {
 #[test]
 fn a_small_log_gets_small_segments() {
     assert_eq!(Settings::parse("version: 1\nlog: {max: 64MiB}\n").unwrap().log.segment, 16 << 20);
-}
-
-#[test]
-fn a_log_has_as_many_segments_as_files_may_be_open() {
-    assert!(Settings::parse("version: 1\nlog: {max: 64GiB, segment: 4MiB}\n").is_ok());
-    assert_eq!(Settings::parse("version: 1\nlog: {max: 1TiB}\n").unwrap().log.segment, 256 << 20);
-    assert!(refused("version: 1\nlog: {max: 65GiB, segment: 4MiB}\n").contains("make them 5MiB or more"));
 }
 
 #[test]

@@ -60,7 +60,9 @@ impl Panel {
         let facts = session.facts(mountpoint);
         let file = session.settings_file().map(Path::to_owned);
         let (volume, host, repository) = (session.volume(), session.host(), session.repository());
-        let remount = Remount::new(args, &facts.store, mountpoint, session.places());
+        // A bucket as it was given: what is shown of it leaves out how it is asked.
+        let store = if facts.store.starts_with("s3://") { &args.store } else { &facts.store };
+        let remount = Remount::new(args, store, mountpoint, session.places());
         let advisor = Advisor::new(volume.clone(), host.clone(), repository.clone(), &facts, file, remount);
         Self {
             advisor,
@@ -186,8 +188,9 @@ impl Panel {
 
     /// Sends what is staged to the store, within the time that an operation may wait for it; whether all came there.
     fn drain(&self) -> bool {
-        match self.volume.sync(self.settings.timeout, &|_| {}) {
-            Ok(_) => true,
+        match self.volume.sync_untold(self.settings.timeout) {
+            // What is lost is on its way nowhere; who asks for a sync is told.
+            Ok(_) | Err(FsError::Damaged(_)) => true,
             Err(error) => {
                 let text = "Frames from before the new requirement are still on their way to the store";
                 self.volume.note("warning", format!("{text}: {error}"));

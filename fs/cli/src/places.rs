@@ -122,6 +122,20 @@ pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| lost(path, &error))
 }
 
+/// An absolute path by which a file can be read again later, also by another process: with its links as they are, so that whoever
+/// follows them again finds what they lead to then. Where they go by a descriptor of this process, as `/dev/stdin` does, what that leads
+/// to; none if that is no file with a name.
+///
+/// # Errors
+/// [`Failure`] if the working directory is gone.
+pub fn lasting(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    let absolute = absolute(path)?;
+    if !["/dev", "/proc"].iter().any(|of_process| absolute.starts_with(of_process)) {
+        return Ok(Some(absolute));
+    }
+    Ok(absolute.canonicalize().ok().filter(|file| file.is_file() && !file.starts_with("/proc")))
+}
+
 fn lost(path: &Path, error: &io::Error) -> Failure {
     Failure::caused(format!("Could not find out where {} is", path.display()), error)
 }

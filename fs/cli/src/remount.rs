@@ -5,7 +5,6 @@ use std::path::Path;
 use crate::args::MountArgs;
 use crate::output::quoted;
 use crate::places::{self, Places};
-use crate::status;
 
 /// The words of the command, but for the settings file.
 pub struct Remount {
@@ -14,7 +13,7 @@ pub struct Remount {
 
 impl Remount {
     /// For a mount of `store` on `mountpoint` that was made with `args`: what it may do and whom it lets in stays as it is. Not what was
-    /// asked for that one time, as a takeover, nor a passphrase that came by a descriptor, nor `-f`: who follows advice goes on.
+    /// asked for that one time, as a takeover or a head to expect, nor a passphrase that came by a descriptor, nor `-f`: who follows advice goes on.
     pub fn new(args: &MountArgs, store: &str, mountpoint: &Path, places: &Places) -> Self {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut words = vec!["axiomfs".to_owned(), "mount".to_owned(), quoted(store), quoted(&text(mountpoint))];
@@ -33,9 +32,6 @@ impl Remount {
         }
         if let Some(address) = args.metrics {
             option("--metrics", Some(address.to_string()));
-        }
-        if let Some((sequence, commit)) = args.expect_head {
-            option("--expect-head", Some(format!("{sequence}:{}", status::hex(commit))));
         }
         if args.repository.unsafe_single_writer {
             option("--unsafe-single-writer", None);
@@ -71,11 +67,10 @@ mod tests {
     fn a_mount_is_made_again_as_it_was() {
         let plain = "axiomfs mount 's3://b/p?region=x' '/my mnt' --state /s --cache /c --volume main";
         assert_eq!(command("axiomfs mount s m --takeover --accept-rollback"), format!("{plain} --config '/my file'"));
-        let head = "7:000102030405060708090a0b0c0d0e0f";
-        let given = format!(
-            "--read-only -o allow_other,ro --metrics 127.0.0.1:9184 --expect-head {head} --unsafe-single-writer --passphrase-file /p"
-        );
-        let again = command(&format!("axiomfs mount s m {given} --config c -f"));
+        let given =
+            "--read-only -o allow_other,ro --metrics 127.0.0.1:9184 --unsafe-single-writer --passphrase-file /p";
+        let head = "--expect-head 7:000102030405060708090a0b0c0d0e0f";
+        let again = command(&format!("axiomfs mount s m {given} {head} --config c -f"));
         assert_eq!(again, format!("{plain} {given} --config '/my file'"));
     }
 }

@@ -130,8 +130,7 @@ impl Prepared {
     pub fn new(location: &str, args: &StoreArgs, purpose: &Purpose) -> Result<Self, Failure> {
         let settings_mark = args.config.as_deref().and_then(reload::mark);
         let settings = config::load_or_default(args.config.as_deref())?;
-        // With its links as they are: whoever reads it again follows them anew.
-        let settings_file = args.config.as_deref().map(places::absolute).transpose()?;
+        let settings_file = args.config.as_deref().map(places::lasting).transpose()?.flatten();
         // Closed again: a store may have threads, and the daemon is forked off after this.
         let counts = Counts::default();
         let store = stores::open(location, options(&settings, args, &counts))?;
@@ -255,7 +254,7 @@ impl Prepared {
             return failure;
         }
         failure.hint(format!(
-            "nothing was changed, and --read-only shows what the store has; to go on from that, without what was not yet in it, move {} \
+            "nothing of it was changed; --read-only shows what the store has; to go on from that, without what was not yet in it, move {} \
              away, keep it, and mount with --takeover",
             self.places.state.display()
         ))
@@ -548,10 +547,11 @@ impl Session {
         let drained = self.volume.shutdown(&|progress| {
             bar.borrow_mut().set(progress.bytes_done, Some(progress.bytes_total));
         });
-        let committed = drained.map_err(|error| not_drained(&error, &self.places().state))?;
-        if let Some(lease) = &self.lease {
+        // Also where something was lost: nothing more is to come.
+        if let Some(lease) = self.lease.as_ref().filter(|_| matches!(drained, Ok(_) | Err(FsError::Damaged(_)))) {
             lease.release(&self.repository);
         }
+        let committed = drained.map_err(|error| not_drained(&error, &self.places().state))?;
         Ok(json!({ "ok": true, "sequence": committed.sequence, "commit": status::hex(committed.commit) }))
     }
 }

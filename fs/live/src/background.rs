@@ -299,7 +299,9 @@ impl Shared {
     pub fn note_staged(&self) {
         let stats = self.repository.stats();
         self.staged_bytes.store(stats.staged_bytes, Ordering::Relaxed);
-        self.staged_chunks.store(stats.staged_chunks, Ordering::Relaxed);
+        // A pack that has reached the store makes room, but what is known of it stays in memory until the commit is done.
+        let waiting = (stats.staged_chunks - stats.sent_chunks).max(stats.staged_chunks / 3 * 2);
+        self.staged_chunks.store(waiting, Ordering::Relaxed);
     }
 
     /// Removes a file that has neither a name nor a handle.

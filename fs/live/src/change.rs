@@ -7,6 +7,7 @@ use axiomfs_repository::ids::ChunkId;
 use axiomfs_repository::record::Inode;
 use axiomfs_repository::tree::Node;
 
+use crate::background::describe;
 use crate::edit::{self, Edit};
 use crate::log::{Log, LogError, Urgency};
 use crate::patience::Patience;
@@ -21,7 +22,7 @@ pub(crate) const FROZEN_MAX: usize = 4;
 pub(crate) const FROZEN_SNAPSHOT_MAX: usize = 64;
 /// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
 /// Of the memory, one chunk may be staged for so many bytes.
-const MEMORY_PER_STAGED: u64 = 400;
+const MEMORY_PER_STAGED: u64 = 440;
 pub(crate) const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
 const EARLY_SYNC: u64 = 8 << 20;
@@ -145,7 +146,8 @@ impl Shared {
             || self.staged_chunks.load(Ordering::Relaxed) >= self.staged_chunks_max()
     }
 
-    /// The most chunks that may be staged. Each takes about 100 bytes, and as many for a while when they are committed or found again.
+    /// The most chunks that may wait for the store; half as many again may be there already, until a head names them. Each takes about 60
+    /// bytes, and those of a commit as many again while it is made.
     pub(crate) fn staged_chunks_max(&self) -> u64 {
         self.options.memory / MEMORY_PER_STAGED
     }
@@ -320,6 +322,12 @@ impl Shared {
     fn log_failed(&self, state: &mut State, e: LogError) -> TryError {
         match e {
             LogError::Full { .. } => TryError::NoRoom,
+            e @ LogError::NoDescriptor { .. } => {
+                if !self.told_of_descriptors.swap(true, Ordering::Relaxed) {
+                    self.events.add("warning", describe(&e));
+                }
+                TryError::NoRoom
+            }
             LogError::TooLarge { .. } => OpError::Fs(FsError::AttributeTooLarge).into(),
             e if e.is_quota() => OpError::Fs(FsError::QuotaExceeded).into(),
             LogError::NoSpace { .. } => OpError::Fs(FsError::NoSpace).into(),

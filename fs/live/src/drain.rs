@@ -16,13 +16,26 @@ impl Volume {
     /// # Errors
     /// `TimedOut` after `deadline`, or what kept the commit from being done.
     pub fn sync(&self, deadline: Duration, progress: &dyn Fn(Progress)) -> FsResult<Committed> {
+        self.sync_by(deadline, progress, true)
+    }
+
+    /// The same for who waits for something else than to hear of all: what was lost before stays to be told to who calls
+    /// [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn sync_untold(&self, deadline: Duration) -> FsResult<Committed> {
+        self.sync_by(deadline, &|_| {}, false)
+    }
+
+    fn sync_by(&self, deadline: Duration, progress: &dyn Fn(Progress), once: bool) -> FsResult<Committed> {
         let shared = &self.shared;
         let started = Instant::now();
         let total = shared.accepted();
         let from = shared.committed_bytes.load(Ordering::Relaxed);
         let number = self.sync_begin()?;
         loop {
-            if let Some(committed) = self.sync_wait(number, REPORT)? {
+            if let Some(committed) = self.wait_by(number, REPORT, once)? {
                 return Ok(committed);
             }
             if started.elapsed() > deadline {
@@ -56,6 +69,10 @@ impl Volume {
     /// # Errors
     /// `Invalid` for a number that was not given, or what kept the commit from being done.
     pub fn sync_wait(&self, number: u64, time: Duration) -> FsResult<Option<Committed>> {
+        self.wait_by(number, time, true)
+    }
+
+    fn wait_by(&self, number: u64, time: Duration, once: bool) -> FsResult<Option<Committed>> {
         let shared = &self.shared;
         if shared.log.is_none() {
             let head = *lock(&shared.head);
@@ -65,7 +82,7 @@ impl Volume {
         if !shared.work.was_asked(number) {
             return Err(FsError::Invalid);
         }
-        match shared.work.wait_for(number, time) {
+        match shared.work.wait_for(number, time, once) {
             Waiting::Done(newest) => return Ok(Some(newest)),
             Waiting::Failed(error) => return Err(error),
             Waiting::NotYet => {}

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use axiomfs_api::Chunker;
@@ -9,7 +10,7 @@ use axiomfs_host::Host;
 use axiomfs_repository::ids::CommitId;
 use axiomfs_repository::record::{self, FileKind, Inode};
 use axiomfs_repository::tree::{self, Root};
-use axiomfs_repository::{Head, Repository, SnapshotRecord};
+use axiomfs_repository::{Adopted, Head, Repository, SnapshotRecord};
 
 use crate::audit::AuditTail;
 use crate::background::{self, describe};
@@ -66,15 +67,9 @@ impl Volume {
         // What the manifest on the disk names stays until another one is there: this mount may fail before.
         let on_disk = Manifest::read(&options.state_dir, &repository)?;
         let named = on_disk.as_ref().map_or(&[][..], |on_disk| &on_disk.staged);
-        let adopted =
-            repository.adopt_staged_beside(&manifest.staged, named).map_err(|error| match error.is_damage() {
-                true => OpenError::DamagedPack { dir: options.state_dir.clone(), source: error },
-                false => error.into(),
-            })?;
+        let adopted = repository.adopt_staged_beside(&manifest.staged, named)?;
         (options.faults)("open.adopted");
-        if let Some(pack) = adopted.missing.first() {
-            return Err(OpenError::MissingPack { pack: *pack, dir: options.state_dir.clone() });
-        }
+        whole(adopted, &options.state_dir)?;
         let (mut state, table) = load(&repository, &manifest, snapshots_root)?;
         if let Some(lost) = borrow_again(&repository, &manifest, &table)? {
             events.add("warning", lost);
@@ -105,6 +100,7 @@ impl Volume {
         if manifest.dirty {
             shared.count_staged();
         }
+        shared.note_staged();
         let shared = Arc::new(shared);
         let id = manifest.state;
         let set_aside = set_aside::list(&shared.options.state_dir)
@@ -168,6 +164,17 @@ impl Volume {
     }
 }
 
+/// Refuses staged packs of which something is lost.
+pub(crate) fn whole(adopted: Adopted, dir: &Path) -> Result<(), OpenError> {
+    if let Some(source) = adopted.damaged {
+        return Err(OpenError::DamagedPack { dir: dir.to_owned(), source });
+    }
+    match adopted.missing.first() {
+        Some(pack) => Err(OpenError::MissingPack { pack: *pack, dir: dir.to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// What checkpoints that are in no head took from other volumes is found there again.
 pub(crate) fn borrow_again(
     repository: &Repository,
@@ -223,11 +230,14 @@ pub(crate) fn seen(head: &Head) -> HeadSeen {
     }
 }
 
-/// Bytes of a segment: what was asked for, but so that the reserve leaves half of the log, in whole MiB.
+/// Most segments of a log: each that is not freed yet is an open file.
+const SEGMENTS_MAX: u64 = 16_384;
+
+/// Bytes of a segment: what was asked for, but so that the reserve leaves half of the log and there are not too many, in whole MiB.
 fn segment_bytes(wanted: u64, max: u64) -> u64 {
     const UNIT: u64 = 1 << 20;
     let fitting = wanted.min(max / (2 * RESERVE_SEGMENTS));
-    (fitting - fitting % UNIT).max(2 * UNIT)
+    (fitting - fitting % UNIT).max(2 * UNIT).max(max.div_ceil(SEGMENTS_MAX).next_multiple_of(UNIT))
 }
 
 pub(crate) fn log_options(options: &VolumeOptions) -> LogOptions {

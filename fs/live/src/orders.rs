@@ -1,6 +1,5 @@
 //! What is asked of the threads that make checkpoints and commits, and how far they are.
 
-use std::ops::RangeInclusive;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use crate::volume::lock;
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// Longest that somebody sleeps who has nothing to do until there is a checkpoint.
 const IDLE: Duration = Duration::from_secs(60);
-/// Losses that one who waits is told of.
-const MOST_TOLD: usize = 8;
+/// Losses that are known at a time.
+const LOSSES_MAX: usize = 16;
 
 /// Commits that are asked for are numbered; each is first in a checkpoint, then in a head.
 #[derive(Debug, Default)]
@@ -33,14 +32,50 @@ struct Orders {
     no_checkpoint: Option<(u64, FsError)>,
     /// The newest commit that failed.
     no_commit: Option<(u64, FsError)>,
-    /// What was lost and nobody was told of yet who waited for a commit.
-    lost: Vec<String>,
-    /// The newest commits, from which to which number, whose waiters are told of a loss.
-    lossy: Option<(RangeInclusive<u64>, FsError)>,
+    /// What was lost of what was written.
+    losses: Vec<Loss>,
     /// Counts checkpoints.
     checkpoints: u64,
     /// Nobody waits any more.
     stopped: bool,
+}
+
+/// Something that was written and can't come into the store any more.
+#[derive(Debug)]
+struct Loss {
+    /// What, for people.
+    text: String,
+    /// The newest commit that was done before.
+    after: u64,
+    /// The newest commit asked for that was done with it, once that is.
+    with: Option<u64>,
+    /// Up to which commit they were told who are to be told once.
+    told: Option<u64>,
+}
+
+impl Loss {
+    /// Whether it is news to who waits for the commit `number`, which is done. With `once` it is until somebody was told, else only where
+    /// that is the commit that it came with.
+    fn is_news(&self, number: u64, once: bool) -> bool {
+        let newest = if once { self.told.unwrap_or(u64::MAX) } else { self.with.unwrap_or(0) };
+        (self.after + 1..=newest).contains(&number)
+    }
+}
+
+impl Orders {
+    /// What is lost that is news to who waits for the commit `number`, which is done.
+    fn tell(&mut self, number: u64, once: bool) -> Option<FsError> {
+        let committed = self.committed;
+        let mut texts = Vec::new();
+        for loss in self.losses.iter_mut().filter(|loss| loss.is_news(number, once)) {
+            texts.push(loss.text.clone());
+            if once {
+                // Those who waited with this one are told, too.
+                loss.told.get_or_insert(committed);
+            }
+        }
+        (!texts.is_empty()).then(|| FsError::Damaged(texts.join("; ")))
+    }
 }
 
 /// Orders to the workers.
@@ -72,6 +107,7 @@ pub(crate) struct Next {
 }
 
 /// How a commit goes that somebody waits for.
+#[derive(Debug)]
 pub(crate) enum Waiting {
     Done(Committed),
     Failed(FsError),
@@ -151,20 +187,23 @@ impl Work {
     /// A head has everything of the commits up to `number`.
     pub fn committed(&self, number: u64, newest: Option<Committed>) {
         let mut orders = lock(&self.orders);
-        if number > orders.committed && !orders.lost.is_empty() {
-            let told = FsError::Damaged(std::mem::take(&mut orders.lost).join("; "));
-            orders.lossy = Some((orders.committed + 1..=number, told));
+        for loss in &mut orders.losses {
+            loss.with.get_or_insert(number);
         }
         orders.committed = number;
         orders.newest = newest;
         self.changed.notify_all();
     }
 
-    /// Something that was written can't come into the store any more. Who waits for the next commit that is done is told, once.
+    /// Something that was written can't come into the store any more. Who waits for a commit from now on is told, until one was.
     pub fn lost(&self, text: String) {
         let mut orders = lock(&self.orders);
-        if orders.lost.len() < MOST_TOLD {
-            orders.lost.push(text);
+        if orders.losses.len() >= LOSSES_MAX {
+            orders.losses.retain(|loss| loss.told.is_none());
+        }
+        if orders.losses.len() < LOSSES_MAX {
+            let after = orders.committed;
+            orders.losses.push(Loss { text, after, with: None, told: None });
         }
     }
 
@@ -180,19 +219,18 @@ impl Work {
         self.changed.notify_all();
     }
 
-    /// How the commit `number` goes; waits a moment if it isn't done.
-    pub fn wait_for(&self, number: u64, time: Duration) -> Waiting {
+    /// How the commit `number` goes; waits a moment if it isn't done. With `once` who waits is told of a loss that nobody was told of, else
+    /// of those only that came with this commit, and others are told as before.
+    pub fn wait_for(&self, number: u64, time: Duration, once: bool) -> Waiting {
         let mut orders = lock(&self.orders);
         for last in [false, true] {
             if orders.committed >= number
                 && let Some(newest) = orders.newest
             {
-                if let Some((numbers, loss)) = &orders.lossy
-                    && numbers.contains(&number)
-                {
-                    return Waiting::Failed(loss.clone());
-                }
-                return Waiting::Done(newest);
+                return match orders.tell(number, once) {
+                    Some(loss) => Waiting::Failed(loss),
+                    None => Waiting::Done(newest),
+                };
             }
             // What else failed is nothing to who waits for this one.
             let failed = if number > orders.checkpointed { &orders.no_checkpoint } else { &orders.no_commit };
@@ -262,7 +300,7 @@ mod tests {
     fn a_commit_is_done_once_a_head_has_what_a_checkpoint_had_of_it() {
         let work = Work::default();
         let number = work.ask_commit();
-        let goes = || work.wait_for(number, Duration::ZERO);
+        let goes = || work.wait_for(number, Duration::ZERO, true);
         assert!(matches!(goes(), Waiting::NotYet));
         work.checkpointed(0);
         work.committed(work.next_commit().number, Some(HEAD));
@@ -280,33 +318,56 @@ mod tests {
         work.checkpointed(first);
         let second = work.ask_commit();
         work.no_checkpoint(second, broken());
-        assert!(matches!(work.wait_for(first, Duration::ZERO), Waiting::NotYet), "it is in a checkpoint");
-        assert!(matches!(work.wait_for(second, Duration::ZERO), Waiting::Failed(_)));
+        assert!(matches!(work.wait_for(first, Duration::ZERO, true), Waiting::NotYet), "it is in a checkpoint");
+        assert!(matches!(work.wait_for(second, Duration::ZERO, true), Waiting::Failed(_)));
         assert_eq!(work.commit_waits(), None, "it was tried in vain");
         work.no_commit(first, broken());
-        assert!(matches!(work.wait_for(first, Duration::ZERO), Waiting::Failed(_)));
+        assert!(matches!(work.wait_for(first, Duration::ZERO, true), Waiting::Failed(_)));
         let third = work.ask_commit();
         assert_eq!(work.commit_waits(), Some(third));
-        assert!(matches!(work.wait_for(third, Duration::ZERO), Waiting::NotYet), "that was before it");
+        assert!(matches!(work.wait_for(third, Duration::ZERO, true), Waiting::NotYet), "that was before it");
     }
 
     #[test]
-    fn a_loss_is_told_once_to_who_waits_for_the_next_commit() {
+    fn a_loss_is_told_once_to_who_waits_for_a_commit_after_it() {
         let work = Work::default();
-        let goes = |number| work.wait_for(number, Duration::ZERO);
+        let told = |number, once| match work.wait_for(number, Duration::ZERO, once) {
+            Waiting::Failed(FsError::Damaged(text)) => Some(text),
+            Waiting::Done(HEAD) => None,
+            other => panic!("{other:?}"),
+        };
+        let done = || {
+            let number = work.ask_commit();
+            work.checkpointed(number);
+            work.committed(number, Some(HEAD));
+            number
+        };
+        let before = done();
         work.lost("pack 1".into());
         // Nobody asked for this one.
-        work.committed(0, Some(HEAD));
-        let (first, second) = (work.ask_commit(), work.ask_commit());
-        work.checkpointed(second);
-        work.committed(second, Some(HEAD));
-        for number in [first, second] {
-            assert!(matches!(goes(number), Waiting::Failed(FsError::Damaged(text)) if text == "pack 1"));
+        work.committed(before, Some(HEAD));
+        assert_eq!(told(before, true), None);
+        let (first, second) = (work.ask_commit(), done());
+        assert_eq!(told(second, false), None, "it did not come with this one");
+        for _ in 0..2 {
+            for number in [first, second] {
+                assert_eq!(told(number, true).as_deref(), Some("pack 1"), "{number} waited for it");
+            }
         }
-        let third = work.ask_commit();
-        work.checkpointed(third);
-        work.committed(third, Some(HEAD));
-        assert!(matches!(goes(third), Waiting::Done(HEAD)) && matches!(goes(second), Waiting::Failed(_)));
+        let third = done();
+        assert_eq!(told(third, true), None);
+        let (fourth, fifth) = (work.ask_commit(), work.ask_commit());
+        work.checkpointed(fifth);
+        for pack in ["pack 2", "pack 3"] {
+            work.lost(pack.into());
+        }
+        work.committed(fifth, Some(HEAD));
+        assert_eq!(told(fourth, false).as_deref(), Some("pack 2; pack 3"));
+        // Nobody who waits to hear of all asked yet: the fourth and fifth were given up.
+        let sixth = done();
+        assert_eq!(told(sixth, false), None);
+        assert_eq!(told(sixth, true).as_deref(), Some("pack 2; pack 3"));
+        assert_eq!((told(third, true), told(done(), true)), (None, None));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::ledger::{Ledger, Made};
 use crate::log::{Log, LogIdentity};
 use crate::manifest::Manifest;
-use crate::open::{borrow_again, load, log_options, replay, sealer, table_of};
+use crate::open::{borrow_again, load, log_options, replay, sealer, table_of, whole};
 use crate::open_error::OpenError;
 use crate::types::Committed;
 use crate::volume::{Shared, VolumeOptions, lock};
@@ -70,10 +70,7 @@ pub fn recover(
     let newest = repository.latest_head(volume)?;
     let base = base_of(repository, &options, &manifest)?;
     repository.load_segments(&union(newest.as_ref(), base.as_ref()))?;
-    let adopted = repository.adopt_staged(&manifest.staged)?;
-    if let Some(pack) = adopted.missing.first() {
-        return Err(OpenError::MissingPack { pack: *pack, dir });
-    }
+    whole(repository.adopt_staged(&manifest.staged)?, &dir)?;
     let known = base.as_ref().or(newest.as_ref()).and_then(|head| head.snapshots_root);
     // By the time, too: two machines that went on from one head give the same numbers to what they take. Where the head that this state
     // stands on is gone, one that was forgotten since comes back.

@@ -111,6 +111,8 @@ pub(crate) struct Shared {
     pub staged_bytes: AtomicU64,
     /// Chunks in them, and nodes of trees.
     pub staged_chunks: AtomicU64,
+    /// Whether `events` has it that there were too many open files.
+    pub told_of_descriptors: AtomicBool,
     /// File data that ingest has read from the log, and what was staged before.
     pub ingested: AtomicU64,
     /// Of what was left and written, under a committed head.
@@ -205,6 +207,7 @@ impl Shared {
             left,
             staged_bytes: AtomicU64::new(0),
             staged_chunks: AtomicU64::new(0),
+            told_of_descriptors: AtomicBool::new(false),
             ingested: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             stopped: AtomicBool::new(false),

@@ -42,7 +42,15 @@ impl Repository {
         read: impl Fn(&ChunkPlace) -> Result<Bytes, RepositoryError>,
     ) -> Result<Bytes, RepositoryError> {
         let mut pending = None;
-        self.try_places(id, &mut pending, read).or_else(|error| pending.take().ok_or(error))
+        let found = self.try_places(id, &mut pending, &read).or_else(|error| pending.take().ok_or(error));
+        match found {
+            // It was borrowed before a crash, and after that the other volume could not be asked; or that has it whole.
+            Err(error) if error.is_damage() => match self.borrow_to_read(id)? {
+                Some(place) => read(&ChunkPlace::stored(place)),
+                None => Err(error),
+            },
+            found => found,
+        }
     }
 
     /// A chunk, if that takes no I/O and no decoding.
@@ -304,10 +312,6 @@ impl Repository {
                 };
                 let located = located.into_iter().flatten().chain(self.others.borrowed(id));
                 places.extend(located.map(ChunkPlace::stored));
-                // It was borrowed before a crash, and after that the other volume could not be asked.
-                if places.is_empty() && self.borrow_chunk(id, Io::Allowed)? {
-                    places.extend(self.others.borrowed(id).map(ChunkPlace::stored));
-                }
             }
             places.sort_by_key(|place| self.reader.is_quarantined(&place.key()));
             for place in &places {

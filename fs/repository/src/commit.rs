@@ -85,6 +85,8 @@ pub(crate) struct Progress {
     done: Vec<Uploaded>,
     slots: HashSet<u32>,
     nodes: HashSet<ChunkId>,
+    /// Chunks and nodes in them.
+    members: u64,
     /// Packs made for a commit whose upload got no good answer: they may be in the store, and are sent again under the same name.
     unanswered: Vec<Made>,
 }
@@ -174,19 +176,19 @@ impl Repository {
         let _running = Running::begin(&self.committing)?;
         self.follow_keys();
         let packs = packer.finished().into_iter().filter(|pack| pack.slot < upto.slots);
-        let (data, metadata): (Vec<_>, Vec<_>) = packs.partition(|p| p.seal.kind != FrameKind::Metadata);
+        let (mut data, metadata): (Vec<_>, Vec<_>) = packs.partition(|p| p.seal.kind != FrameKind::Metadata);
         let nodes = match self.pack_nodes(packer, roots) {
             // Packs of nodes need room on this machine, which packs of data give once they are in the store.
             Err(error) if error.is_no_space() => {
+                self.without_covered(&mut data);
                 self.upload_all(packer, data.iter().cloned().map(Task::AsIs).collect())?;
                 self.pack_nodes(packer, roots)?
             }
             nodes => nodes?,
         };
-        let covered = self.progress().covered();
+        self.without_covered(&mut data);
         let again = std::mem::take(&mut self.progress().unanswered);
         let made = nodes.into_iter().map(|(finished, seal)| Made { finished, seal, sources: Vec::new(), sent: false });
-        let data: Vec<_> = data.into_iter().filter(|pack| !covered.contains(&pack.slot)).collect();
         let (clear, sealed): (Vec<_>, Vec<_>) = data.into_iter().partition(|p| p.seal.kind == FrameKind::Clear);
         // First those that make room on this machine; the others need some.
         let (mut tasks, mut small) = (VecDeque::new(), Vec::new());
@@ -202,6 +204,12 @@ impl Repository {
         let (segments, packs, bytes) = self.write_index(packer, &borrowed)?;
         slots.extend(&self.progress().slots);
         Ok(CommitSet { segments, packs, bytes, slots, borrowed, upto })
+    }
+
+    /// Leaves of `packs` those that are to be uploaded.
+    fn without_covered(&self, packs: &mut Vec<Arc<Staged>>) {
+        let covered = self.progress().covered();
+        packs.retain(|pack| !covered.contains(&pack.slot));
     }
 
     /// To be called once the head is created: the index switches over, and what the commit superseded is forgotten. The files that are
@@ -229,6 +237,11 @@ impl Repository {
     /// As for that, or a file can't be removed (which leaves rubbish, nothing worse).
     pub fn finish_commit(&self, set: CommitSet) -> Result<(), RepositoryError> {
         self.supersede(&set)?.remove()
+    }
+
+    /// Chunks and nodes that are in the store and in no head yet.
+    pub(crate) fn members_sent(&self) -> u64 {
+        self.progress().members
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -375,6 +388,7 @@ impl Repository {
             progress.nodes.extend(members(&table));
         }
         progress.slots.extend(sources.iter().map(|pack| pack.slot));
+        progress.members += table.frames.iter().map(|(_, members)| members.len() as u64).sum::<u64>();
         progress.done.push(Uploaded { entry, table });
     }
 

@@ -79,37 +79,53 @@ impl Repository {
     /// Whether another volume has the chunk of sealed data, in a frame that can be decoded and is not known to be bad. Then it is borrowed.
     /// What is wrong with another volume is no reason to fail: then the chunk counts as absent.
     pub(crate) fn borrow_chunk(&self, id: &ChunkId, io: Io) -> Result<bool, RepositoryError> {
-        if self.others.volumes.is_empty() {
-            return Ok(false);
-        }
-        let good = |place: &Located| {
-            place.frame.kind == FrameKind::Data
-                && self.can_decode(place)
-                && !self.reader.is_quarantined(&ChunkPlace::stored(place.clone()).key())
-        };
-        if self.others.borrowed(id).as_ref().is_some_and(good) {
+        if self.others.borrowed(id).is_some_and(|place| self.is_good(&place)) {
             return Ok(true);
         }
         if lock(&self.others.borrowed).len() >= BORROWED_MAX {
             return Ok(false);
         }
+        let found = self.find_elsewhere(id, io)?;
+        Ok(found.map(|place| lock(&self.others.borrowed).insert(*id, place)).is_some())
+    }
+
+    /// Where another volume has a chunk that is to be read and can't be had here. The next commit makes it ours, if there is one and room.
+    pub(crate) fn borrow_to_read(&self, id: &ChunkId) -> Result<Option<Located>, RepositoryError> {
+        let found = self.find_elsewhere(id, Io::Allowed)?;
+        let mut borrowed = lock(&self.others.borrowed);
+        if let Some(place) = &found
+            && self.packer.is_some()
+            && borrowed.len() < BORROWED_MAX
+        {
+            borrowed.insert(*id, place.clone());
+        }
+        Ok(found)
+    }
+
+    fn is_good(&self, place: &Located) -> bool {
+        place.frame.kind == FrameKind::Data
+            && self.can_decode(place)
+            && !self.reader.is_quarantined(&ChunkPlace::stored(place.clone()).key())
+    }
+
+    fn find_elsewhere(&self, id: &ChunkId, io: Io) -> Result<Option<Located>, RepositoryError> {
+        if self.others.volumes.is_empty() {
+            return Ok(None);
+        }
         if io == Io::Allowed {
             self.refresh_others()?;
         }
         for other in &self.others.volumes {
-            let places = match other.index.locate(id, io) {
-                Ok(places) => places.unwrap_or_default(),
-                Err(error) => {
-                    self.pass_over(other, error)?;
-                    continue;
+            match other.index.locate(id, io) {
+                Ok(places) => {
+                    if let Some(place) = places.unwrap_or_default().into_iter().find(|place| self.is_good(place)) {
+                        return Ok(Some(place));
+                    }
                 }
-            };
-            if let Some(place) = places.into_iter().find(good) {
-                lock(&self.others.borrowed).insert(*id, place);
-                return Ok(true);
+                Err(error) => self.pass_over(other, error)?,
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Takes the newest committed segments of the other volumes, at most once in a while.

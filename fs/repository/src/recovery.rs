@@ -16,11 +16,13 @@ use crate::repository::Repository;
 use crate::staged::StagedPack;
 
 /// What became of packs that an earlier mount had staged.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub struct Adopted {
     /// Packs that are neither in the staging directory nor in the store. If the head that was last attempted is there they were merged
     /// into others by its commit and are not needed; else they are lost.
     pub missing: Vec<PackId>,
+    /// The first whose file in the staging directory does not tell what it holds any more, and its damage.
+    pub damaged: Option<RepositoryError>,
 }
 
 impl Repository {
@@ -37,19 +39,23 @@ impl Repository {
     /// To be called before anything is added. A pack that is no longer there but was moved into the store is taken from there.
     ///
     /// # Errors
-    /// Damage of a pack, or what the staging directory or the store met.
+    /// Damage of a pack in the store, or what that or the staging directory met.
     pub fn adopt_staged_beside(&self, packs: &[PackId], others: &[PackId]) -> Result<Adopted, RepositoryError> {
         let packer = self.packer()?;
-        let (mut adopted, mut missing) = (Vec::new(), Vec::new());
+        let (mut adopted, mut missing, mut damaged) = (Vec::new(), Vec::new(), None);
         for id in packs {
-            match self.adopt(packer, id)? {
-                Some(pack) => adopted.push(pack),
-                None => missing.push(*id),
+            match self.adopt(packer, id) {
+                Ok(Some(pack)) => adopted.push(pack),
+                Ok(None) => missing.push(*id),
+                Err(error) if error.is_damage() && staged_path(packer.dir(), id).exists() => {
+                    damaged.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         self.remove_unadopted(&[packs, others].concat())?;
         packer.adopt(adopted);
-        Ok(Adopted { missing })
+        Ok(Adopted { missing, damaged })
     }
 
     /// Removes what lies in the staging directory beside `packs`. To be called before anything is added.

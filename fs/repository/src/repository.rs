@@ -417,6 +417,7 @@ impl Repository {
         if let Some(packer) = &self.packer {
             let usage = packer.usage();
             stats.staged_chunks = usage.chunks;
+            stats.sent_chunks = self.members_sent().min(usage.chunks);
             stats.staged_packs = usage.packs;
             stats.staged_bytes = usage.bytes;
             stats.pending_bytes = usage.pending_bytes;

@@ -9,6 +9,8 @@ pub struct RepositoryStats {
     pub indexed_chunks: u64,
     /// Chunks staged or pending.
     pub staged_chunks: u64,
+    /// Those of them whose packs have reached the store, in no head yet.
+    pub sent_chunks: u64,
     /// Packs staged, open ones included.
     pub staged_packs: u64,
     /// Bytes in staged packs.

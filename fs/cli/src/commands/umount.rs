@@ -22,6 +22,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 /// How long a daemon takes at most to notice that its mount is gone, before it is looked for elsewhere, time and again.
 const NOTICES: Duration = Duration::from_secs(3);
+/// How long another mount namespace may have it: a program that was started with one of its own meanwhile ends again.
+const PASSES: Duration = Duration::from_secs(30);
 
 /// Runs the verb.
 ///
@@ -87,7 +89,7 @@ impl Daemon {
             let waited = begun.elapsed();
             if waited > look {
                 look = waited + NOTICES;
-                self.check_gone(pid)?;
+                self.check_gone(pid, waited)?;
             }
             if waited > LONGEST_WAIT {
                 return Err(self.goes_on(pid));
@@ -99,9 +101,12 @@ impl Daemon {
     }
 
     /// A daemon serves until its filesystem is mounted nowhere any more.
-    fn check_gone(&self, pid: u64) -> Result<(), Failure> {
+    fn check_gone(&self, pid: u64, waited: Duration) -> Result<(), Failure> {
         let place = self.device.as_deref().filter(|_| !self.is_draining()).and_then(axiomfs_mount::where_mounted);
         let Some(MountedAt { path, seen_by }) = place else { return Ok(()) };
+        if seen_by.is_some() && waited < PASSES {
+            return Ok(());
+        }
         let seen = seen_by.map_or_else(String::new, |other| format!(", as process {other} has it"));
         Err(Failure::new(format!("Unmounted here, but still mounted on {}{seen}", path.display()))
             .hint(format!("unmount it there, too: until then the daemon (process {pid}) serves it")))

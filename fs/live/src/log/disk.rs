@@ -294,8 +294,7 @@ impl LogError {
         let no_descriptor =
             [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
         if no_descriptor.contains(&source.raw_os_error()) {
-            // Each segment has a file open: with fewer of them there is room.
-            Self::Full { needed: 0, room: 0 }
+            Self::NoDescriptor { segment, source }
         } else if is_no_space(&source) {
             Self::NoSpace { operation, segment, source }
         } else {

@@ -122,6 +122,14 @@ pub enum LogError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// This process, or the system, has as many files open as it may. Fewer segments, and so fewer files, are kept after a checkpoint.
+    #[error("Log segment {segment} can't be opened: too many files are open")]
+    NoDescriptor {
+        /// The segment.
+        segment: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Another failure of the system.
     #[error("Could not {operation} {}", path.display())]
     Io {

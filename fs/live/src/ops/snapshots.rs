@@ -126,7 +126,7 @@ impl Volume {
             log.sync().map_err(|e| FsError::Io(e.to_string()))?;
         }
         if self.shared.options.durability_remote {
-            self.sync(self.shared.options.timeout, &|_| {})?;
+            self.sync_untold(self.shared.options.timeout)?;
         }
         Ok(())
     }

@@ -229,7 +229,8 @@ impl Packer {
         for (pack, table) in packs {
             let slot = state.next_slot;
             state.next_slot += 1;
-            let touched = state.generation;
+            // All that trees need is in their roots: the first commit may forget the others.
+            let touched = 0;
             for (record, members) in &table.frames {
                 let mut offset = 0;
                 for (id, len) in members {
