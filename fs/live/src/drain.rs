@@ -19,8 +19,7 @@ impl Volume {
         self.sync_by(deadline, progress, true)
     }
 
-    /// The same for who waits for something else than to hear of all: what was lost before stays to be told to who calls
-    /// [`sync`](Self::sync).
+    /// The same for who waits for something of his own: what was lost stays to be told, also to who calls [`sync`](Self::sync).
     ///
     /// # Errors
     /// As for that.
@@ -28,14 +27,14 @@ impl Volume {
         self.sync_by(deadline, &|_| {}, false)
     }
 
-    fn sync_by(&self, deadline: Duration, progress: &dyn Fn(Progress), once: bool) -> FsResult<Committed> {
+    fn sync_by(&self, deadline: Duration, progress: &dyn Fn(Progress), settles: bool) -> FsResult<Committed> {
         let shared = &self.shared;
         let started = Instant::now();
         let total = shared.accepted();
         let from = shared.committed_bytes.load(Ordering::Relaxed);
         let number = self.sync_begin()?;
         loop {
-            if let Some(committed) = self.wait_by(number, REPORT, once)? {
+            if let Some(committed) = self.wait_by(number, REPORT, settles)? {
                 return Ok(committed);
             }
             if started.elapsed() > deadline {
@@ -72,7 +71,7 @@ impl Volume {
         self.wait_by(number, time, true)
     }
 
-    fn wait_by(&self, number: u64, time: Duration, once: bool) -> FsResult<Option<Committed>> {
+    fn wait_by(&self, number: u64, time: Duration, settles: bool) -> FsResult<Option<Committed>> {
         let shared = &self.shared;
         if shared.log.is_none() {
             let head = *lock(&shared.head);
@@ -82,7 +81,7 @@ impl Volume {
         if !shared.work.was_asked(number) {
             return Err(FsError::Invalid);
         }
-        match shared.work.wait_for(number, time, once) {
+        match shared.work.wait_for(number, time, settles) {
             Waiting::Done(newest) => return Ok(Some(newest)),
             Waiting::Failed(error) => return Err(error),
             Waiting::NotYet => {}

@@ -133,8 +133,8 @@ pub enum OpenError {
         /// The state directory.
         dir: std::path::PathBuf,
     },
-    /// A staged pack can't be read.
-    #[error("What {} holds that is not in the store can't be read", dir.display())]
+    /// A pack that was staged and is in no head can't be read.
+    #[error("What {} stands on and no head has yet can't be read", dir.display())]
     DamagedPack {
         /// The state directory.
         dir: std::path::PathBuf,
@@ -147,7 +147,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether something is damaged or gone that only the state directory had.
+    /// Whether something is damaged or gone that only the state directory had, or that no head has yet.
     pub fn is_local_damage(&self) -> bool {
         matches!(
             self,

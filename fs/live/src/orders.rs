@@ -47,31 +47,21 @@ struct Loss {
     text: String,
     /// The newest commit that was done before.
     after: u64,
-    /// The newest commit asked for that was done with it, once that is.
-    with: Option<u64>,
-    /// Up to which commit they were told who are to be told once.
+    /// The newest commit that was asked for when somebody was told who asked for all: later ones are not.
     told: Option<u64>,
-}
-
-impl Loss {
-    /// Whether it is news to who waits for the commit `number`, which is done. With `once` it is until somebody was told, else only where
-    /// that is the commit that it came with.
-    fn is_news(&self, number: u64, once: bool) -> bool {
-        let newest = if once { self.told.unwrap_or(u64::MAX) } else { self.with.unwrap_or(0) };
-        (self.after + 1..=newest).contains(&number)
-    }
 }
 
 impl Orders {
     /// What is lost that is news to who waits for the commit `number`, which is done.
-    fn tell(&mut self, number: u64, once: bool) -> Option<FsError> {
-        let committed = self.committed;
+    fn tell(&mut self, number: u64, settles: bool) -> Option<FsError> {
+        let asked = self.asked;
         let mut texts = Vec::new();
-        for loss in self.losses.iter_mut().filter(|loss| loss.is_news(number, once)) {
-            texts.push(loss.text.clone());
-            if once {
-                // Those who waited with this one are told, too.
-                loss.told.get_or_insert(committed);
+        for loss in &mut self.losses {
+            if (loss.after + 1..=loss.told.unwrap_or(u64::MAX)).contains(&number) {
+                texts.push(loss.text.clone());
+                if settles {
+                    loss.told.get_or_insert(asked);
+                }
             }
         }
         (!texts.is_empty()).then(|| FsError::Damaged(texts.join("; ")))
@@ -187,9 +177,6 @@ impl Work {
     /// A head has everything of the commits up to `number`.
     pub fn committed(&self, number: u64, newest: Option<Committed>) {
         let mut orders = lock(&self.orders);
-        for loss in &mut orders.losses {
-            loss.with.get_or_insert(number);
-        }
         orders.committed = number;
         orders.newest = newest;
         self.changed.notify_all();
@@ -203,7 +190,7 @@ impl Work {
         }
         if orders.losses.len() < LOSSES_MAX {
             let after = orders.committed;
-            orders.losses.push(Loss { text, after, with: None, told: None });
+            orders.losses.push(Loss { text, after, told: None });
         }
     }
 
@@ -219,15 +206,15 @@ impl Work {
         self.changed.notify_all();
     }
 
-    /// How the commit `number` goes; waits a moment if it isn't done. With `once` who waits is told of a loss that nobody was told of, else
-    /// of those only that came with this commit, and others are told as before.
-    pub fn wait_for(&self, number: u64, time: Duration, once: bool) -> Waiting {
+    /// How the commit `number` goes; waits a moment if it isn't done. Who waits is told of all that was lost, until somebody was for whom
+    /// that `settles` it.
+    pub fn wait_for(&self, number: u64, time: Duration, settles: bool) -> Waiting {
         let mut orders = lock(&self.orders);
         for last in [false, true] {
             if orders.committed >= number
                 && let Some(newest) = orders.newest
             {
-                return match orders.tell(number, once) {
+                return match orders.tell(number, settles) {
                     Some(loss) => Waiting::Failed(loss),
                     None => Waiting::Done(newest),
                 };
@@ -348,25 +335,26 @@ mod tests {
         work.committed(before, Some(HEAD));
         assert_eq!(told(before, true), None);
         let (first, second) = (work.ask_commit(), done());
-        assert_eq!(told(second, false), None, "it did not come with this one");
+        for _ in 0..2 {
+            assert_eq!(told(second, false).as_deref(), Some("pack 1"), "whose file it was is not known");
+        }
+        let waits = work.ask_commit();
         for _ in 0..2 {
             for number in [first, second] {
                 assert_eq!(told(number, true).as_deref(), Some("pack 1"), "{number} waited for it");
             }
         }
+        work.checkpointed(waits);
+        work.committed(waits, Some(HEAD));
+        assert_eq!(told(waits, true).as_deref(), Some("pack 1"), "it waited when the first was told");
         let third = done();
-        assert_eq!(told(third, true), None);
-        let (fourth, fifth) = (work.ask_commit(), work.ask_commit());
-        work.checkpointed(fifth);
+        assert_eq!((told(third, true), told(third, false)), (None, None));
         for pack in ["pack 2", "pack 3"] {
             work.lost(pack.into());
         }
-        work.committed(fifth, Some(HEAD));
-        assert_eq!(told(fourth, false).as_deref(), Some("pack 2; pack 3"));
-        // Nobody who waits to hear of all asked yet: the fourth and fifth were given up.
-        let sixth = done();
-        assert_eq!(told(sixth, false), None);
-        assert_eq!(told(sixth, true).as_deref(), Some("pack 2; pack 3"));
+        // Given up before it was done.
+        done();
+        assert_eq!(told(done(), true).as_deref(), Some("pack 2; pack 3"));
         assert_eq!((told(third, true), told(done(), true)), (None, None));
     }
 

@@ -45,10 +45,10 @@ impl Repository {
         let found = self.try_places(id, &mut pending, &read).or_else(|error| pending.take().ok_or(error));
         match found {
             // It was borrowed before a crash, and after that the other volume could not be asked; or that has it whole.
-            Err(error) if error.is_damage() => match self.borrow_to_read(id)? {
-                Some(place) => read(&ChunkPlace::stored(place)),
-                None => Err(error),
-            },
+            Err(error) if error.is_damage() => {
+                let elsewhere = self.borrow_to_read(id).ok().flatten();
+                elsewhere.and_then(|place| read(&ChunkPlace::stored(place)).ok()).ok_or(error)
+            }
             found => found,
         }
     }

@@ -181,7 +181,8 @@ impl Repository {
             // Packs of nodes need room on this machine, which packs of data give once they are in the store.
             Err(error) if error.is_no_space() => {
                 self.without_covered(&mut data);
-                self.upload_all(packer, data.iter().cloned().map(Task::AsIs).collect())?;
+                let again = std::mem::take(&mut self.progress().unanswered).into_iter().map(Task::Made);
+                self.upload_all(packer, again.chain(data.iter().cloned().map(Task::AsIs)).collect())?;
                 self.pack_nodes(packer, roots)?
             }
             nodes => nodes?,

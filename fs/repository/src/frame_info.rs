@@ -4,7 +4,7 @@ use axiomfs_host::ChainRecord;
 
 use crate::error::RepositoryError;
 use crate::ids::{ChunkId, hex};
-use crate::place::FrameKey;
+use crate::place::{ChunkPlace, FrameKey};
 use crate::repository::Repository;
 
 /// The frame that holds a chunk.
@@ -42,7 +42,7 @@ impl Repository {
     /// [`RepositoryError::Missing`] if nobody knows the chunk, or what the index met.
     pub fn frame_of(&self, id: &ChunkId) -> Result<Option<FrameInfo>, RepositoryError> {
         let mut pending = None;
-        let found = self.try_places(id, &mut pending, |place| {
+        let facts = |place: &ChunkPlace| {
             let (record, chain, pack, epoch, is_staged) = place.facts();
             let descriptor = ChainRecord::parse(&chain.descriptor).map_err(|e| RepositoryError::host(&pack, e))?;
             let steps = descriptor.steps.iter().enumerate().filter(|(slot, _)| record.applied >> slot & 1 == 1);
@@ -59,10 +59,16 @@ impl Repository {
                 stored: record.stored,
                 key: place.key(),
             })
-        });
+        };
+        let found = self.try_places(id, &mut pending, facts);
         match (found, pending) {
             (Ok(info), _) => Ok(Some(info)),
             (Err(_), Some(_)) => Ok(None),
+            // As who reads it finds it.
+            (Err(error), None) if error.is_damage() => match self.borrow_to_read(id) {
+                Ok(Some(place)) => facts(&ChunkPlace::stored(place)).map(Some),
+                _ => Err(error),
+            },
             (Err(error), None) => Err(error),
         }
     }

@@ -21,7 +21,7 @@ pub struct Adopted {
     /// Packs that are neither in the staging directory nor in the store. If the head that was last attempted is there they were merged
     /// into others by its commit and are not needed; else they are lost.
     pub missing: Vec<PackId>,
-    /// The first whose file in the staging directory does not tell what it holds any more, and its damage.
+    /// The damage of the first that does not tell any more what it holds, here or in the store.
     pub damaged: Option<RepositoryError>,
 }
 
@@ -39,7 +39,7 @@ impl Repository {
     /// To be called before anything is added. A pack that is no longer there but was moved into the store is taken from there.
     ///
     /// # Errors
-    /// Damage of a pack in the store, or what that or the staging directory met.
+    /// What the staging directory or the store met.
     pub fn adopt_staged_beside(&self, packs: &[PackId], others: &[PackId]) -> Result<Adopted, RepositoryError> {
         let packer = self.packer()?;
         let (mut adopted, mut missing, mut damaged) = (Vec::new(), Vec::new(), None);
@@ -47,7 +47,7 @@ impl Repository {
             match self.adopt(packer, id) {
                 Ok(Some(pack)) => adopted.push(pack),
                 Ok(None) => missing.push(*id),
-                Err(error) if error.is_damage() && staged_path(packer.dir(), id).exists() => {
+                Err(error) if error.is_damage() => {
                     damaged.get_or_insert(error);
                 }
                 Err(error) => return Err(error),

@@ -120,12 +120,15 @@ pub(crate) enum Found {
     Staged(Arc<Staged>, StagedChunk),
 }
 
+/// More than one flush after what an earlier mount staged, so that the first commit keeps nothing of that for later ones.
+const FIRST_GENERATION: u32 = 2;
+
 impl Packer {
     pub(crate) fn start(setup: PackerSetup, workers: usize) -> Result<Self, RepositoryError> {
         std::fs::create_dir_all(&setup.dir).map_err(|e| RepositoryError::staging("create", &setup.dir, e))?;
         let shared = Arc::new(Shared {
             setup,
-            state: Mutex::default(),
+            state: Mutex::new(State { generation: FIRST_GENERATION, ..State::default() }),
             work: Condvar::new(),
             to_finish: Condvar::new(),
             progress: Condvar::new(),
@@ -229,7 +232,7 @@ impl Packer {
         for (pack, table) in packs {
             let slot = state.next_slot;
             state.next_slot += 1;
-            // All that trees need is in their roots: the first commit may forget the others.
+            // Before all flushes: what trees need of it hangs on their roots, and the first commit may forget the others.
             let touched = 0;
             for (record, members) in &table.frames {
                 let mut offset = 0;

@@ -171,6 +171,24 @@ fn what_was_borrowed_from_a_volume_that_could_not_be_asked_after_a_crash_is_read
 }
 
 #[test]
+fn what_an_earlier_mount_staged_and_no_tree_needs_any_more_is_forgotten_by_the_first_commit() {
+    let (bed, chunks) = bed();
+    let dir = TempDir::new().unwrap();
+    let other = open(&bed, OTHER, Some(&dir));
+    let old = tree(&other, &chunks[..30]);
+    other.flush().unwrap();
+    let new = tree(&other, &chunks[30..]);
+    assert_ne!(old, new);
+    let staged: Vec<_> = other.flush().unwrap().iter().map(|pack| pack.id).collect();
+    drop(other);
+    let other = open(&bed, OTHER, Some(&dir));
+    other.adopt_staged(&staged).unwrap();
+    assert!(other.stats().staged_chunks > 1);
+    commit_in(&other, OTHER, new);
+    assert_eq!(other.stats().staged_chunks, 0);
+}
+
+#[test]
 fn chunks_that_no_volume_has_any_more_are_counted_after_a_crash() {
     let (bed, chunks) = bed();
     let dir = TempDir::new().unwrap();
