@@ -86,6 +86,25 @@ fn what_was_mounted_through_a_link_is_unmounted_through_it() {
     }
 }
 
+/// A second place of a mount; gone when dropped.
+struct Bound<'a>(&'a Path);
+
+impl<'a> Bound<'a> {
+    fn new(mount: &Path, at: &'a Path) -> Self {
+        must("mount", &["--bind", text(mount), text(at)], LIMIT);
+        Self(at)
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        let done = run(std::process::Command::new("umount").args(["-l", text(self.0)]), LIMIT);
+        if !done.status.success() {
+            eprintln!("{}: {}", self.0.display(), done.stderr);
+        }
+    }
+}
+
 #[test]
 fn a_mount_that_is_mounted_elsewhere_too_is_not_called_drained() {
     let _slot = alone();
@@ -106,21 +125,17 @@ fn a_mount_that_is_mounted_elsewhere_too_is_not_called_drained() {
             child.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("it is there");
             child
         });
-        if !in_a_namespace {
-            must("mount", &["--bind", text(&repo.mnt), text(&other)], LIMIT);
-        }
+        let bound = (!in_a_namespace).then(|| Bound::new(&repo.mnt, &other));
         let done = repo.axiomfs(&["umount", text(&repo.mnt)]);
         assert!(done.code() == 1 && done.took < Duration::from_secs(60), "{:?}: {}", done.took, done.stdout);
         let (place, word) = if in_a_namespace { (&repo.mnt, "as process ") } else { (&other, "unmount it there") };
         let said = format!("still mounted on {}", place.display());
         assert!(done.stderr.contains(&said) && done.stderr.contains(word), "{}", done.stderr);
         assert!(repo.is_running());
-        match &mut holder {
-            Some(holder) => {
-                drop(holder.stdin.take());
-                holder.wait().expect("waited for");
-            }
-            None => drop(must("umount", &[text(&other)], LIMIT)),
+        drop(bound);
+        if let Some(holder) = &mut holder {
+            drop(holder.stdin.take());
+            holder.wait().expect("waited for");
         }
         assert!(repo.wait_daemon().success());
         repo.mount();

@@ -20,9 +20,9 @@ use crate::volume::{Shared, now};
 pub(crate) const FROZEN_MAX: usize = 4;
 /// The same for snapshots, which must not wait.
 pub(crate) const FROZEN_SNAPSHOT_MAX: usize = 64;
-/// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
 /// Of the memory, one chunk may be staged for so many bytes.
 const MEMORY_PER_STAGED: u64 = 440;
+/// Bytes of edits that nearly every record stays under; longer ones may wait for the log with the state locked.
 pub(crate) const USUAL_META: usize = 4096;
 /// Bytes of data after which the log is synced in the background, so that ending a segment has little left to do.
 const EARLY_SYNC: u64 = 8 << 20;

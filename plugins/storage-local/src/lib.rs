@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
 use axiomfs_api::{Body, Descriptor, Kind, LeftOut, ObjectKey, ObjectMeta, Store, StoreError, StoreErrorKind};
-
 use rustix::fs::{Mode, OFlags};
 
 use directories::Directories;

@@ -8,7 +8,7 @@ use axiomfs_encryption_aes_gcm::Aes256Gcm;
 use tempfile::TempDir;
 
 use super::support::*;
-use crate::ids::ChunkId;
+use crate::ids::{ChunkId, PackId};
 use crate::tree::{Root, apply};
 use crate::*;
 
@@ -91,6 +91,16 @@ fn tree(repository: &Repository, chunks: &[(ChunkId, Vec<u8>)]) -> Option<Root> 
     apply::<_, _, RepositoryError>(repository, &mut sink, None, extents).unwrap()
 }
 
+/// What a writer of the second volume borrowed, in a tree that it staged and did not commit: its root and packs.
+fn staged_and_crashed(bed: &Bed, dir: &TempDir, chunks: &[(ChunkId, Vec<u8>)]) -> (Option<Root>, Vec<PackId>) {
+    let other = open(bed, OTHER, Some(dir));
+    for (_, data) in chunks {
+        add(&other, data);
+    }
+    let root = tree(&other, chunks);
+    (root, other.flush().unwrap().iter().map(|pack| pack.id).collect())
+}
+
 #[test]
 fn what_another_volume_has_is_not_stored_again_and_the_own_index_has_it() {
     let (bed, chunks) = bed();
@@ -121,17 +131,11 @@ fn what_another_volume_has_is_not_stored_again_and_the_own_index_has_it() {
 fn what_was_borrowed_and_not_committed_is_found_again_after_a_crash() {
     let (bed, chunks) = bed();
     let dir = TempDir::new().unwrap();
-    let other = open(&bed, OTHER, Some(&dir));
-    for (_, data) in &chunks {
-        add(&other, data);
-    }
-    let root = tree(&other, &chunks);
-    let staged: Vec<_> = other.flush().unwrap().iter().map(|pack| pack.id).collect();
-    drop(other);
+    let (root, staged) = staged_and_crashed(&bed, &dir, &chunks);
     let other = open(&bed, OTHER, Some(&dir));
     assert_eq!(other.adopt_staged(&staged).unwrap().missing, []);
     assert_eq!(other.borrow_again(&[root]).unwrap(), 0);
-    readable(&other, &chunks, "found again");
+    // Nothing is read before: that would borrow, too.
     commit_in(&other, OTHER, root);
     forget_main(&bed);
     readable(&open(&bed, OTHER, None), &chunks, "committed");
@@ -141,13 +145,7 @@ fn what_was_borrowed_and_not_committed_is_found_again_after_a_crash() {
 fn what_was_borrowed_from_a_volume_that_could_not_be_asked_after_a_crash_is_read_once_it_can() {
     let (bed, chunks) = bed();
     let dir = TempDir::new().unwrap();
-    let other = open(&bed, OTHER, Some(&dir));
-    for (_, data) in &chunks {
-        add(&other, data);
-    }
-    let root = tree(&other, &chunks);
-    let staged: Vec<_> = other.flush().unwrap().iter().map(|pack| pack.id).collect();
-    drop(other);
+    let (root, staged) = staged_and_crashed(&bed, &dir, &chunks);
     let heads = format!("heads/{}/", open(&bed, "main", None).volume("main").unwrap());
     let taken: Vec<_> = bed.store.objects().into_keys().filter(|name| name.starts_with(&heads)).collect();
     let taken: Vec<_> = taken.iter().map(|name| ObjectKey::new(name).unwrap()).collect();
@@ -192,13 +190,7 @@ fn what_an_earlier_mount_staged_and_no_tree_needs_any_more_is_forgotten_by_the_f
 fn chunks_that_no_volume_has_any_more_are_counted_after_a_crash() {
     let (bed, chunks) = bed();
     let dir = TempDir::new().unwrap();
-    let other = open(&bed, OTHER, Some(&dir));
-    for (_, data) in &chunks {
-        add(&other, data);
-    }
-    let root = tree(&other, &chunks);
-    let staged: Vec<_> = other.flush().unwrap().iter().map(|pack| pack.id).collect();
-    drop(other);
+    let (root, staged) = staged_and_crashed(&bed, &dir, &chunks);
     forget_main(&bed);
     let other = open(&bed, OTHER, Some(&dir));
     other.adopt_staged(&staged).unwrap();
